@@ -1,0 +1,106 @@
+# Everything runs in .venv, which `make install` builds from the hashed requirements. Nothing but make, git, a Python of
+# 3.11 or later with its venv module, and a package index is needed; uv comes along in .uv.
+#
+#   make install PYTHON=/path/to/python3.12      another interpreter
+#   make test ARGS="-k ledger -x"                anything after the command
+
+PYTHON ?=
+ARGS ?=
+
+UV := .uv/bin/uv
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
+	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+# No prompts, no progress bars, no interpreter from elsewhere; whoever runs this may have neither a home nor a terminal.
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+export PIP_PROGRESS_BAR := off
+export PIP_ROOT_USER_ACTION := ignore
+export UV_NO_PROGRESS := 1
+# Trust what the machine trusts (a company's proxy has its own authority), where it has a bundle at all.
+export UV_SYSTEM_CERTS ?= $(if $(wildcard /etc/ssl/certs/ca-certificates.crt /etc/ssl/cert.pem /etc/pki/tls/certs/ca-bundle.crt),1,0)
+export UV_PYTHON_DOWNLOADS := never
+export PYTHONUNBUFFERED := 1
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo check lint format types architecture test bench build smoke lock clean distclean
+
+help: ## what there is to make
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# --- environment -----------------------------------------------------------------------------------------------------
+
+install: $(INSTALLED) ## .venv with the project, editable, and all it needs
+
+$(UV): requirements/uv.txt
+	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
+	        "$$python" -m venv --clear .uv && \
+	        .uv/bin/python -m pip install --quiet --require-hashes -r requirements/uv.txt; \
+	        exit $$?; \
+	    fi; \
+	done; \
+	echo "No Python 3.11 or later with the venv module was found (tried: $(PYTHON) python3.13 python3.12 python3.11 python3)." >&2; \
+	echo "Install one (on Debian and Ubuntu: python3 and python3-venv), or: make install PYTHON=/path/to/python3.12" >&2; \
+	exit 1
+	@touch $@
+
+$(INSTALLED): $(UV) requirements/dev.txt pyproject.toml
+	@$(BIN)/python -c '' 2>/dev/null || $(UV) venv --quiet --clear --python .uv/bin/python .venv
+	@$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt
+	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: $(UV) ## take the newest versions into requirements/
+	@$(LOCK) --upgrade --extra sandbox --group dev --output-file requirements/dev.txt
+	@$(LOCK) --upgrade --constraint requirements/dev.txt --output-file requirements/runtime.txt
+	@echo uv | $(UV) pip compile - --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
+	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements/uv.txt
+
+# --- use -------------------------------------------------------------------------------------------------------------
+
+demo: install ## image, then video, on the sandbox: no account, no money, no network
+	@$(BIN)/prefect-veogen demo $(ARGS)
+
+# --- gates -----------------------------------------------------------------------------------------------------------
+
+check: lint types architecture test ## all gates
+
+lint: install ## style and mistakes
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: install ## repair what lint can repair
+	@$(BIN)/ruff check --fix-only --quiet .
+	@$(BIN)/ruff format .
+
+types: install ## mypy, strict
+	@$(BIN)/mypy
+
+architecture: install ## who may import whom
+	@$(BIN)/python -m pytest -q tests/test_architecture.py
+
+test: install ## all tests; no network, no account
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: install ## the figures the documentation claims
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+build: install ## wheel and sdist in dist/
+	@rm -rf dist
+	@$(UV) build --quiet --python $(BIN)/python --no-build-isolation --out-dir dist
+
+smoke: build ## does a plain install of the newest of everything give a Prefect that starts?
+	@.ci/smoke dist/*.whl
+
+# --- tidying ---------------------------------------------------------------------------------------------------------
+
+clean: ## remove caches and builds
+	@rm -rf dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .benchmarks
+	@find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.uv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## ... and the environment
+	@rm -rf .venv .uv

@@ -1,0 +1,63 @@
+"""Make a picture, then animate it: two purchases, two verified assets in the store.
+
+Run it as a script (`python flows/image_then_animate.py "a lighthouse at dusk" "the beam turns"`), call it from Python, or
+deploy it. It may be killed anywhere and run again: what was bought is never bought twice.
+"""
+
+from dataclasses import dataclass
+
+from prefect import flow
+
+from prefect_veogen import Asset, GenerationRequest, VeogenCredentials, generate
+
+
+@dataclass(frozen=True)
+class Animated:
+    """A picture and the clip that was made from it."""
+
+    image: Asset
+    video: Asset
+
+
+@flow(name="image-then-animate", flow_run_name="{image_prompt:.60}")
+async def image_then_animate(
+    image_prompt: str,
+    motion_prompt: str,
+    *,
+    image_model: str = "gpt-4o-image",
+    video_model: str = "veo-3.1-fast",
+    aspect_ratio: str = "16:9",
+    resolution: str | None = None,
+    take: int | str = 1,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+    budget_usd: float | None = None,
+) -> Animated:
+    """Return the picture of `image_prompt`, and that picture moving as `motion_prompt` says.
+
+    COSTS MONEY: one image and one video, once per equal arguments. Another `take` is another pair. `resolution` is the
+    video's. The image asset itself is the input of the video: the service is given its own output link (which it can
+    reach wherever it runs), or, once that has gone stale, a presigned link of the stored object.
+    """
+    options = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
+    picture = GenerationRequest(model=image_model, prompt=image_prompt, aspect_ratio=aspect_ratio, take=take)
+    image = await generate(picture, **options)
+    clip = GenerationRequest(
+        model=video_model,
+        prompt=motion_prompt,
+        aspect_ratio=aspect_ratio,
+        resolution=resolution,
+        image_urls=[image],
+        take=take,
+    )
+    return Animated(image, await generate(clip, **options))
+
+
+if __name__ == "__main__":
+    import asyncio
+    import sys
+
+    if len(sys.argv) != 3:  # noqa: PLR2004
+        sys.exit('usage: python flows/image_then_animate.py "IMAGE PROMPT" "MOTION PROMPT"')
+    animated = asyncio.run(image_then_animate(sys.argv[1], sys.argv[2]))
+    print(animated.image.uri, animated.video.uri, sep="\n")

@@ -1,0 +1,179 @@
+"""Caps on spending that hold for any number of workers: money is set aside in the store before it is spent.
+
+One document per budget. What is set aside and what was spent together never exceed the cap: every change is one
+conditional write of the whole document, so two workers can't both take the last cent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import uuid
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Literal, NamedTuple
+from urllib.parse import quote
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from prefect_veogen.errors import BudgetExceeded, StoreUnavailable, UnreadableReceipt
+from prefect_veogen.store import AlreadyThere, Changed
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from prefect_veogen.store import Store
+
+_TRIES = 200
+
+
+class Cap(NamedTuple):
+    """A budget's name and how much may be spent under it, in USD."""
+
+    budget: str
+    usd: Decimal
+
+    @classmethod
+    def of(cls, budget: str, usd: Decimal | float | None) -> Cap | None:
+        """Return the cap, `None` if there is no amount."""
+        return None if usd is None else cls(budget, Decimal(str(usd)))
+
+
+class Reservation(BaseModel):
+    """Money set aside for one purchase that is not settled yet."""
+
+    model_config = ConfigDict(frozen=True)
+
+    usd: Decimal
+    by: str
+    at: datetime
+
+
+class Account(BaseModel):
+    """What was spent and set aside under one budget."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format: Literal[1] = 1
+    budget: str
+    spent_usd: Decimal = Decimal(0)
+    reserved: dict[str, Reservation] = Field(default_factory=dict)
+    # Makes every write unlike every other, so that a repeated write is told from somebody else's.
+    written: str = ""
+
+    @property
+    def committed_usd(self) -> Decimal:
+        """What is spent or set aside."""
+        return self.spent_usd + sum((reservation.usd for reservation in self.reserved.values()), Decimal(0))
+
+
+def day_budget(now: datetime | None = None) -> str:
+    """Return the name of the budget that everybody who shares the store spends from today (UTC)."""
+    return f"day-{(now or datetime.now(UTC)).date().isoformat()}"
+
+
+class Budgets:
+    """The budgets of one store."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def reserve(self, caps: Iterable[Cap], name: str, usd: Decimal, by: str) -> None:
+        """Set money aside under every cap, or under none; setting the same aside again changes nothing.
+
+        Raises:
+            BudgetExceeded: it would break a cap; the message says what is left and who holds the rest.
+        """
+        taken: list[str] = []
+        try:
+            for cap in caps:
+                await self._change(cap.budget, lambda account, cap=cap: _reserved(account, cap, name, usd, by))  # type: ignore[misc]
+                taken.append(cap.budget)
+        except BaseException:
+            await asyncio.shield(self.release(taken, name))
+            raise
+
+    async def settle(self, budgets: Iterable[str], name: str, usd: Decimal) -> None:
+        """Turn what was set aside into what was really spent; again changes nothing."""
+        for budget in budgets:
+            await self._change(budget, lambda account: _settled(account, name, usd))
+
+    async def release(self, budgets: Iterable[str], name: str, settled_usd: Decimal | None = None) -> None:
+        """Give back what was set aside, or, if it was settled already, what was spent."""
+        for budget in budgets:
+            await self._change(budget, lambda account: _released(account, name, settled_usd))
+
+    async def account(self, budget: str) -> Account:
+        """Return what was spent and set aside under a budget."""
+        document = await self._store.read(_path(budget))
+        return Account(budget=budget) if document is None else _account_of(budget, document.body)
+
+    async def _change(self, budget: str, change: Callable[[Account], Account | None]) -> None:
+        for attempt in range(_TRIES):
+            document = await self._store.read(_path(budget))
+            account = Account(budget=budget) if document is None else _account_of(budget, document.body)
+            changed = change(account)
+            if changed is None:
+                return
+            body = changed.model_copy(update={"written": uuid.uuid4().hex}).model_dump_json(indent=1).encode()
+            try:
+                if document is None:
+                    await self._store.create(_path(budget), body)
+                else:
+                    await self._store.replace(_path(budget), body, document.version)
+            except (AlreadyThere, Changed):
+                await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))  # noqa: S311 - not for secrets
+            else:
+                return
+        raise StoreUnavailable(f"The budget {budget} is changed by too many at once")
+
+
+def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> Account | None:
+    if name in account.reserved:
+        return None
+    left = cap.usd - account.committed_usd
+    if usd > left:
+        raise BudgetExceeded(_explanation(account, cap, usd), wanted_usd=usd, left_usd=max(left, Decimal(0)), cap_usd=cap.usd)
+    reservation = Reservation(usd=usd, by=by, at=datetime.now(UTC))
+    return account.model_copy(update={"reserved": {**account.reserved, name: reservation}})
+
+
+def _settled(account: Account, name: str, usd: Decimal) -> Account | None:
+    if name not in account.reserved:
+        return None
+    rest = {key: value for key, value in account.reserved.items() if key != name}
+    return account.model_copy(update={"reserved": rest, "spent_usd": account.spent_usd + usd})
+
+
+def _released(account: Account, name: str, settled_usd: Decimal | None) -> Account | None:
+    if name in account.reserved:
+        return account.model_copy(
+            update={"reserved": {key: value for key, value in account.reserved.items() if key != name}}
+        )
+    if not settled_usd:
+        return None
+    return account.model_copy(update={"spent_usd": account.spent_usd - settled_usd})
+
+
+def _explanation(account: Account, cap: Cap, usd: Decimal) -> str:
+    left = max(cap.usd - account.committed_usd, Decimal(0))
+    text = (
+        f"The budget {cap.budget!r} allows ${cap.usd}: ${account.spent_usd} is spent, "
+        f"${account.committed_usd - account.spent_usd} is reserved, ${left} is left, and ${usd} was wanted"
+    )
+    holders: dict[str, Decimal] = {}
+    for reservation in account.reserved.values():
+        holders[reservation.by] = holders.get(reservation.by, Decimal(0)) + reservation.usd
+    shown = ", ".join(f"${held} by {by}" for by, held in list(holders.items())[:5])
+    return f"{text}. Reserved: {shown}{' and others' if len(holders) > 5 else ''}" if shown else text  # noqa: PLR2004
+
+
+def _account_of(budget: str, body: bytes) -> Account:
+    try:
+        return Account.model_validate_json(body)
+    except ValidationError:
+        raise UnreadableReceipt(f"The record of the budget {budget} can't be read") from None
+
+
+def _path(budget: str) -> str:
+    return f"budgets/{quote(budget, safe='')}.json"

@@ -1,0 +1,212 @@
+"""Every documented endpoint of the API, async, one request per call.
+
+A client never repeats a request by itself; who may repeat what is decided by its callers. All
+requests are made on the process's I/O loop, whatever loop a client is called from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from prefect_veogen.errors import AuthenticationError, NotSent, ServiceUnavailable, VeogenError
+from prefect_veogen.iothread import io_loop, on_io
+from prefect_veogen.limiter import Lane, Limiter
+from prefect_veogen.models import Kind, normal_base_url
+from prefect_veogen.protocol import (
+    Answer,
+    Balance,
+    Busy,
+    Charge,
+    Page,
+    Submission,
+    Unknown,
+    error_of,
+    read_account,
+    read_balance,
+    read_generation,
+    read_generations,
+    read_model,
+    read_models,
+    read_submission,
+    read_usage,
+    retry_after_seconds,
+)
+from prefect_veogen.transport import AnswerLost, Transport
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
+    from collections.abc import Awaitable, Callable
+
+    from pydantic import SecretStr
+
+    from prefect_veogen.models import CatalogueModel, Generation
+
+MAX_PER_PAGE = 100  # /api-reference/generations/list
+# How often a look is sent again when the answer is 429: the limiter has paused everybody in between.
+_LOOKS_WHEN_BUSY = 5
+
+
+class VeogenClient:
+    """The API over HTTP. Get one from `VeogenCredentials.get_client()`.
+
+    All methods are safe to repeat and cost nothing, except `create_generation`, which buys.
+
+    Raises:
+        NotSent, ServiceUnavailable, RateLimited: try again later.
+        AuthenticationError: the token was refused.
+        UnexpectedAnswer: the answer can't be read (HTML, for instance).
+    """
+
+    def __init__(
+        self,
+        token: SecretStr,
+        base_url: str,
+        *,
+        requests_per_minute: int = 120,
+        request_timeout_seconds: float = 60,
+    ) -> None:
+        self.base_url = normal_base_url(base_url)
+        self._token = token
+        self.limiter = Limiter(requests_per_minute)
+        self.transport = Transport(request_timeout_seconds)
+        self.join: Callable[[], Awaitable[None]] | None = None
+
+    def __repr__(self) -> str:
+        return f"VeogenClient(base_url={self.base_url!r})"
+
+    @property
+    def account(self) -> str:
+        """Return a name for the account which gives the token away to nobody."""
+        secret = f"{self.base_url}\n{self._token.get_secret_value()}"
+        return hashlib.sha256(secret.encode()).hexdigest()[:16]
+
+    async def turn_to_buy(self) -> None:
+        """Return when a purchase may be sent under the rate limit; `create_generation` is to follow at once."""
+        await on_io(self._turn(Lane.BUYING))
+
+    async def create_generation(self, body: dict[str, Any]) -> Submission:
+        """Send one purchase, once, and say what came of it; the turn must have been taken before.
+
+        COSTS MONEY and is not repeatable: the service documents no idempotency key.
+
+        Raises:
+            NotSent: it surely did not reach the service.
+        """
+        return await on_io(self._create(body))
+
+    async def get_generation(self, generation_id: str) -> Generation:
+        """Return one generation (/api-reference/generations/get); the price is only in the purchase's answer."""
+        return read_generation(await self._look(f"/generations/{quote(generation_id, safe='')}"))
+
+    async def list_generations(
+        self, kind: Kind | None = None, *, page: int = 1, per_page: int = MAX_PER_PAGE
+    ) -> Page[Generation]:
+        """Return one page, newest first; pages past the first exist only with a `kind`."""
+        query: dict[str, str | int] = {"per_page": per_page}
+        if kind is not None:
+            query |= {"type": kind.value, "page": page}
+        return read_generations(await self._look("/generations", query), page)
+
+    async def get_model(self, slug: str) -> CatalogueModel:
+        """Return one model of the catalogue (/api-reference/models/get).
+
+        Raises:
+            ModelNotFound: the catalogue does not know it.
+        """
+        return read_model(await self._look(f"/models/{quote(slug, safe='')}"))
+
+    async def list_models(self, *, page: int = 1) -> Page[CatalogueModel]:
+        """Return a page of the catalogue; the endpoint is linked in the documentation, its page is not known."""
+        return read_models(await self._look("/models", {"page": page} if page > 1 else None), page)
+
+    async def get_account(self) -> Balance:
+        """Return the account's money (/api-reference/account/get)."""
+        return read_account(await self._look("/account"))
+
+    async def get_balance(self) -> Balance:
+        """Return the account's money (/api-reference/account/balance, documented for api.veogen.studio only)."""
+        return read_balance(await self._look("/balance"))
+
+    async def list_usage(
+        self, *, model: str | None = None, kind: Kind | None = None, page: int = 1, per_page: int = MAX_PER_PAGE
+    ) -> Page[Charge]:
+        """Return one page of the statement (/api-reference/account/usage; `page` is not documented there)."""
+        query: dict[str, str | int] = {"per_page": per_page, "page": page}
+        if model is not None:
+            query["model"] = model
+        if kind is not None:
+            query["type"] = kind.value
+        return read_usage(await self._look("/account/usage", query), page)
+
+    async def _create(self, body: dict[str, Any]) -> Submission:
+        try:
+            answer = await self._call("POST", "/generations", body=body)
+        except AnswerLost as error:
+            return Unknown(str(error))
+        submission = read_submission(answer, _now())
+        if isinstance(submission, Busy):
+            self.limiter.pause(submission.retry_after_seconds)
+        return submission
+
+    async def _look(self, path: str, query: dict[str, str | int] | None = None) -> Answer:
+        return await on_io(self._look_when_allowed(path, query))
+
+    async def _look_when_allowed(self, path: str, query: dict[str, str | int] | None) -> Answer:
+        for _ in range(_LOOKS_WHEN_BUSY):
+            await self._turn(Lane.LOOKING)
+            try:
+                answer = await self._call("GET", path, query=query)
+            except AnswerLost as error:
+                raise ServiceUnavailable(f"GET {path}: {error}") from None
+            except NotSent as error:
+                raise ServiceUnavailable(error.message) from None
+            if answer.status != 429:  # noqa: PLR2004
+                break
+            self.limiter.pause(retry_after_seconds(answer.headers, _now()))
+        if 200 <= answer.status < 300:  # noqa: PLR2004
+            return answer
+        raise error_of(answer, f"GET {path}", _now())
+
+    async def _turn(self, lane: Lane) -> None:
+        await self.limiter.turn(lane, self.join)
+
+    async def _call(
+        self, method: str, path: str, *, query: dict[str, str | int] | None = None, body: dict[str, Any] | None = None
+    ) -> Answer:
+        url, token = self.base_url + path, self._token.get_secret_value()
+        return await self.transport.call(method, url, token=token, query=query, body=body)
+
+
+async def balance_of(client: VeogenClient) -> Balance | None:
+    """Return the account's money from whichever endpoint tells it; `None` means unknown, never zero."""
+    for ask in (client.get_account, client.get_balance):
+        try:
+            balance = await ask()
+        except AuthenticationError:
+            raise
+        except VeogenError:
+            continue
+        if balance.remaining_usd is not None:
+            return balance
+    return None
+
+
+_clients: weakref.WeakKeyDictionary[AbstractEventLoop, dict[tuple[str, int, float], VeogenClient]]
+_clients = weakref.WeakKeyDictionary()
+
+
+def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout_seconds: float) -> VeogenClient:
+    """Return the process's one client for an account, so that everybody shares its limiter and connections."""
+    client = VeogenClient(
+        token, base_url, requests_per_minute=requests_per_minute, request_timeout_seconds=timeout_seconds
+    )
+    known = _clients.setdefault(io_loop(), {})
+    return known.setdefault((client.account, requests_per_minute, timeout_seconds), client)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

@@ -1,0 +1,299 @@
+"""Everything that can go wrong, grouped by what the caller can do about it.
+
+VeogenError
+├── TryAgainLater              nothing was lost: repeat the same call
+│   ├── ServiceUnavailable     the service or the network did not answer a look
+│   ├── NotSent                the purchase surely did not reach the service
+│   ├── RateLimited            the service kept saying "too many requests"
+│   ├── DownloadBroken         the media host broke off; the next try resumes or starts afresh
+│   └── StoreUnavailable       the bucket or directory could not be reached
+├── ChangeTheRequest           the request as it stands will never be accepted
+│   ├── InvalidRequest         a field is wrong: see .problems
+│   ├── ModelNotFound          the catalogue does not know the model
+│   └── InputUnavailable       an asset used as an input can't be offered to the service
+├── ChangeTheSetup             the request is fine, the surroundings are not
+│   ├── ConfigurationError     a setting is missing or impossible
+│   ├── AuthenticationError    the token was refused
+│   ├── InsufficientBalance    the account can't pay
+│   ├── BudgetExceeded         the purchase would break a cap
+│   └── UnsafeStore            the store can't guard money (no conditional writes)
+├── GenerationFailed           it ran and failed; not charged; running again may buy again
+│   └── ContentRejected        the service's text speaks of moderation
+├── StillRunning               paid for and running: the same call, made again, re-attaches
+└── PersonNeeded               money is involved and no safe step is left for a program
+    ├── UnknownSubmission      the purchase may or may not have happened
+    ├── MediaRejected          what was served is not the media that was paid for
+    ├── OutputMissing          completed, but without anything to download
+    ├── UnreadableReceipt      a record of the ledger is damaged or newer than this version
+    └── UnexpectedAnswer       the service answered in a way nobody can read
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from decimal import Decimal
+
+
+def _rebuild(cls: type[VeogenError], args: tuple[Any, ...], state: dict[str, Any]) -> VeogenError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class VeogenError(Exception):
+    """Any failure of this package; catch it to catch them all.
+
+    `http_status` and `service_text` are the service's own words where it said any; `next_step` is what to do now.
+    """
+
+    default_next_step: ClassVar[str] = ""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        next_step: str | None = None,
+        http_status: int | None = None,
+        service_text: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.next_step = self.default_next_step if next_step is None else next_step
+        self.http_status = http_status
+        self.service_text = service_text
+
+    def __str__(self) -> str:
+        text = self.message
+        if self.http_status is not None:
+            text += f" (HTTP {self.http_status}{': ' + self.service_text if self.service_text else ''})"
+        elif self.service_text:
+            text += f" ({self.service_text})"
+        return f"{text}\nWhat to do: {self.next_step}" if self.next_step else text
+
+    # Prefect ships exceptions between processes, and Exception's own pickling forgets keyword arguments.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+class TryAgainLater(VeogenError):
+    """Nothing was bought and nothing lost: repeat the same call."""
+
+    default_next_step = "Run the same thing again in a moment; nothing was lost."
+
+
+class ServiceUnavailable(TryAgainLater):
+    """The service or the network did not answer a look."""
+
+
+class NotSent(TryAgainLater):
+    """The purchase surely did not reach the service, so repeating it is safe."""
+
+    default_next_step = "Nothing was bought. Check the network and VEOGEN_BASE_URL, then run it again."
+
+
+class RateLimited(TryAgainLater):
+    """The service kept answering "too many requests"; `retry_after_seconds` is its last word."""
+
+    default_next_step = (
+        "Nothing was bought. Lower VEOGEN_REQUESTS_PER_MINUTE, or join the workers with `prefect-veogen setup`."
+    )
+
+    def __init__(self, message: str, *, retry_after_seconds: float | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class DownloadBroken(TryAgainLater):
+    """The media host broke off or sent something else; the generation is paid for and stays downloadable."""
+
+    default_next_step = "Run it again: the download goes on with a fresh link, and nothing is bought again."
+
+
+class StoreUnavailable(TryAgainLater):
+    """The bucket or directory could not be read or written."""
+
+    default_next_step = "Check VEOGEN_STORE, its credentials and its free space, then run it again."
+
+
+class ChangeTheRequest(VeogenError):
+    """The request as it stands will never be accepted; nothing was bought."""
+
+    default_next_step = "Nothing was bought. Correct the request and run it again."
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong with a request: the field, its value, what is allowed and the nearest of that."""
+
+    field: str
+    value: Any
+    message: str
+    allowed: tuple[Any, ...] | None = None
+    nearest: Any = None
+
+    def __str__(self) -> str:
+        text = f"{self.field}: {self.message} (got {_shortened(self.value)})"
+        if self.allowed is not None:
+            text += f"; allowed: {', '.join(str(value) for value in self.allowed) or 'nothing'}"
+        if self.nearest is not None:
+            text += f"; nearest: {self.nearest}"
+        return text
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+
+
+class InvalidRequest(ChangeTheRequest, ValueError):
+    """A field of the request is wrong; `problems` holds every one that was found, not only the first."""
+
+    def __init__(self, problems: Sequence[Problem], **facts: Any) -> None:
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"The request is not valid:\n{lines}", **facts)
+
+
+class ModelNotFound(ChangeTheRequest):
+    """The service's catalogue does not know this model."""
+
+    default_next_step = "Nothing was bought. `prefect-veogen models` lists what the service offers."
+
+
+class InputUnavailable(ChangeTheRequest):
+    """An asset used as an input can't be offered to the service under any link."""
+
+
+class ChangeTheSetup(VeogenError):
+    """The request is fine, its surroundings are not; nothing was bought."""
+
+
+class ConfigurationError(ChangeTheSetup):
+    """A setting is missing or impossible."""
+
+
+class AuthenticationError(ChangeTheSetup):
+    """The service refused the token."""
+
+    default_next_step = "Create a token at the service (Settings → API Tokens) and set VEOGEN_API_TOKEN."
+
+
+class InsufficientBalance(ChangeTheSetup):
+    """The account can't pay; `required_usd` and `balance_usd` are the service's figures where it gave them."""
+
+    default_next_step = "Nothing was bought. Top up the account (https://veogen.studio/billing), then run it again."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        required_usd: Decimal | None = None,
+        balance_usd: Decimal | None = None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(message, **facts)
+        self.required_usd = required_usd
+        self.balance_usd = balance_usd
+
+
+class BudgetExceeded(ChangeTheSetup):
+    """The purchase would break a cap; it was not made."""
+
+    default_next_step = "Nothing was bought. Raise the cap, wait for the next period, or ask for less."
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        wanted_usd: Decimal | None = None,
+        left_usd: Decimal | None = None,
+        cap_usd: Decimal | None = None,
+        **facts: Any,
+    ) -> None:
+        super().__init__(message, **facts)
+        self.wanted_usd = wanted_usd
+        self.left_usd = left_usd
+        self.cap_usd = cap_usd
+
+
+class UnsafeStore(ChangeTheSetup):
+    """The store ignores conditional writes, so two workers could both buy: refused before any money moved."""
+
+    default_next_step = "Use a store which honours If-None-Match and If-Match on PUT (AWS S3 does), or a directory."
+
+
+class _AboutAGeneration(VeogenError):
+    def __init__(self, message: str, *, generation_id: str | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.generation_id = generation_id
+
+    def about(self, generation_id: str) -> Self:
+        """Return this error, carrying the id it is about."""
+        self.generation_id = self.generation_id or generation_id
+        return self
+
+
+class GenerationFailed(_AboutAGeneration):
+    """The generation ran and failed. Failed generations are not charged (documented at /quickstart)."""
+
+    default_next_step = "Nothing was charged. Running it again buys a new attempt; a changed prompt may fare better."
+
+
+class ContentRejected(GenerationFailed):
+    """The generation failed, and the service's text speaks of moderation."""
+
+    default_next_step = "Nothing was charged. Change the prompt or the inputs: the same request will be refused again."
+
+
+class StillRunning(_AboutAGeneration):
+    """The wait is over, the generation is not: it is paid for, and the same call made again re-attaches to it."""
+
+    default_next_step = "Run it again: it re-attaches to this generation and buys nothing."
+
+
+class PersonNeeded(_AboutAGeneration):
+    """Money is involved and no step is left that a program may safely take."""
+
+
+class UnknownSubmission(PersonNeeded):
+    """The purchase may or may not have happened; `receipt` names the ledger's record of it."""
+
+    def __init__(
+        self, message: str, *, receipt: str | None = None, candidates: Sequence[str] = (), **facts: Any
+    ) -> None:
+        super().__init__(message, **facts)
+        self.receipt = receipt
+        self.candidates = tuple(candidates)
+
+
+class MediaRejected(PersonNeeded):
+    """What was served is not the media that was paid for; `kept_at` is where the served bytes lie."""
+
+    default_next_step = "Run it again for a fresh download. The bytes that were served are kept for you to look at."
+
+    def __init__(self, message: str, *, kept_at: str | None = None, **facts: Any) -> None:
+        super().__init__(message, **facts)
+        self.kept_at = kept_at
+
+
+class OutputMissing(PersonNeeded):
+    """The generation is completed and paid for, but the service names nothing to download."""
+
+    default_next_step = "Run it again later; if it stays so, show the generation's id to the service's support."
+
+
+class UnreadableReceipt(PersonNeeded):
+    """A receipt is damaged or was written by a newer version: buying on would risk paying twice."""
+
+    default_next_step = "Nothing was bought. Update prefect-veogen, or restore the receipt if it was edited."
+
+
+class UnexpectedAnswer(PersonNeeded):
+    """The service answered in a way nobody can read (HTML instead of JSON, a missing field, a redirect)."""
+
+    default_next_step = "Check VEOGEN_BASE_URL, and whether the service has trouble; then run it again."

@@ -1,0 +1,51 @@
+"""One event loop per process, in a thread of its own, where all requests are made.
+
+Prefect runs async tasks in many loops: the flow's, and one per `.submit()`ted task. One rate limit, one watcher and one
+connection pool for the whole process need one loop. Whoever awaits `on_io` gets the result in his own loop; his
+context variables (Prefect's run context, logging) come along, and cancelling the await cancels the work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
+Result = TypeVar("Result")
+
+# S3 calls block a thread each; they wait for the network, so more than the default of a few per core is right.
+_STORE_THREADS = 32
+
+
+class _IOThread:
+    def __init__(self) -> None:
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_default_executor(ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="veogen-store"))
+        threading.Thread(target=self.loop.run_forever, name="veogen-io", daemon=True).start()
+
+
+_lock = threading.Lock()
+_thread: _IOThread | None = None
+
+
+def io_loop() -> asyncio.AbstractEventLoop:
+    """Return the process's I/O loop, started on first use and anew after a fork."""
+    global _thread  # noqa: PLW0603 - one per process is the point
+    with _lock:
+        if _thread is None or _thread.pid != os.getpid():
+            _thread = _IOThread()
+        return _thread.loop
+
+
+async def on_io(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of `work`, run on the I/O loop."""
+    loop = io_loop()
+    if asyncio.get_running_loop() is loop:
+        return await work
+    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))

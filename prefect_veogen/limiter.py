@@ -1,0 +1,102 @@
+"""Turns: when the next request of this process may go out, buying before looking, nobody starved.
+
+Requests are paced evenly with a tiny burst, so that no window of 60 seconds, however the service counts, sees more than
+the limit (/authentication: 120 requests a minute; the kind of window is not documented).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+_BURST_SHARE = 0.03
+# After so many purchases in a row a waiting look goes first: looks get at most 1 in 15 turns while there is buying.
+_PURCHASES_BEFORE_A_LOOK = 14
+
+
+class Lane(IntEnum):
+    """What a request is for."""
+
+    BUYING = 0
+    LOOKING = 1
+
+
+class Limiter:
+    """Hands out turns to the requests of one account in this process; belongs to one event loop."""
+
+    def __init__(self, requests_per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
+        burst = max(1, int(requests_per_minute * _BURST_SHARE))
+        self._interval = 60 / max(requests_per_minute - burst, 1)
+        self._ahead = (burst - 1) * self._interval
+        self._clock = clock
+        self._earliest = 0.0
+        self._paused_until = 0.0
+        self._waiting: dict[Lane, deque[asyncio.Future[None]]] = {lane: deque() for lane in Lane}
+        self._purchases_in_a_row = 0
+        self._runner: asyncio.Task[None] | None = None
+        self.pauses = 0
+
+    async def turn(self, lane: Lane, join: Callable[[], Awaitable[None]] | None = None) -> None:
+        """Return when a request may go out; `join` waits for the other workers' turn after the process's own."""
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[lane].append(turn)
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run())
+        try:
+            await turn
+            if join is not None:
+                await join()
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.give_back()
+            raise
+
+    def give_back(self) -> None:
+        """Return a turn that was not used."""
+        self._earliest -= self._interval
+
+    def pause(self, seconds: float) -> None:
+        """Let nobody through for so long; what many requests were told at once counts as one pause."""
+        now = self._clock()
+        if now >= self._paused_until:
+            self.pauses += 1
+        self._paused_until = max(self._paused_until, now + seconds)
+
+    @property
+    def buying(self) -> int:
+        """How many purchases wait for their turn."""
+        return sum(not turn.done() for turn in self._waiting[Lane.BUYING])
+
+    async def _run(self) -> None:
+        while any(self._waiting.values()):
+            now = self._clock()
+            delay = max(self._paused_until, self._earliest - self._ahead) - now
+            if delay > 0:
+                await asyncio.sleep(delay)
+                continue
+            turn = self._next()
+            if turn is not None:
+                self._earliest = max(self._earliest, now) + self._interval
+                turn.set_result(None)
+                # Let the holder go before the next turn is worked out: he may pause everybody.
+                await asyncio.sleep(0)
+
+    def _next(self) -> asyncio.Future[None] | None:
+        for lane in self._order():
+            while self._waiting[lane]:
+                turn = self._waiting[lane].popleft()
+                if not turn.done():
+                    self._purchases_in_a_row = self._purchases_in_a_row + 1 if lane is Lane.BUYING else 0
+                    return turn
+        return None
+
+    def _order(self) -> tuple[Lane, Lane]:
+        if self._purchases_in_a_row >= _PURCHASES_BEFORE_A_LOOK:
+            return Lane.LOOKING, Lane.BUYING
+        return Lane.BUYING, Lane.LOOKING

@@ -1,0 +1,104 @@
+"""Who is doing something, and whether he is still alive.
+
+On the same machine a death is certain at once: a process is known by its id together with its start time, seen from the
+same kernel and the same process namespace (a container has its own). Elsewhere only a lease can tell, by running out.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+import uuid
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+# Clocks of different machines may differ by so much without anybody being declared dead too early.
+CLOCK_TOLERANCE = timedelta(seconds=30)
+
+_active: set[str] = set()
+_lock = threading.Lock()
+
+
+class Holder(BaseModel):
+    """Who holds something: one call in one process on one machine, until `lease_until` unless it lives on."""
+
+    model_config = ConfigDict(frozen=True)
+
+    id: str
+    host: str
+    pid: int
+    process: str | None
+    lease_until: datetime
+    flow_run_id: str | None = None
+
+    def renewed(self, seconds: float) -> Holder:
+        """Return the same holder with a new lease."""
+        return self.model_copy(update={"lease_until": datetime.now(UTC) + timedelta(seconds=seconds)})
+
+    def is_dead(self) -> bool:
+        """Tell whether this holder surely can't act any more."""
+        own = _process_mark(os.getpid())
+        if self.process is not None and own is not None and _same_machine(self.process, own):
+            if self.process == own:
+                return self.id not in _active
+            return _process_mark(self.pid) != self.process
+        return datetime.now(UTC) > self.lease_until + CLOCK_TOLERANCE
+
+
+@contextmanager
+def holding(lease_seconds: float, flow_run_id: str | None) -> Iterator[Holder]:
+    """Act as a holder; on leaving, however, the holder is dead to everybody in this process."""
+    pid = os.getpid()
+    holder = Holder(
+        id=uuid.uuid4().hex,
+        host=socket.gethostname(),
+        pid=pid,
+        process=_process_mark(pid),
+        lease_until=datetime.now(UTC) + timedelta(seconds=lease_seconds),
+        flow_run_id=flow_run_id,
+    )
+    with _lock:
+        _active.add(holder.id)
+    try:
+        yield holder
+    finally:
+        with _lock:
+            _active.discard(holder.id)
+
+
+def _same_machine(one: str, other: str) -> bool:
+    return one.rpartition("/")[0] == other.rpartition("/")[0]
+
+
+def _process_mark(pid: int) -> str | None:
+    """Return kernel, namespace and start of a process; `None` where the system doesn't tell or there is none."""
+    view = _view()
+    if view is None:
+        return None
+    try:
+        # The name in brackets may hold spaces; the state is the first field behind it, the start time the 20th.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return None
+    killed_and_not_yet_buried = fields[0] in "ZX"
+    return None if killed_and_not_yet_buried else f"{view}/{pid}.{fields[19]}"
+
+
+@lru_cache(maxsize=1)
+def _view() -> str | None:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Not a path: the link reads pid:[4026531836].
+        namespace = os.readlink("/proc/self/ns/pid")  # noqa: PTH115
+    except OSError:
+        return None
+    return f"{boot}/{namespace}"

@@ -1,0 +1,278 @@
+"""The values that everything else passes around: frozen, printable, picklable, without any I/O."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from datetime import datetime  # noqa: TC003 - pydantic reads the annotations at run time
+from decimal import Decimal
+from enum import StrEnum
+from typing import Annotated, Any
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from prefect_veogen.errors import InvalidRequest, Problem
+
+MAX_PROMPT_CHARACTERS = 2000  # /api-reference/generations/create; the unit is not documented, we count code points
+MAX_IMAGES = 14  # /authentication; one model's own page says more:
+MAX_IMAGES_OF_MODEL = {"gpt-image-2": 16}  # /api-reference/models/gpt-image-2
+
+KEY_VERSION = "v1"
+
+
+class Kind(StrEnum):
+    """What a generation makes."""
+
+    IMAGE = "image"
+    VIDEO = "video"
+
+
+class Status(StrEnum):
+    """Where a generation is; documented at /quickstart. UNKNOWN stands for any status the documentation lacks."""
+
+    PENDING = "pending"
+    PROCESSING = "processing"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Asset(_Value):
+    """A finished file in the store, verified: `uri` says where, `sha256` says what.
+
+    `size` is in bytes, `price_usd` what its generation cost. It may stand wherever an input URL may in a
+    `GenerationRequest`; there its digest, never its link, identifies it.
+    """
+
+    uri: str
+    sha256: str
+    size: int
+    content_type: str
+    generation_id: str
+    price_usd: Decimal | None = None
+    model: str | None = None
+    source_url: str | None = None
+    """The service's own link to the same bytes, without its query; it may have gone stale."""
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _as_money(value: Any) -> Any:
+    return Decimal(str(value)) if isinstance(value, float) else value
+
+
+Input = StrictStr | Asset
+Inputs = Annotated[tuple[Input, ...], BeforeValidator(_as_tuple)]
+Money = Annotated[Decimal, BeforeValidator(_as_money)]
+
+
+class GenerationRequest(_Value):
+    """What to make: a frozen value with the API's fields under the API's names, plus `take`.
+
+    Only fields that are set are sent. `duration` is in seconds. `image_urls`, `video_urls` and `audio_urls` take
+    http(s) URLs that the service can reach, or `Asset`s. Two equal requests are one purchase; another `take`
+    (a number, or a string such as a date) is another purchase. Building one costs nothing.
+    Fields: /api-reference/generations/create.
+
+    Raises:
+        InvalidRequest: a field is wrong; all problems are listed at once.
+    """
+
+    model: Annotated[StrictStr, Field(min_length=1)]
+    prompt: StrictStr
+    aspect_ratio: StrictStr | None = None
+    resolution: StrictStr | None = None
+    duration: StrictInt | None = None
+    mode: StrictStr | None = None
+    style: StrictStr | None = None
+    image_urls: Inputs | None = None
+    video_urls: Inputs | None = None
+    audio_urls: Inputs | None = None
+    watermark: StrictBool | None = None
+    private: StrictBool | None = None
+    take: StrictInt | StrictStr = 1
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise InvalidRequest(_problems_of(error)) from None
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_length(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("must not be empty")
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise ValueError(f"is {len(prompt)} characters long; at most {MAX_PROMPT_CHARACTERS} are allowed")
+        return prompt
+
+    @field_validator("image_urls", "video_urls", "audio_urls")
+    @classmethod
+    def _urls(cls, inputs: tuple[Input, ...] | None, info: ValidationInfo) -> tuple[Input, ...] | None:
+        most = MAX_IMAGES_OF_MODEL.get(info.data.get("model", ""), MAX_IMAGES)
+        if info.field_name == "image_urls" and inputs and len(inputs) > most:
+            raise ValueError(f"holds {len(inputs)} images; at most {most} are allowed")
+        for position, value in enumerate(inputs or ()):
+            if isinstance(value, str) and not re.match(r"https?://[^\s/]", value):
+                raise ValueError(
+                    f"item {position} ({value[:60]!r}) is no http:// or https:// URL; give a public URL or an Asset"
+                )
+        return inputs or None
+
+    @field_validator("take")
+    @classmethod
+    def _take_is_named(cls, take: int | str) -> int | str:
+        if isinstance(take, str) and not take.strip():
+            raise ValueError("must not be empty")
+        return take
+
+    def set_fields(self) -> dict[str, Any]:
+        """Return the fields of the API that were set, as given, in the API's order; `take` is not the API's."""
+        names = [name for name in type(self).model_fields if name != "take"]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def canonical(self) -> dict[str, Any]:
+        """Return what identifies the request, JSON-ready: assets by digest, links as given."""
+        return {name: _identity(value) for name, value in self.set_fields().items()}
+
+    def receipt_key(self, base_url: str) -> str:
+        """Return the ledger's key: versioned digests of the canonical request and the API's base, and the take."""
+        return f"{self.content_key(base_url)}-{_take_part(self.take)}"
+
+    def content_key(self, base_url: str) -> str:
+        """Return the part of the key that all takes of this request share.
+
+        It begins with what the service lets one see of a generation, so that receipts which could be confused when
+        a lost purchase is looked for stand side by side.
+        """
+        api = normal_base_url(base_url)
+        visible = _digest({"api": api, "model": self.model, "prompt": self.prompt})
+        return f"{KEY_VERSION}-{visible[:12]}-{_digest({'api': api, 'request': self.canonical()})[:32]}"
+
+
+def normal_base_url(base_url: str) -> str:
+    """Return the base URL in the one form that keys and requests use."""
+    scheme, separator, rest = base_url.strip().rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme.lower()}{separator}{host.lower()}{slash}{path}"
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [{"sha256": item.sha256} if isinstance(item, Asset) else {"url": item} for item in value]
+    return value
+
+
+def _take_part(take: int | str) -> str:
+    text = str(take)
+    # Keys are file names too: what a case-blind or strict file system could confuse goes in as a digest.
+    if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", text):
+        return f"take-{text}"
+    return f"take.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _problems_of(error: ValidationError) -> list[Problem]:
+    found: dict[str, Problem] = {}
+    for item in error.errors(include_url=False):
+        field = str(item["loc"][0]) if item["loc"] else "request"
+        message = {
+            "missing": "is required",
+            "extra_forbidden": "is no field of a generation request",
+        }.get(item["type"], item["msg"].removeprefix("Value error, "))
+        value = None if item["type"] == "missing" else item["input"]
+        allowed = tuple(GenerationRequest.model_fields) if item["type"] == "extra_forbidden" else None
+        found.setdefault(field, Problem(field, value, message, allowed))
+    return list(found.values())
+
+
+class Output(_Value):
+    """Where the service offers the finished media; how long its links live is not documented."""
+
+    url: str
+    content_type: str | None = None
+
+
+class Generation(_Value):
+    """One paid run of the API: an id, a status and, once completed, an output to download.
+
+    `price_usd` is what the service charged; `receipt` is the ledger's key of the purchase, when it went through the
+    ledger. `Generation(id="…")` is enough to wait for and download something bought elsewhere.
+    """
+
+    id: Annotated[StrictStr, Field(min_length=1)]
+    status: Status = Status.UNKNOWN
+    status_text: str | None = None
+    model: str | None = None
+    type: Kind | None = None
+    prompt: str | None = None
+    parameters: dict[str, Any] = Field(default_factory=dict)
+    output: Output | None = None
+    error: str | None = None
+    created_at: datetime | None = None
+    completed_at: datetime | None = None
+    price_usd: Money | None = None
+    receipt: str | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether the service will not change it any more (/api-reference/generations/get)."""
+        return self.status in (Status.COMPLETED, Status.FAILED)
+
+
+class CatalogueModel(_Value):
+    """One model of the service's catalogue: what it takes and costs, as far as the service states it.
+
+    `None` means "not stated": nothing is checked against it. Shape: /api-reference/models/get.
+    """
+
+    slug: str
+    label: str | None = None
+    type: Kind | None = None
+    price_usd: Money | None = None
+    multiply_by_duration: bool = False
+    resolution_multipliers: dict[str, Money] = Field(default_factory=dict)
+    supported_params: tuple[str, ...] | None = None
+    aspect_ratios: tuple[str, ...] | None = None
+    resolutions: tuple[str, ...] | None = None
+    durations: tuple[int, ...] | None = None
+    modes: tuple[str, ...] | None = None
+    styles: tuple[str, ...] | None = None
+
+
+class Certainty(StrEnum):
+    """How sure a quote is."""
+
+    EXACT = "exact"
+    UPPER_BOUND = "upper bound"
+    UNKNOWN = "unknown"
+
+
+class Quote(_Value):
+    """What a request would cost; `usd` is None only when nothing can be said."""
+
+    usd: Decimal | None
+    certainty: Certainty

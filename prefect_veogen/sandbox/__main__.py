@@ -1,0 +1,88 @@
+"""``python -m prefect_veogen.sandbox``: serve until interrupted."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from decimal import Decimal, InvalidOperation
+
+from prefect_veogen.sandbox.faults import FAULTS
+from prefect_veogen.sandbox.server import Sandbox
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Serve a sandbox until SIGINT or SIGTERM; the first line printed is its base URL."""
+    options = _parser().parse_args(argv)
+    if options.list_faults:
+        _say(*(f"{kind.name:28} {kind.place:8} {kind.summary}" for kind in FAULTS.values()))
+        return 0
+    sandbox = Sandbox(
+        options.port,
+        media_port=options.media_port,
+        speed=options.speed,
+        balance_usd=options.balance,
+        requests_per_minute=options.requests_per_minute or None,
+        token=options.token,
+        tiny_media=options.tiny_media,
+        seed=options.seed,
+        create_shape=options.create_shape,
+    )
+    stopping = threading.Event()
+    _stop_on_signals(stopping)
+    try:
+        sandbox.start()
+    except OSError as error:
+        sys.stderr.write(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror or error}\n")
+        return 1
+    with_variables = (f"export {name}={value}" for name, value in sandbox.environment.items())
+    _say(sandbox.base_url, *with_variables, f"# look at {sandbox.control_url}, stop with Ctrl-C")
+    # Short waits, because on Windows an endless one would not let Ctrl-C through.
+    while not stopping.wait(0.5):
+        pass
+    sandbox.stop()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="prefect-veogen sandbox", description="A local Veogen Studio: nothing costs money, everything can fail."
+    )
+    parser.add_argument("--port", type=int, default=8765, help="port of the API; 0 takes any free one (default: 8765)")
+    parser.add_argument("--media-port", type=int, default=0, help="port of the media host (default: any free one)")
+    parser.add_argument("--speed", type=float, default=1.0, help="sandbox seconds per real second (default: 1)")
+    parser.add_argument("--balance", type=_money, default=Decimal(100), help="starting balance in USD (default: 100)")
+    parser.add_argument(
+        "--requests-per-minute", type=int, default=120, help="rate limit in sandbox time; 0: none (default: 120)"
+    )
+    parser.add_argument("--token", help="the only token accepted (default: any)")
+    parser.add_argument("--tiny-media", action="store_true", help="pictures of 160 pixels, clips of one second")
+    parser.add_argument("--seed", type=int, default=0, help="decides how long each generation takes (default: 0)")
+    parser.add_argument("--create-shape", choices=("older", "newer"), default="older", help="answer of a purchase")
+    parser.add_argument("--list-faults", action="store_true", help="list the faults that can be armed, and exit")
+    return parser
+
+
+def _money(text: str) -> Decimal:
+    try:
+        return Decimal(text)
+    except InvalidOperation:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of money") from None
+
+
+def _stop_on_signals(stopping: threading.Event) -> None:
+    # Only a main thread may listen for signals; in any other, whoever started it has to stop it.
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopping.set())
+
+
+def _say(*lines: str) -> None:
+    sys.stdout.write("".join(f"{line}\n" for line in lines))
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""Sandbox time: real time, multiplied by a factor and moved forward by hand."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+
+
+class Clock:
+    """Tell the time inside the sandbox, which starts at the real now and never goes backwards.
+
+    ``speed`` is how many sandbox seconds pass in one real second; 0 stops the clock, so that only `advance` moves it.
+    """
+
+    def __init__(self, speed: float = 1.0) -> None:
+        self._speed = _checked_speed(speed)
+        self._started = datetime.now(UTC)
+        self._mark = time.monotonic()
+        self._elapsed_at_mark = 0.0
+
+    @property
+    def speed(self) -> float:
+        return self._speed
+
+    def change_speed(self, speed: float) -> None:
+        """Run at another speed from now on; what has passed stays passed."""
+        checked = _checked_speed(speed)
+        self._elapsed_at_mark, self._mark = self.elapsed(), time.monotonic()
+        self._speed = checked
+
+    def advance(self, seconds: float) -> None:
+        """Jump forward by that many sandbox seconds."""
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"the clock only goes forward: cannot advance by {seconds} seconds")
+        self._elapsed_at_mark += seconds
+
+    def elapsed(self) -> float:
+        """Count the sandbox seconds since the clock was made."""
+        return self._elapsed_at_mark + (time.monotonic() - self._mark) * self._speed
+
+    def date(self, elapsed: float) -> datetime:
+        """Translate elapsed sandbox seconds into a date (UTC)."""
+        return self._started + timedelta(seconds=elapsed)
+
+    def real_seconds(self, sandbox_seconds: float) -> float:
+        """Convert a duration to what a client has to wait; a stopped clock is counted as running at speed 1."""
+        return sandbox_seconds / (self._speed or 1.0)
+
+
+def _checked_speed(speed: float) -> float:
+    if not 0 <= speed < float("inf"):
+        raise ValueError(f"speed is a factor of 0 or more, not {speed}")
+    return speed

@@ -1,0 +1,221 @@
+"""The media host: a second origin which serves finished files, with ranges and with faults."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import format_datetime
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from prefect_veogen.sandbox.engine import Engine, MediaPath
+from prefect_veogen.sandbox.faults import Fault
+from prefect_veogen.sandbox.media import MediaFile
+from prefect_veogen.sandbox.wire import BrokenBody, FileBody, RawAnswer, ResetBody, StalledBody
+
+_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_MOVED, _LOOP = "/storage/moved/", "/storage/loop/"
+_STATUS_PAGES = {"media-404": 404, "media-410": 410, "media-500": 500, "media-503": 503, "media-expired": 403}
+
+
+@dataclass(frozen=True)
+class Slice:
+    """The part of a file a request asks for."""
+
+    start: int
+    stop: int
+    partial: bool
+
+
+class Storage:
+    """An ASGI application serving `/storage/...`; it neither asks for nor wants a token."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        answer = await self._answer(request)
+        await answer(scope, receive, send)
+
+    async def _answer(self, request: Request) -> Response:
+        if request.method not in ("GET", "HEAD"):
+            return Response(status_code=405, headers={"Allow": "GET, HEAD"})
+        path = request.url.path
+        if path.startswith(_LOOP):
+            return _redirect(path)
+        moved = path.startswith(_MOVED)
+        media = self._engine.media_at(path.replace(_MOVED, "/storage/", 1) if moved else path)
+        if media is None:
+            return _page(404, "Not Found")
+        if media.expired:
+            return _page(403, "Request has expired")
+        fault = self._strike(request, media, moved=moved)
+        media.requests += 1
+        if fault:
+            return await self._faulty(fault, request, media)
+        return self._whole(request, media, await self._file(media))
+
+    def _strike(self, request: Request, media: MediaPath, *, moved: bool) -> Fault | None:
+        generation = media.generation
+        ranged = "range" in request.headers
+
+        def applicable(fault: Fault) -> bool:
+            if moved or (request.method == "HEAD" and fault.name not in _STATUS_PAGES):
+                return False
+            if fault.name == "media-no-range":
+                return ranged
+            if fault.name == "media-changed":
+                return media.requests > 0
+            if fault.name == "media-huge":
+                return generation is not None and generation.model.kind == "video"
+            return True
+
+        return self._engine.faults.strike("media", [generation.subject] if generation else [], applicable=applicable)
+
+    async def _faulty(self, fault: Fault, request: Request, media: MediaPath) -> Response:
+        if fault.name in _STATUS_PAGES:
+            return self._status_page(fault, media)
+        if fault.name.startswith("media-redirect"):
+            return _redirect(_redirect_target(fault, media))
+        if fault.name == "media-changed":
+            media.variant += 1
+        if fault.name == "media-huge":
+            media.size_bytes = fault.parameters["size_bytes"]
+        file = await self._file(media)
+        if fault.name in ("media-changed", "media-huge"):
+            return self._whole(request, media, file)
+        if fault.name == "media-no-range":
+            return self._sliced(request, media, file, Slice(0, file.size, partial=False))
+        return await self._disguised(fault, media, file) or self._broken(fault, request, media, file)
+
+    def _status_page(self, fault: Fault, media: MediaPath) -> Response:
+        media.expired = media.expired or fault.name == "media-expired"
+        page = _page(_STATUS_PAGES[fault.name], fault.kind.summary)
+        if "retry_after" in fault.parameters:
+            page.headers["Retry-After"] = str(fault.parameters["retry_after"])
+        return page
+
+    async def _disguised(self, fault: Fault, media: MediaPath, file: MediaFile) -> Response | None:
+        """Answer with something else than the file, as a confident 200."""
+        html = "<!doctype html><title>Sign in</title><h1>Please sign in to continue</h1>"
+        if fault.name == "media-html":
+            return Response(html, media_type="text/html")
+        if fault.name == "media-html-as-media":
+            return Response(html, media_type=file.content_type)
+        if fault.name == "media-json":
+            return JSONResponse({"error": "File is not available."})
+        if fault.name == "media-empty":
+            return Response(b"", media_type=file.content_type)
+        if fault.name == "media-wrong-type":
+            other = await asyncio.to_thread(self._engine.wrong_file, media)
+            return Response(b"".join(other.read(0, other.size)), media_type=file.content_type)
+        return None
+
+    def _broken(self, fault: Fault, request: Request, media: MediaPath, file: MediaFile) -> Response:
+        part = _asked_slice(request, file, self._modified(media))
+        if part is None:
+            return _unsatisfiable(file)
+        status, headers = 206 if part.partial else 200, self._headers(request, media, file, part)
+        length = part.stop - part.start
+        sent = file.read(part.start, part.start + int(length * fault.parameters.get("share", 1)))
+        if fault.name == "media-truncated":
+            return BrokenBody(status, headers, sent)
+        if fault.name == "media-reset":
+            return ResetBody(status, headers, sent)
+        if fault.name == "media-stalled":
+            return StalledBody(status, headers, sent, fault.parameters["seconds"])
+        if fault.name == "media-slow":
+            step = max(1, fault.parameters["bytes_per_second"] // 10)
+            pieces = _small_pieces(file.read(part.start, part.stop), step)
+            return FileBody(status, headers, pieces, pause_seconds=step / fault.parameters["bytes_per_second"])
+        if fault.name == "media-truncated-silently":
+            headers["Content-Length"] = str(int(length * fault.parameters["share"]))
+            return FileBody(status, headers, sent)
+        if fault.name == "media-wrong-length":
+            headers["Content-Length"] = str(max(0, length + fault.parameters["extra"]))
+            return RawAnswer(status, headers, file.read(part.start, part.stop))
+        raise LookupError(f"the media host has no behaviour for {fault.name}")
+
+    def _whole(self, request: Request, media: MediaPath, file: MediaFile) -> Response:
+        modified = self._modified(media)
+        if file.etag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers={"ETag": file.etag, "Last-Modified": modified})
+        part = _asked_slice(request, file, modified)
+        return self._sliced(request, media, file, part) if part else _unsatisfiable(file)
+
+    def _sliced(self, request: Request, media: MediaPath, file: MediaFile, part: Slice) -> Response:
+        status, headers = 206 if part.partial else 200, self._headers(request, media, file, part)
+        if request.method == "HEAD":
+            return Response(status_code=status, headers=headers)
+        return FileBody(status, headers, file.read(part.start, part.stop))
+
+    def _headers(self, request: Request, media: MediaPath, file: MediaFile, part: Slice) -> dict[str, str]:
+        headers = {
+            "Content-Type": file.content_type,
+            "Content-Length": str(part.stop - part.start),
+            "ETag": file.etag,
+            "Last-Modified": self._modified(media),
+            "Accept-Ranges": "bytes",
+        }
+        if part.partial:
+            headers["Content-Range"] = f"bytes {part.start}-{part.stop - 1}/{file.size}"
+        if request.query_params.get("download"):
+            headers["Content-Disposition"] = f'attachment; filename="{media.path.rsplit("/", 1)[1]}"'
+        return headers
+
+    def _modified(self, media: MediaPath) -> str:
+        ends = media.generation.ends if media.generation else 0.0
+        moment: datetime = self._engine.clock.date(ends + media.variant)
+        return format_datetime(moment.astimezone(UTC), usegmt=True)
+
+    async def _file(self, media: MediaPath) -> MediaFile:
+        return await asyncio.to_thread(self._engine.media_file, media)
+
+
+def _asked_slice(request: Request, file: MediaFile, modified: str) -> Slice | None:
+    """Read the Range header; None when it cannot be satisfied. Several ranges at once get the whole file."""
+    whole = Slice(0, file.size, partial=False)
+    asked = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if not asked or request.headers.get("if-range", file.etag) not in (file.etag, modified):
+        return whole
+    first, last = asked.groups()
+    if not first and not last:
+        return whole
+    if not first:
+        start, stop = max(0, file.size - int(last)), file.size
+    else:
+        start, stop = int(first), min(file.size, int(last) + 1) if last else file.size
+    if first and last and int(last) < int(first):
+        return whole
+    return Slice(start, stop, partial=True) if start < stop else None
+
+
+def _unsatisfiable(file: MediaFile) -> Response:
+    return Response(status_code=416, headers={"Content-Range": f"bytes */{file.size}", "ETag": file.etag})
+
+
+def _redirect(location: str) -> Response:
+    return Response(status_code=302, headers={"Location": location})
+
+
+def _redirect_target(fault: Fault, media: MediaPath) -> str:
+    if fault.name == "media-redirect-private":
+        return str(fault.parameters["location"])
+    prefix = _LOOP if fault.name == "media-redirect-loop" else _MOVED
+    return media.path.replace("/storage/", prefix, 1)
+
+
+def _page(status: int, text: str) -> Response:
+    return Response(f"<!doctype html><title>{status}</title><h1>{text}</h1>", status, media_type="text/html")
+
+
+def _small_pieces(pieces: Iterator[bytes], step: int) -> Iterator[bytes]:
+    for piece in pieces:
+        for offset in range(0, len(piece), step):
+            yield piece[offset : offset + step]

@@ -1,0 +1,75 @@
+"""Settings from the environment, read when they are used and never at import."""
+
+from __future__ import annotations
+
+from decimal import Decimal  # noqa: TC003 - pydantic reads the annotations at run time
+from typing import Annotated
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.models import normal_base_url
+
+Positive = Annotated[float, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """What the environment says, variables prefixed `VEOGEN_`; arguments and blocks come before it.
+
+    Raises:
+        ConfigurationError: a variable has an impossible value; the message names it.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="VEOGEN_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    api_token: SecretStr | None = None
+    """The bearer token (site → Settings → API Tokens)."""
+    base_url: str = "https://veogen.studio/api/v1"
+    """The API's base; some of the vendor's pages show https://api.veogen.studio/api/v1 instead."""
+    store: str = "veogen-store"
+    """Where assets and receipts live: `s3://bucket/prefix`, `file:///path` or a path."""
+    requests_per_minute: Annotated[int, Field(ge=2)] = 120
+    """The API's limit (/authentication), for all requests of the process together."""
+    image_poll_seconds: Positive = 3
+    """How often images are looked at (/api-reference/generations/get)."""
+    video_poll_seconds: Positive = 5
+    """How often videos are looked at (/quickstart)."""
+    wait_timeout_seconds: Positive | None = None
+    """How long to wait for a generation; unset: 10 minutes for an image, 30 for a video."""
+    request_timeout_seconds: Positive = 60
+    """How long to wait for one answer of the API."""
+    budget_usd: Annotated[Decimal, Field(ge=0)] | None = None
+    """What may be spent per UTC day by everyone who shares the store; unset: no cap."""
+    unknown_grace_seconds: Annotated[float, Field(ge=0)] = 30
+    """How long to look for a purchase whose answer was lost, before saying that it is unknown."""
+    buy_again_when_unknown: bool = False
+    """Buy again when a lost purchase did not show up after the grace time; risks paying twice."""
+    allow_private_media: bool | None = None
+    """Whether media may come from private addresses; unset: only if the API itself is at one."""
+    max_asset_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
+    """The largest download accepted."""
+    requests_limit_name: str = "veogen-requests"
+    """The Prefect global concurrency limit that joins all workers, if it exists."""
+
+    def __init__(self, **values: object) -> None:
+        try:
+            super().__init__(**values)  # type: ignore[arg-type]
+        except ValidationError as error:
+            raise ConfigurationError(_explanation(error), next_step="Correct or unset the variable.") from None
+
+    @field_validator("base_url")
+    @classmethod
+    def _is_http(cls, base_url: str) -> str:
+        if not base_url.lower().startswith(("http://", "https://")):
+            raise ValueError("must begin with https:// (or http:// for the sandbox)")
+        return normal_base_url(base_url)
+
+
+def _explanation(error: ValidationError) -> str:
+    lines = []
+    for item in error.errors(include_url=False):
+        name = f"VEOGEN_{str(item['loc'][0]).upper()}"
+        shown = "(hidden)" if "TOKEN" in name else repr(item["input"])
+        lines.append(f"{name}={shown}: {item['msg'].removeprefix('Value error, ')}")
+    return "; ".join(lines)

@@ -1,0 +1,219 @@
+"""The tasks: submit, wait, download, and the three in a row."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.runtime import flow_run
+from prefect.transactions import TransactionState, get_transaction
+
+from prefect_veogen.blocks import VeogenCredentials  # noqa: TC001 - Prefect reads the annotations at run time
+from prefect_veogen.budgets import Cap
+from prefect_veogen.delivery import deliver
+from prefect_veogen.errors import MediaRejected, TryAgainLater
+from prefect_veogen.iothread import on_io
+from prefect_veogen.joining import joined_limit
+from prefect_veogen.models import Asset, Generation, GenerationRequest
+from prefect_veogen.purchase import buy
+from prefect_veogen.session import Session, open_session
+from prefect_veogen.waiting import wait
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.context import TaskRunContext
+    from prefect.tasks import Task
+
+_PROCESS = f"process-{uuid4().hex[:12]}"
+
+
+def _may_be_repeated(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+    """Retry what is safe and may help; an error that needs a change or a person is not going to go away."""
+    return isinstance(state.data, TryAgainLater | MediaRejected)
+
+
+@dataclass
+class _ByGeneration(CachePolicy):
+    """A completed generation never changes; its id alone could be some other service's."""
+
+    def compute_key(
+        self,
+        task_ctx: TaskRunContext,  # noqa: ARG002 - the interface
+        inputs: dict[str, Any],
+        flow_parameters: dict[str, Any],  # noqa: ARG002 - the interface
+        **_kwargs: Any,
+    ) -> str | None:
+        generation = inputs.get("generation")
+        if not isinstance(generation, Generation) or generation.receipt is None or generation.created_at is None:
+            return None
+        return f"veogen-wait-{generation.receipt}-{generation.id}-{generation.created_at.isoformat()}"
+
+
+@task(
+    name="submit generation",
+    task_run_name="submit {request.model} (take {request.take})",
+    description="Buys one generation, unless the ledger shows that it was bought before.",
+    retries=4,
+    retry_delay_seconds=[2, 5, 15, 45],
+    retry_condition_fn=_may_be_repeated,
+    # A cached result exists only after the task has ended: too late to guard money. The ledger guards it.
+    cache_policy=NO_CACHE,
+)
+async def submit_generation(
+    request: GenerationRequest,
+    *,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+    budget_usd: Decimal | float | None = None,
+) -> Generation:
+    """Buy what the request asks for, at most once, and return the generation.
+
+    COSTS MONEY: what the catalogue quotes for the request, once per equal request and `take`, however often and
+    wherever this runs; a purchase made before is returned instead (the task run then reads "Cached"). `budget_usd` caps
+    what this flow run may spend (outside of a flow: this process), besides the day's cap `VEOGEN_BUDGET_USD`.
+
+    Raises:
+        ChangeTheRequest, ChangeTheSetup: nothing was bought.
+        TryAgainLater: nothing was bought, and the task's retries are used up.
+        UnknownSubmission: it may have been bought, and a person must look; running again looks again.
+    """
+    session = await _session(credentials, store, budget_usd)
+    purchase = await on_io(buy(session, request))
+    generation = purchase.generation
+    if purchase.reused:
+        _show_as_reused()
+        session.log.info("Generation %s was bought before: nothing to pay", generation.id)
+    else:
+        session.log.info("Bought generation %s for $%s", generation.id, generation.price_usd)
+    return generation
+
+
+@task(
+    name="wait for generation",
+    task_run_name="wait for {generation.model} {generation.id}",
+    description="Waits until a generation is completed, however many others wait at the same time.",
+    retries=3,
+    retry_delay_seconds=[2, 5, 15],
+    retry_condition_fn=_may_be_repeated,
+    cache_policy=_ByGeneration(),
+)
+async def wait_for_generation(
+    generation: Generation,
+    *,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+    timeout_seconds: float | None = None,
+) -> Generation:
+    """Return the generation when it is completed. Free, and safe to repeat.
+
+    All waits of the process share their requests. `timeout_seconds` counts from the start of the wait; unset, it is
+    `VEOGEN_WAIT_TIMEOUT_SECONDS`, else 10 minutes for an image and 30 for a video. A service that doesn't answer for
+    a while fails nothing.
+
+    Raises:
+        StillRunning: the time is over, the generation is not; it carries the id, and running again re-attaches.
+        GenerationFailed, ContentRejected: it failed, and was not charged (/quickstart).
+    """
+    session = await _session(credentials, store)
+    if generation.is_over and generation.output is None:
+        _show_as_reused()
+    try:
+        return await on_io(wait(session, generation, timeout_seconds))
+    except asyncio.CancelledError:
+        session.log.warning(
+            "Stopped waiting. Generation %s goes on at the service, which can't cancel it; it cost $%s. "
+            "The next run of the same request adopts it and pays nothing.",
+            generation.id,
+            generation.price_usd,
+        )
+        raise
+
+
+@task(
+    name="download asset",
+    task_run_name="download {generation.model} {generation.id}",
+    description="Streams a completed generation's media into the store, verified, with its provenance beside it.",
+    retries=5,
+    retry_delay_seconds=[1, 2, 5, 15, 30],
+    retry_condition_fn=_may_be_repeated,
+    # The ledger knows what is stored, and unlike a cached result it notices when the object is gone or changed.
+    cache_policy=NO_CACHE,
+)
+async def download_asset(
+    generation: Generation,
+    *,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+) -> Asset:
+    """Return the asset of a completed generation, in the store and verified. Free, and safe to repeat.
+
+    The object appears only when all its bytes are there and are the media they claim to be; a JSON sidecar beside it
+    tells where it comes from. An asset that is already there, intact, is returned as it is ("Cached").
+
+    Raises:
+        DownloadBroken: the media host kept breaking off.
+        MediaRejected: what it served is no such media; the bytes are kept below `rejected/` for a person.
+        OutputMissing: the service names nothing to download.
+    """
+    session = await _session(credentials, store)
+    delivery = await on_io(deliver(session, generation))
+    if delivery.reused:
+        _show_as_reused()
+    session.log.info("%s %s", "Already stored:" if delivery.reused else "Stored", delivery.asset.uri)
+    return delivery.asset
+
+
+@task(
+    name="generate",
+    task_run_name="generate {request.model} (take {request.take})",
+    description="Submits, waits and downloads.",
+    cache_policy=NO_CACHE,
+)
+async def generate(
+    request: GenerationRequest,
+    *,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+    budget_usd: Decimal | float | None = None,
+    timeout_seconds: float | None = None,
+) -> Asset:
+    """Return the asset of a request: submit, wait and download in a row.
+
+    COSTS MONEY like `submit_generation`, whose cost, options and errors it shares with the other two. Safe to repeat:
+    it goes on wherever an earlier run was stopped.
+    """
+    generation = await submit_generation(request, credentials=credentials, store=store, budget_usd=budget_usd)
+    generation = await wait_for_generation(
+        generation, credentials=credentials, store=store, timeout_seconds=timeout_seconds
+    )
+    return await download_asset(generation, credentials=credentials, store=store)
+
+
+async def _session(
+    credentials: VeogenCredentials | None, store: str | None, budget_usd: Decimal | float | None = None
+) -> Session:
+    run_id = flow_run.id
+    cap = Cap.of(f"run-{run_id}" if run_id else _PROCESS, budget_usd)
+    session = open_session(
+        token=credentials.api_token if credentials else None,
+        base_url=credentials.base_url if credentials else None,
+        store=store,
+        caps=() if cap is None else (cap,),
+        flow_run_id=run_id,
+        log=get_run_logger(),
+    )
+    await joined_limit(session)
+    return session
+
+
+def _show_as_reused() -> None:
+    """Let the task run end as "Cached", Prefect's own word for a result that cost nothing."""
+    transaction = get_transaction()
+    if transaction is not None:
+        transaction.state = TransactionState.COMMITTED

@@ -1,0 +1,160 @@
+"""The only door to HTTP: one request per call, no retry, no redirect followed, and errors told apart by money.
+
+The question that decides everything is whether a request may have reached the service: `NotSent` says surely not,
+`AnswerLost` says maybe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from prefect_veogen.errors import ConfigurationError, NotSent
+from prefect_veogen.protocol import Answer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
+
+CONNECT_SECONDS = 10.0
+MEDIA_SILENCE_SECONDS = 60.0
+MAX_ANSWER_BYTES = 32 * 1024 * 1024
+# Shorter than any server's: a connection reused at the moment the server closes it loses an answer for nothing.
+_KEEPALIVE_SECONDS = 2.0
+
+
+class AnswerLost(Exception):
+    """The request may have been received, but no whole answer came back."""
+
+
+class Transport:
+    """HTTP connections for API calls and media, belonging to one event loop."""
+
+    def __init__(self, timeout_seconds: float) -> None:
+        self._timeout_seconds = timeout_seconds
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
+        context = httpx.create_ssl_context()
+        self._api = httpx.AsyncClient(
+            verify=context,
+            limits=limits,
+            follow_redirects=False,
+            timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS, pool=None),
+        )
+        # A client of its own, so that no header of the API can ever reach a media host.
+        self._media = httpx.AsyncClient(
+            verify=context,
+            limits=limits,
+            follow_redirects=False,
+            timeout=httpx.Timeout(MEDIA_SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
+        )
+
+    async def call(
+        self,
+        method: str,
+        url: str,
+        *,
+        token: str,
+        query: Mapping[str, str | int] | None = None,
+        body: dict[str, Any] | None = None,
+    ) -> Answer:
+        """Return the API's answer, whatever its status.
+
+        Raises:
+            NotSent: no connection came about, so the service can't have received anything.
+            AnswerLost: it may have received the request.
+        """
+        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        request = self._api.build_request(method, url, params=query, json=body, headers=headers)
+        try:
+            # httpx times single reads; a body that trickles for ever needs an end too.
+            async with asyncio.timeout(self._timeout_seconds + CONNECT_SECONDS):
+                answer = await self._api.send(request, stream=True)
+                try:
+                    return Answer(answer.status_code, _lower(answer.headers), await _limited_body(answer))
+                finally:
+                    await answer.aclose()
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise NotSent(f"Could not connect to {_origin(request.url)}: {_reason(error)}") from None
+        except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.ProxyError) as error:
+            raise ConfigurationError(f"Can't send anything to {_origin(request.url)}: {_reason(error)}") from None
+        except (httpx.HTTPError, TimeoutError) as error:
+            raise AnswerLost(f"the answer was lost ({_reason(error)})") from None
+
+    @asynccontextmanager
+    async def media(self, url: str, headers: Mapping[str, str], method: str = "GET") -> AsyncIterator[MediaAnswer]:
+        """Open one media link without any credentials.
+
+        Raises:
+            AnswerLost: the connection failed or broke, before or while reading.
+        """
+        try:
+            async with self._media.stream(
+                method, url, headers={**headers, "Accept": "*/*", "Accept-Encoding": "identity"}
+            ) as answer:
+                yield MediaAnswer(answer)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise AnswerLost(_reason(error)) from None
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._api.aclose()
+        await self._media.aclose()
+
+
+class MediaAnswer:
+    """An open media answer: status and headers at once, bytes as they come."""
+
+    def __init__(self, answer: httpx.Response) -> None:
+        self._answer = answer
+        self.status = answer.status_code
+        self.headers = _lower(answer.headers)
+        self.url = str(answer.url)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """Yield the body as it arrives, undecoded.
+
+        Raises:
+            AnswerLost: the connection broke.
+        """
+        try:
+            async for chunk in self._answer.aiter_raw(64 * 1024):
+                yield chunk
+        except httpx.HTTPError as error:
+            raise AnswerLost(_reason(error)) from None
+
+
+def joined_url(base: str, target: str) -> str:
+    """Return where a redirect from `base` to `target` leads."""
+    return str(httpx.URL(base).join(target))
+
+
+def url_parts(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port of a URL; empty strings if it is none."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL:
+        return "", "", 0
+    return parsed.scheme, parsed.host, parsed.port or (443 if parsed.scheme == "https" else 80)
+
+
+async def _limited_body(answer: httpx.Response) -> bytes:
+    body = bytearray()
+    async for chunk in answer.aiter_bytes():
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise httpx.DecodingError("the answer is unreasonably large")
+    return bytes(body)
+
+
+def _lower(headers: httpx.Headers) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items()}
+
+
+def _origin(url: httpx.URL) -> str:
+    return f"{url.scheme}://{url.host}"
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,305 @@
+"""One watcher answers all waits of an account in this process, with as few requests as will do.
+
+One list request tells of up to 100 generations, so each look is the request which can tell most: the page on which the
+most overdue generations are expected. Single looks are for what the lists don't show. A failed look never fails a
+generation. With nobody waiting, nothing runs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from prefect_veogen.client import MAX_PER_PAGE
+from prefect_veogen.errors import AuthenticationError, OutputMissing, StillRunning, VeogenError
+from prefect_veogen.models import Generation, Kind, Status
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from prefect_veogen.client import VeogenClient
+
+_log = logging.getLogger("prefect_veogen")
+
+DEFAULT_TIMEOUT_SECONDS = {Kind.IMAGE: 600.0, Kind.VIDEO: 1800.0, None: 1800.0}
+_BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_REFUSALS_BELIEVED = 3
+_LOOKS_FOR_AN_OUTPUT = 8
+_MOST_SINGLES_IN_A_ROW = 16
+_DURATIONS_REMEMBERED = 50
+# Generations of a model have been taking at least so long: looking much earlier is a wasted request.
+_EARLIEST_SHARE = 0.8
+_NOWHERE = 10**9
+
+
+@dataclass(eq=False)
+class _Awaited:
+    """One generation somebody waits for, and what is known of where to look for it."""
+
+    generation: Generation
+    born: float | None
+    due_at: float
+    looked_at: float
+    place: dict[Kind | None, int] = field(default_factory=dict)
+    placed_after: dict[Kind | None, int] = field(default_factory=dict)
+    singles_left: int = 0
+    times_missing: int = 0
+    looks_without_output: int = 0
+    waiters: list[tuple[asyncio.Future[Generation], Callable[[Generation], None]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One request: a page of a list, or a single generation."""
+
+    kind: Kind | None = None
+    page: int = 1
+    single: str | None = None
+
+
+class Watcher:
+    """Looks for all waits of one account; belongs to the I/O loop."""
+
+    def __init__(
+        self,
+        client: VeogenClient,
+        image_poll_seconds: float,
+        video_poll_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._poll_seconds = {Kind.IMAGE: image_poll_seconds, Kind.VIDEO: video_poll_seconds, None: image_poll_seconds}
+        self._clock = clock
+        self._awaited: dict[str, _Awaited] = {}
+        self._births: dict[str, float] = {}
+        self._born: Counter[Kind | None] = Counter()
+        self._durations: dict[str | None, deque[float]] = {}
+        self._wake = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+        self._failures = 0
+        self._refusals = 0
+
+    def bought(self, generation: Generation) -> None:
+        """Take note of a generation that was bought just now: it is on top of the lists, and not finished yet."""
+        self._births[generation.id] = self._clock()
+        self._born[None] += 1
+        if generation.type is not None:
+            self._born[generation.type] += 1
+
+    async def until_over(
+        self, generation: Generation, timeout_seconds: float | None, on_change: Callable[[Generation], None]
+    ) -> Generation:
+        """Return the generation once it is completed (with an output) or failed.
+
+        Raises:
+            StillRunning: it was not over in time; it goes on, and waiting again costs nothing.
+            OutputMissing: it is completed, and the service keeps naming no output.
+            AuthenticationError: the token is refused, again and again.
+        """
+        if timeout_seconds is None:
+            timeout_seconds = DEFAULT_TIMEOUT_SECONDS[generation.type]
+        awaited = self._awaited.get(generation.id) or self._new(generation)
+        waiter: asyncio.Future[Generation] = asyncio.get_running_loop().create_future()
+        entry = (waiter, on_change)
+        awaited.waiters.append(entry)
+        self._wake.set()
+        if self._runner is None or self._runner.done():
+            self._runner = asyncio.create_task(self._run())
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                return await waiter
+        except TimeoutError:
+            raise _still_running(awaited.generation, generation, timeout_seconds) from None
+        finally:
+            awaited.waiters.remove(entry)
+            if not awaited.waiters:
+                self._awaited.pop(generation.id, None)
+
+    # ------------------------------------------------------------ when to look
+
+    def _new(self, generation: Generation) -> _Awaited:
+        now = self._clock()
+        born = self._births.pop(generation.id, None)
+        earliest = now if born is None else max(now, born + self._earliest_after(generation))
+        awaited = _Awaited(generation, born, due_at=earliest, looked_at=born or now)
+        for kind in self._lists_of(generation):
+            awaited.place[kind] = 0
+            awaited.placed_after[kind] = self._born[kind]
+        self._awaited[generation.id] = awaited
+        return awaited
+
+    def _earliest_after(self, generation: Generation) -> float:
+        known = self._durations.get(generation.model)
+        poll = self._poll_seconds[generation.type]
+        return max(poll, min(known) * _EARLIEST_SHARE) if known else poll
+
+    async def _run(self) -> None:
+        while self._awaited:
+            now = self._clock()
+            due = [awaited for awaited in self._awaited.values() if awaited.due_at <= now]
+            if not due:
+                await self._sleep(min(awaited.due_at for awaited in self._awaited.values()) - now)
+                continue
+            look = self._most_telling(due, now)
+            try:
+                if look.single is not None:
+                    self._told_one(self._awaited[look.single], await self._client.get_generation(look.single))
+                else:
+                    await self._look_at_a_page(look)
+            except VeogenError as error:
+                await self._after_failure(look, error)
+            except Exception as error:  # whatever it was, the waits must not hang on it unheard
+                self._end_all(VeogenError(f"Waiting broke down: {error!r}", next_step="Run it again, and report this."))
+                raise
+            else:
+                if self._failures:
+                    _log.info("The service answers again")
+                self._failures = self._refusals = 0
+
+    async def _sleep(self, seconds: float) -> None:
+        self._wake.clear()
+        try:
+            async with asyncio.timeout(max(seconds, 0.001)):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _after_failure(self, look: _Look, error: VeogenError) -> None:
+        if isinstance(error, AuthenticationError):
+            self._refusals += 1
+            if self._refusals >= _REFUSALS_BELIEVED:
+                self._end_all(error)
+                return
+        if not self._failures:
+            _log.warning("A look at running generations failed and will be repeated: %s", error.message)
+        pause = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS) - 1)]
+        self._failures += 1
+        if look.single is not None and look.single in self._awaited:
+            # Others shouldn't wait behind one generation that can't be looked at.
+            self._awaited[look.single].due_at = self._clock() + max(pause, self._poll_of(look.single))
+        await asyncio.sleep(pause)
+
+    def _poll_of(self, generation_id: str) -> float:
+        return self._poll_seconds[self._awaited[generation_id].generation.type]
+
+    # ------------------------------------------------------------ where to look
+
+    def _most_telling(self, due: list[_Awaited], now: float) -> _Look:
+        gain: dict[_Look, float] = {}
+        for awaited in due:
+            for look in self._looks_for(awaited):
+                gain[look] = gain.get(look, 0.0) + 0.001 + now - awaited.looked_at
+        return max(gain, key=lambda look: gain[look])
+
+    def _looks_for(self, awaited: _Awaited) -> list[_Look]:
+        if awaited.singles_left:
+            return [_Look(single=awaited.generation.id)]
+        looks = []
+        for kind in self._lists_of(awaited.generation):
+            page = self._place(awaited, kind) // MAX_PER_PAGE + 1
+            # Without a kind the service shows nothing behind the first page.
+            if page == 1 or (kind is not None and page < _NOWHERE // MAX_PER_PAGE):
+                looks.append(_Look(kind, page))
+        return looks or [_Look(single=awaited.generation.id)]
+
+    def _lists_of(self, generation: Generation) -> tuple[Kind | None, ...]:
+        return (None,) if generation.type is None else (None, generation.type)
+
+    def _place(self, awaited: _Awaited, kind: Kind | None) -> int:
+        """Return how many generations are newer in a list, as far as we know."""
+        if kind not in awaited.place:
+            return 0
+        return awaited.place[kind] + self._born[kind] - awaited.placed_after[kind]
+
+    def _put(self, awaited: _Awaited, kind: Kind | None, place: int) -> None:
+        awaited.place[kind] = place
+        awaited.placed_after[kind] = self._born[kind]
+
+    # ------------------------------------------------------------ what a look tells
+
+    async def _look_at_a_page(self, look: _Look) -> None:
+        expected = [awaited for awaited in self._awaited.values() if look in self._looks_for(awaited)]
+        answer = await self._client.list_generations(look.kind, page=look.page)
+        shown = {generation.id: position for position, generation in enumerate(answer.items)}
+        for generation in answer.items:
+            awaited = self._awaited.get(generation.id)
+            if awaited is not None:
+                self._put(awaited, look.kind, (look.page - 1) * MAX_PER_PAGE + shown[generation.id])
+                awaited.times_missing = 0
+                self._told(awaited, generation)
+        for awaited in expected:
+            if awaited.generation.id not in shown:
+                self._missing(awaited, look, has_more=answer.has_more)
+
+    def _missing(self, awaited: _Awaited, look: _Look, *, has_more: bool) -> None:
+        if look.kind is None and awaited.generation.type is not None:
+            self._put(awaited, None, _NOWHERE)
+        elif look.kind is not None and has_more:
+            self._put(awaited, look.kind, look.page * MAX_PER_PAGE)
+        else:
+            self._look_singly(awaited)
+
+    def _look_singly(self, awaited: _Awaited) -> None:
+        """Ask for this one by its id for a while, then give the lists another chance."""
+        awaited.singles_left = min(2**awaited.times_missing, _MOST_SINGLES_IN_A_ROW)
+        awaited.times_missing += 1
+
+    def _told_one(self, awaited: _Awaited, told: Generation) -> None:
+        awaited.singles_left -= 1
+        if not awaited.singles_left:
+            for kind in self._lists_of(told):
+                self._put(awaited, kind, 0)
+        self._told(awaited, told)
+
+    def _told(self, awaited: _Awaited, told: Generation) -> None:
+        before, now = awaited.generation, self._clock()
+        known = {"receipt": before.receipt, "price_usd": before.price_usd or told.price_usd}
+        known |= {"type": told.type or before.type, "model": told.model or before.model}
+        awaited.generation = told.model_copy(update=known)
+        awaited.looked_at = now
+        awaited.due_at = now + self._poll_seconds[awaited.generation.type]
+        if told.status != before.status:
+            for _, on_change in awaited.waiters:
+                on_change(awaited.generation)
+        if told.status is Status.FAILED or (told.status is Status.COMPLETED and told.output is not None):
+            self._over(awaited)
+        elif told.status is Status.COMPLETED:
+            awaited.looks_without_output += 1
+            awaited.singles_left = max(awaited.singles_left, 1)
+            if awaited.looks_without_output > _LOOKS_FOR_AN_OUTPUT:
+                message = f"Generation {told.id} is completed, but the service names no output for it"
+                self._end(awaited, OutputMissing(message, generation_id=told.id))
+        elif told.status is Status.UNKNOWN:
+            # A list that contradicts the documentation: see whether the generation itself does.
+            awaited.singles_left = max(awaited.singles_left, 1)
+
+    def _over(self, awaited: _Awaited) -> None:
+        if awaited.born is not None:
+            known = self._durations.setdefault(awaited.generation.model, deque(maxlen=_DURATIONS_REMEMBERED))
+            known.append(self._clock() - awaited.born)
+        self._awaited.pop(awaited.generation.id, None)
+        for waiter, _ in awaited.waiters:
+            if not waiter.done():
+                waiter.set_result(awaited.generation)
+
+    def _end(self, awaited: _Awaited, error: VeogenError) -> None:
+        self._awaited.pop(awaited.generation.id, None)
+        for waiter, _ in awaited.waiters:
+            if not waiter.done():
+                waiter.set_exception(error)
+
+    def _end_all(self, error: VeogenError) -> None:
+        for awaited in list(self._awaited.values()):
+            self._end(awaited, error)
+
+
+def _still_running(last: Generation, asked: Generation, timeout_seconds: float) -> StillRunning:
+    status = last.status_text or last.status.value
+    price = f", paid ${asked.price_usd}" if asked.price_usd is not None else ""
+    return StillRunning(
+        f"Generation {asked.id} is still {status} after {timeout_seconds:g} s{price}", generation_id=asked.id
+    )
