@@ -39,7 +39,7 @@ $(UV): requirements/uv.txt
 	@for python in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
 	    if "$$python" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then \
 	        "$$python" -m venv --clear .uv && \
-	        .uv/bin/python -m pip install --quiet --require-hashes -r requirements/uv.txt; \
+	        .uv/bin/python -m pip install -qq --require-hashes -r requirements/uv.txt; \
 	        exit $$?; \
 	    fi; \
 	done; \
@@ -78,7 +78,7 @@ format: install ## repair what lint can repair
 	@$(BIN)/ruff format .
 
 types: install ## mypy, strict
-	@$(BIN)/mypy
+	@$(BIN)/mypy $(wildcard prefect_veogen flows tests benchmarks)
 
 architecture: install ## who may import whom
 	@$(BIN)/python -m pytest -q tests/test_architecture.py

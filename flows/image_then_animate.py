@@ -1,10 +1,11 @@
 """Make a picture, then animate it: two purchases, two verified assets in the store.
 
-Run it as a script (`python flows/image_then_animate.py "a lighthouse at dusk" "the beam turns"`), call it from Python, or
-deploy it. It may be killed anywhere and run again: what was bought is never bought twice.
+Run it as a script (`python flows/image_then_animate.py "a lighthouse at dusk" "the beam turns"`), call it from
+Python, or deploy it. It may be killed anywhere and run again: what was bought is never bought twice.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from prefect import flow
 
@@ -39,7 +40,7 @@ async def image_then_animate(
     video's. The image asset itself is the input of the video: the service is given its own output link (which it can
     reach wherever it runs), or, once that has gone stale, a presigned link of the stored object.
     """
-    options = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
+    options: dict[str, Any] = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
     picture = GenerationRequest(model=image_model, prompt=image_prompt, aspect_ratio=aspect_ratio, take=take)
     image = await generate(picture, **options)
     clip = GenerationRequest(
@@ -57,7 +58,7 @@ if __name__ == "__main__":
     import asyncio
     import sys
 
-    if len(sys.argv) != 3:  # noqa: PLR2004
+    if len(sys.argv) != 3:
         sys.exit('usage: python flows/image_then_animate.py "IMAGE PROMPT" "MOTION PROMPT"')
     animated = asyncio.run(image_then_animate(sys.argv[1], sys.argv[2]))
     print(animated.image.uri, animated.video.uri, sep="\n")

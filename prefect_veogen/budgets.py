@@ -122,7 +122,7 @@ class Budgets:
                 else:
                     await self._store.replace(_path(budget), body, document.version)
             except (AlreadyThere, Changed):
-                await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))  # noqa: S311 - not for secrets
+                await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
             else:
                 return
         raise StoreUnavailable(f"The budget {budget} is changed by too many at once")
@@ -133,7 +133,9 @@ def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> A
         return None
     left = cap.usd - account.committed_usd
     if usd > left:
-        raise BudgetExceeded(_explanation(account, cap, usd), wanted_usd=usd, left_usd=max(left, Decimal(0)), cap_usd=cap.usd)
+        raise BudgetExceeded(
+            _explanation(account, cap, usd), wanted_usd=usd, left_usd=max(left, Decimal(0)), cap_usd=cap.usd
+        )
     reservation = Reservation(usd=usd, by=by, at=datetime.now(UTC))
     return account.model_copy(update={"reserved": {**account.reserved, name: reservation}})
 
@@ -152,7 +154,8 @@ def _released(account: Account, name: str, settled_usd: Decimal | None) -> Accou
         )
     if not settled_usd:
         return None
-    return account.model_copy(update={"spent_usd": account.spent_usd - settled_usd})
+    # Never below nothing, even if the account was removed meanwhile: that would be money to spend on top of the cap.
+    return account.model_copy(update={"spent_usd": max(account.spent_usd - settled_usd, Decimal(0))})
 
 
 def _explanation(account: Account, cap: Cap, usd: Decimal) -> str:
@@ -165,7 +168,7 @@ def _explanation(account: Account, cap: Cap, usd: Decimal) -> str:
     for reservation in account.reserved.values():
         holders[reservation.by] = holders.get(reservation.by, Decimal(0)) + reservation.usd
     shown = ", ".join(f"${held} by {by}" for by, held in list(holders.items())[:5])
-    return f"{text}. Reserved: {shown}{' and others' if len(holders) > 5 else ''}" if shown else text  # noqa: PLR2004
+    return f"{text}. Reserved: {shown}{' and others' if len(holders) > 5 else ''}" if shown else text
 
 
 def _account_of(budget: str, body: bytes) -> Account:

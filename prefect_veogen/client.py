@@ -164,10 +164,10 @@ class VeogenClient:
                 raise ServiceUnavailable(f"GET {path}: {error}") from None
             except NotSent as error:
                 raise ServiceUnavailable(error.message) from None
-            if answer.status != 429:  # noqa: PLR2004
+            if answer.status != 429:
                 break
             self.limiter.pause(retry_after_seconds(answer.headers, _now()))
-        if 200 <= answer.status < 300:  # noqa: PLR2004
+        if 200 <= answer.status < 300:
             return answer
         raise error_of(answer, f"GET {path}", _now())
 

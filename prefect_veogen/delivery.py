@@ -125,25 +125,26 @@ class _Download:
             MediaRejected: what it served is not the media that was paid for.
         """
         self._url = await self._link()
-        transfer = _Transfer(self._session, self._generation.type or await self._kind(), self._key)
+        aside = f"rejected/{self._stem()}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
+        transfer = _Transfer(self._session, self._generation.type or await self._kind(), self._key, aside)
         try:
-            await self._transferred(transfer)
-        except NotMedia as problem:
-            raise await self._rejected(transfer, str(problem)) from None
+            try:
+                await self._transferred(transfer)
+            except NotMedia as problem:
+                raise await self._rejected(transfer, str(problem)) from None
+            etag = await transfer.commit()
         except BaseException:
             with contextlib.suppress(VeogenError):
                 await asyncio.shield(transfer.abort())
             raise
-        etag = await transfer.commit()
         asset = self._asset(transfer)
         await self._write_sidecar(transfer, asset)
         return asset, etag
 
     async def _transferred(self, transfer: _Transfer) -> None:
         """Return when all bytes are in and judged."""
-        failures = 0
+        failures = farthest = 0
         while True:
-            before = transfer.size
             try:
                 await self._connect(transfer)
             except _Restart:
@@ -155,7 +156,9 @@ class _Download:
                 reason = str(stale)
                 self._url = await self._link(fresh=True)
             except AnswerLost as lost:
-                failures = 1 if transfer.size > before else failures + 1
+                # Only what was never reached before is progress: a file that starts over and over must come to an end.
+                failures = 1 if transfer.size > farthest else failures + 1
+                farthest = max(farthest, transfer.size)
                 reason = str(lost)
             else:
                 transfer.finish()
@@ -187,7 +190,7 @@ class _Download:
     async def _read(self, transfer: _Transfer, answer: MediaAnswer) -> None:
         if answer.status in _STALE:
             raise _Stale(f"the media host answers HTTP {answer.status}")
-        if answer.status == 416:  # noqa: PLR2004
+        if answer.status == 416:
             if answer.headers.get("content-range", "").strip() == f"bytes */{transfer.size}":
                 return  # there is nothing behind what we have
             raise _Restart
@@ -222,27 +225,35 @@ class _Download:
 
     async def _rejected(self, transfer: _Transfer, problem: str) -> MediaRejected:
         """Keep aside what was served, and return the error that says so."""
-        key = f"rejected/{self._stem()}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        if not await transfer.set_aside(key):
-            await self._fetch_aside(key)
-        kept_at = self._session.store.uri(key)
-        note = {"format": 1, "problem": problem, "size": transfer.size, "source_url": _without_query(self._url)}
+        kept = "as it was served" if await transfer.set_aside() else await self._fetched_aside(transfer.aside)
+        note = {"format": 1, "problem": problem, "size": transfer.size, "kept": kept}
+        note |= {"source_url": _without_query(self._url), "content_type_claimed": transfer.content_type_claimed}
         note |= {"receipt": self._generation.receipt, "generation_id": self._generation.id}
-        await self._session.store.put(f"{key}.json", json.dumps(note, indent=1).encode(), "application/json")
-        message = f"Generation {self._generation.id} is paid for, but the media host served {problem}"
-        return MediaRejected(message, kept_at=kept_at, generation_id=self._generation.id)
+        body = json.dumps(note, indent=1).encode()
+        await self._session.store.put(f"{transfer.aside}.json", body, "application/json")
+        return MediaRejected(
+            f"Generation {self._generation.id} is paid for, but the media host served {problem}",
+            kept_at=self._session.store.uri(transfer.aside) if kept else None,
+            generation_id=self._generation.id,
+        )
 
-    async def _fetch_aside(self, key: str) -> None:
+    async def _fetched_aside(self, key: str) -> str | None:
         """Read the same link once more, into where a person can look at it; best effort."""
         writer = self._session.store.writer(key, "application/octet-stream")
+        left = self._session.settings.max_asset_bytes
         try:
             await check_address(self._session, self._url)
             async with self._session.client.transport.media(self._url, {}) as answer:
                 async for batch in _batched(answer.chunks()):
-                    await writer.write(batch)
+                    await writer.write(batch[:left])
+                    left -= len(batch)
+                    if left <= 0:
+                        break
             await writer.commit()
         except (AnswerLost, VeogenError):
             await writer.abort()
+            return None
+        return "read from the link once more"
 
     async def _kind(self) -> Kind | None:
         """Return what is due when the generation doesn't say (the newer shape of a create answer doesn't)."""
@@ -272,7 +283,7 @@ class _Download:
         receipt, generation = self._receipt, self._generation
         if receipt is None:
             return f"{_plain(generation.model or 'unknown')}/{quote(generation.id, safe='')}"
-        version_, visible, content, *take = receipt.key.split("-", 3)
+        _version, visible, content, *take = receipt.key.split("-", 3)
         words = _plain(receipt.request["prompt"])[:40].strip("-")
         name = "-".join(part for part in (words, visible, content[:8], *take) if part)
         return f"{_plain(receipt.request['model'])}/{name}"
@@ -286,7 +297,8 @@ class _Download:
 class _Transfer:
     """The bytes received so far of one version of a file, on their way into the store."""
 
-    def __init__(self, session: Session, kind: Kind | None, key_for: Callable[[str], str]) -> None:
+    def __init__(self, session: Session, kind: Kind | None, key_for: Callable[[str], str], aside: str) -> None:
+        self.aside = aside
         self._store = session.store
         self._most = session.settings.max_asset_bytes
         self._kind = kind
@@ -296,6 +308,8 @@ class _Transfer:
 
     def _reset(self) -> None:
         self._inspector = Inspector(self._kind)
+        self._problem: NotMedia | None = None
+        self.size = 0
         self._digest = hashlib.sha256()
         self._first = bytearray()
         self._stated_sha256: str | None = None
@@ -307,10 +321,6 @@ class _Transfer:
         """Forget everything received so far."""
         await self.abort()
         self._reset()
-
-    @property
-    def size(self) -> int:
-        return self._inspector.size
 
     @property
     def sha256(self) -> str:
@@ -333,7 +343,7 @@ class _Transfer:
     def begin(self, answer: MediaAnswer) -> None:
         """Take note of what the host says of the file; refuse a rest that doesn't fit what is there."""
         headers = answer.headers
-        if answer.status == 206:  # noqa: PLR2004
+        if answer.status == 206:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", "").strip())
             if found is None or int(found[1]) != self.size or (self.length and found[2] not in ("*", str(self.length))):
                 raise _Restart
@@ -351,17 +361,20 @@ class _Transfer:
     async def take(self, batch: bytes) -> None:
         """Pass the next bytes on, out of sight, and judge them.
 
+        Bytes that can't be what was paid for are read to their end all the same: a person is to see them whole.
+
         Raises:
-            NotMedia: they can't belong to what was paid for.
+            NotMedia: they are too many.
         """
         if self._writer is None:
             self._first += batch
         else:
             await self._writer.write(batch)
+        self.size += len(batch)
         await asyncio.to_thread(self._judge, batch)
         if self.size > self._most:
             raise NotMedia(f"more than {self._most} bytes (VEOGEN_MAX_ASSET_BYTES)")
-        if self._writer is None and self._inspector.is_recognised:
+        if self._writer is None and (self._problem is not None or self._inspector.is_recognised):
             await self._opened()
 
     def finish(self) -> None:
@@ -370,6 +383,8 @@ class _Transfer:
         Raises:
             NotMedia: it is not what was paid for.
         """
+        if self._problem is not None:
+            raise self._problem
         self._inspector.finish()
         if self._stated_sha256 is not None and self._stated_sha256 != self.sha256:
             raise NotMedia("bytes which do not have the digest that their own header states")
@@ -384,23 +399,29 @@ class _Transfer:
             await self._writer.abort()
             self._writer = None
 
-    async def set_aside(self, key: str) -> bool:
-        """Put what was received under another key; `False` if the store could not."""
+    async def set_aside(self) -> bool:
+        """Put what was received where a person can look at it; `False` if the store could not."""
         if self._writer is None:
-            await self._store.put(key, bytes(self._first), "application/octet-stream")
+            await self._store.put(self.aside, bytes(self._first), "application/octet-stream")
             return True
-        return await self._writer.set_aside(key)
+        return await self._writer.set_aside(self.aside)
 
     async def _opened(self) -> Writer:
         if self._writer is None:
-            self._writer = self._store.writer(self._key_for(self.extension), self.content_type)
+            is_media = self._problem is None
+            key = self._key_for(self.extension) if is_media else self.aside
+            self._writer = self._store.writer(key, self.content_type if is_media else "application/octet-stream")
             await self._writer.write(bytes(self._first))
             self._first.clear()
         return self._writer
 
     def _judge(self, batch: bytes) -> None:
         self._digest.update(batch)
-        self._inspector.feed(batch)
+        if self._problem is None:
+            try:
+                self._inspector.feed(batch)
+            except NotMedia as problem:
+                self._problem = problem
 
 
 async def _batched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -429,6 +450,7 @@ def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset, c
     known = generation.model_dump(
         mode="json", include={"id", "model", "type", "prompt", "parameters", "created_at", "completed_at"}
     )
+    known["parameters"] = _without_queries(known["parameters"])  # links to inputs may be signed
     bought: dict[str, Any] = {}
     if receipt is not None:
         bought = receipt.model_dump(mode="json", include={"request", "take", "links", "api", "quote_usd", "sent_at"})
@@ -448,7 +470,7 @@ def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset, c
 def _stated_sha256(headers: Mapping[str, str]) -> str | None:
     """Return the digest of the whole file, in hex, if the host states one."""
     for name in ("repr-digest", "digest", "x-amz-checksum-sha256"):
-        found = re.fullmatch(r"(?:.*sha-256=)?:?([A-Za-z0-9+/]{43}=):?(?:,.*)?", headers.get(name, ""))
+        found = re.fullmatch(r"(?:.*sha-256=)?:?([A-Za-z0-9+/]{43}=):?(?:,.*)?", headers.get(name, ""), re.IGNORECASE)
         if found:
             return base64.b64decode(found[1]).hex()
     return None
@@ -458,6 +480,14 @@ def _plain(text: str) -> str:
     """Return text as part of a file name: lower-case ASCII letters, digits, dots and dashes."""
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9.]+", "-", ascii_only).strip("-.") or "x"
+
+
+def _without_queries(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_queries(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_without_queries(item) for item in value]
+    return _without_query(value) if isinstance(value, str) and "://" in value else value
 
 
 def _without_query(url: str) -> str:

@@ -9,6 +9,7 @@ VeogenError
 │   └── StoreUnavailable       the bucket or directory could not be reached
 ├── ChangeTheRequest           the request as it stands will never be accepted
 │   ├── InvalidRequest         a field is wrong: see .problems
+│   ├── InvalidManifest        rows of a campaign are wrong: see .problems
 │   ├── ModelNotFound          the catalogue does not know the model
 │   └── InputUnavailable       an asset used as an input can't be offered to the service
 ├── ChangeTheSetup             the request is fine, the surroundings are not
@@ -137,7 +138,9 @@ class Problem:
     nearest: Any = None
 
     def __str__(self) -> str:
-        text = f"{self.field}: {self.message} (got {_shortened(self.value)})"
+        text = f"{self.field}: {self.message}"
+        if self.value is not None:
+            text += f" (got {_shortened(self.value)})"
         if self.allowed is not None:
             text += f"; allowed: {', '.join(str(value) for value in self.allowed) or 'nothing'}"
         if self.nearest is not None:
@@ -157,6 +160,17 @@ class InvalidRequest(ChangeTheRequest, ValueError):
         self.problems = tuple(problems)
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         super().__init__(f"The request is not valid:\n{lines}", **facts)
+
+
+class InvalidManifest(ChangeTheRequest):
+    """Rows of a campaign's manifest are wrong; `problems` holds all of them, each with its row. Nothing was bought."""
+
+    default_next_step = "Nothing was bought. Correct the rows and run it again."
+
+    def __init__(self, problems: Sequence[str], **facts: Any) -> None:
+        self.problems = tuple(problems)
+        lines = "\n".join(f"  - {problem}" for problem in self.problems)
+        super().__init__(f"The manifest has {len(self.problems)} problem(s):\n{lines}", **facts)
 
 
 class ModelNotFound(ChangeTheRequest):

@@ -2,11 +2,68 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
+from prefect.concurrency.asyncio import rate_limit
+from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL
+
+from prefect_veogen.limiter import pace
 
 if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
+_LOOKED_UP_EVERY_SECONDS = 300.0
+_known: dict[tuple[str, str], tuple[float, bool]] = {}
+
 
 async def joined_limit(session: Session) -> None:
-    """Let the session's requests wait for the other workers' too, if `prefect-veogen setup` was run."""
+    """Let the session's requests take turns with all other workers', if `prefect-veogen setup` was run."""
+    server = PREFECT_API_URL.value()
+    # Without a server that others share there is nobody to take turns with.
+    name = session.settings.requests_limit_name
+    joined = server is not None and await _exists(server, name)
+
+    async def take_turns() -> None:
+        try:
+            await rate_limit(name)
+        except Exception as error:  # noqa: BLE001 - a limit that can't be asked must not stop what is paid for
+            session.log.warning("The concurrency limit %s can't be used: %s", name, error)
+            _known[str(server), name] = (time.monotonic(), False)
+            session.client.join = None
+
+    session.client.join = take_turns if joined else None
+
+
+async def create_limit(name: str, requests_per_minute: int) -> None:
+    """Create or update the limit which joins all workers of one Prefect server; free, and safe to repeat."""
+    burst, interval = pace(requests_per_minute)
+    async with get_client() as client:
+        try:
+            await client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            await client.create_global_concurrency_limit(
+                GlobalConcurrencyLimitCreate(name=name, limit=burst, slot_decay_per_second=1 / interval)
+            )
+        else:
+            await client.update_global_concurrency_limit(
+                name, GlobalConcurrencyLimitUpdate(limit=burst, slot_decay_per_second=1 / interval, active=True)
+            )
+
+
+async def _exists(server: str, name: str) -> bool:
+    looked_at, exists = _known.get((server, name), (-_LOOKED_UP_EVERY_SECONDS, False))
+    if time.monotonic() - looked_at < _LOOKED_UP_EVERY_SECONDS:
+        return exists
+    try:
+        async with asyncio.timeout(10), get_client() as client:
+            await client.read_global_concurrency_limit_by_name(name)
+        exists = True
+    except Exception:  # noqa: BLE001 - no limit, an old server, no server: each process then keeps the limit for itself
+        exists = False
+    _known[server, name] = (time.monotonic(), exists)
+    return exists

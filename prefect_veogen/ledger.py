@@ -157,7 +157,7 @@ class Ledger:
     async def claimant(self, api: str, generation_id: str) -> str | None:
         """Return the key of the receipt that claimed a generation, `None` if nobody did."""
         document = await self._store.read(_claim_path(api, generation_id))
-        return None if document is None else str(json.loads(document.body)["receipt"])
+        return None if document is None else _claimant_of(generation_id, document.body)
 
     async def family(self, receipt: Receipt, since: datetime) -> list[Entry]:
         """Return the other receipts written since a time whose generations look the same from outside."""
@@ -193,7 +193,19 @@ def _body_of(receipt: Receipt) -> bytes:
 
 def _receipt_of(key: str, body: bytes) -> Receipt:
     try:
-        return Receipt.model_validate_json(body)
+        receipt = Receipt.model_validate_json(body)
     except ValidationError as error:
         problem = error.errors(include_url=False, include_input=False)[0]
         raise UnreadableReceipt(f"The receipt {key} can't be read: {problem['loc']} {problem['msg']}") from None
+    if receipt.key != key:
+        raise UnreadableReceipt(f"The receipt {key} can't be read: it is a copy of {receipt.key}")
+    if receipt.state in (State.BOUGHT, State.STORED) and receipt.generation is None:
+        raise UnreadableReceipt(f"The receipt {key} can't be read: it is {receipt.state.value} without a generation")
+    return receipt
+
+
+def _claimant_of(generation_id: str, body: bytes) -> str:
+    try:
+        return str(json.loads(body)["receipt"])
+    except (ValueError, KeyError, TypeError):
+        raise UnreadableReceipt(f"The claim of the generation {generation_id} can't be read") from None

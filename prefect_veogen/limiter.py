@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-_BURST_SHARE = 0.03
+_SPARED_SHARE = 0.03
+_MOST_AT_ONCE = 3
 # After so many purchases in a row a waiting look goes first: looks get at most 1 in 15 turns while there is buying.
 _PURCHASES_BEFORE_A_LOOK = 14
 
@@ -27,12 +28,17 @@ class Lane(IntEnum):
     LOOKING = 1
 
 
+def pace(requests_per_minute: int) -> tuple[int, float]:
+    """Return how many requests may go out at once, and the seconds between them after that."""
+    spared = max(1, round(requests_per_minute * _SPARED_SHARE))
+    return min(spared, _MOST_AT_ONCE), 60 / max(requests_per_minute - spared, 1)
+
+
 class Limiter:
     """Hands out turns to the requests of one account in this process; belongs to one event loop."""
 
     def __init__(self, requests_per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        burst = max(1, int(requests_per_minute * _BURST_SHARE))
-        self._interval = 60 / max(requests_per_minute - burst, 1)
+        burst, self._interval = pace(requests_per_minute)
         self._ahead = (burst - 1) * self._interval
         self._clock = clock
         self._earliest = 0.0

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefect_veogen.errors import InputUnavailable, VeogenError
+from prefect_veogen.addresses import check_address
+from prefect_veogen.errors import InputUnavailable, MediaRejected, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Asset
 from prefect_veogen.store import open_store
-from prefect_veogen.transport import AnswerLost
+from prefect_veogen.transport import AnswerLost, joined_url
 
 if TYPE_CHECKING:
     from prefect_veogen.models import GenerationRequest
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 # Long enough for a queue at the service; the link ends up in the service's records, so not longer than needed.
 PRESIGNED_SECONDS = 6 * 3600
+_MAX_REDIRECTS = 5
 
 
 async def offered_links(session: Session, request: GenerationRequest) -> dict[str, list[str]]:
@@ -46,9 +48,8 @@ async def link_to(session: Session, asset: Asset) -> str:
         generation = None
     if generation is not None and generation.output is not None and await _opens(session, generation.output.url):
         return generation.output.url
-    store = open_store(asset.uri.rpartition("/")[0])
-    link = await store.link(asset.uri.rpartition("/")[2], PRESIGNED_SECONDS)
-    if link is not None and await _opens(session, link):
+    link = await _presigned(asset)
+    if link is not None and await _opens(session, link, ours=True):
         return link
     raise InputUnavailable(
         f"The asset {asset.uri} is needed as an input, but the service no longer serves generation "
@@ -58,13 +59,27 @@ async def link_to(session: Session, asset: Asset) -> str:
     )
 
 
-async def _opens(session: Session, url: str) -> bool:
-    return await on_io(_answers(session, url))
-
-
-async def _answers(session: Session, url: str) -> bool:
+async def _presigned(asset: Asset) -> str | None:
+    folder, _, name = asset.uri.rpartition("/")
     try:
-        async with session.client.transport.media(url, {"Range": "bytes=0-0"}) as answer:
-            return answer.status in (200, 206)
-    except AnswerLost:
-        return False
+        return await open_store(folder).link(name, PRESIGNED_SECONDS)
+    except VeogenError:
+        return None
+
+
+async def _opens(session: Session, url: str, *, ours: bool = False) -> bool:
+    return await on_io(_answers(session, url, ours=ours))
+
+
+async def _answers(session: Session, url: str, *, ours: bool) -> bool:
+    try:
+        for _ in range(_MAX_REDIRECTS + 1):
+            if not ours:  # a bucket may well have a private address here and a public one elsewhere
+                await check_address(session, url)
+            async with session.client.transport.media(url, {"Range": "bytes=0-0"}) as answer:
+                if not 300 <= answer.status < 400:
+                    return answer.status in (200, 206)
+                url = joined_url(url, answer.headers.get("location", ""))
+    except (AnswerLost, MediaRejected):
+        pass
+    return False

@@ -6,6 +6,7 @@ format here has a structure whose end is known, so a truncated file is noticed t
 
 from __future__ import annotations
 
+import codecs
 import zlib
 from abc import ABC, abstractmethod
 
@@ -75,7 +76,8 @@ class Inspector:
 
     def _recognise(self) -> None:
         head = bytes(self._head)
-        self._format = _format_of(head)
+        # The same bytes whatever the chunks are, so that the verdict is the same too.
+        self._format = _format_of(head[:_HEAD_BYTES])
         if self._kind is not None and not self._format.content_type.startswith(f"{self._kind.value}/"):
             raise NotMedia(f"{self._format.content_type}, where {_article(self._kind)} is due")
         self._format.feed(head)
@@ -115,22 +117,24 @@ def _format_of(head: bytes) -> _Format:
 
 def _of_brand(brand: bytes) -> _Format:
     if brand in (b"avif", b"avis"):
-        return _Boxes("image/avif", ".avif", needs=b"meta")
+        return _Boxes("image/avif", ".avif", needs=(b"meta",))
     if brand in (b"heic", b"heix", b"mif1"):
-        return _Boxes("image/heic", ".heic", needs=b"meta")
+        return _Boxes("image/heic", ".heic", needs=(b"meta",))
     if brand == b"qt  ":
-        return _Boxes("video/quicktime", ".mov", needs=b"moov")
-    return _Boxes("video/mp4", ".mp4", needs=b"moov")
+        return _Boxes("video/quicktime", ".mov", needs=(b"moov", b"mdat"))
+    return _Boxes("video/mp4", ".mp4", needs=(b"moov", b"mdat"))
 
 
 def _description(head: bytes) -> str:
-    text = head.lstrip().lower()
+    text = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if text.startswith((b"<!doctype", b"<html", b"<head", b"<body")):
         return "an HTML page"
     if text.startswith((b"<?xml", b"<error")):
         return "an XML document"
     if text.startswith((b"{", b"[")):
         return "a JSON document"
+    if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
+        return f"plain text ({head.decode('ascii').strip()[:40]!r} …)"
     return f"bytes of no known media format ({head[:12].hex(' ')} …)"
 
 
@@ -145,6 +149,7 @@ class _Png(_Format):
         self._left = 0
         self._checksum = 0
         self._name = b""
+        self._has_pixels = False
         self._ended = False
 
     def feed(self, chunk: bytes) -> None:
@@ -158,6 +163,8 @@ class _Png(_Format):
     def finish(self) -> None:
         if not self._ended:
             raise NotMedia("a truncated PNG")
+        if not self._has_pixels:
+            raise NotMedia("a PNG without a picture in it")
 
     def _step(self) -> bool:
         if self._ended:
@@ -171,7 +178,7 @@ class _Png(_Format):
             return bool(data)
         if self._name:
             return self._check()
-        if len(self._pending) < 8:  # noqa: PLR2004 - length and name
+        if len(self._pending) < 8:
             return False
         self._left = int.from_bytes(self._pending[:4], "big")
         self._name = bytes(self._pending[4:8])
@@ -180,11 +187,12 @@ class _Png(_Format):
         return True
 
     def _check(self) -> bool:
-        if len(self._pending) < 4:  # noqa: PLR2004 - checksum
+        if len(self._pending) < 4:
             return False
         if int.from_bytes(self._pending[:4], "big") != self._checksum:
             raise NotMedia(f"a damaged PNG (checksum of {self._name.decode('latin-1')})")
         del self._pending[:4]
+        self._has_pixels = self._has_pixels or self._name == b"IDAT"
         self._ended = self._name == b"IEND"
         self._name = b""
         return True
@@ -234,9 +242,9 @@ class _WebP(_Format):
 
 
 class _Boxes(_Format):
-    """ISO base media (MP4, MOV, AVIF, HEIC): boxes which must tile the file exactly and include the index."""
+    """ISO base media (MP4, MOV, AVIF, HEIC): boxes which must tile the file exactly and include the needed ones."""
 
-    def __init__(self, content_type: str, extension: str, needs: bytes) -> None:
+    def __init__(self, content_type: str, extension: str, needs: tuple[bytes, ...]) -> None:
         self.content_type, self.extension = content_type, extension
         self._needs = needs
         self._pending = bytearray()
@@ -261,12 +269,13 @@ class _Boxes(_Format):
     def finish(self) -> None:
         if self._skip or self._pending:
             raise NotMedia(f"a truncated {self._label} file")
-        if self._needs not in self._seen:
-            raise NotMedia(f"a {self._label} file without its index ({self._needs.decode()}), so nothing can play it")
+        missing = [name.decode() for name in self._needs if name not in self._seen]
+        if missing:
+            raise NotMedia(f"a {self._label} file without its {' and '.join(missing)}, so nothing can play it")
 
     def _header(self) -> bool:
         """Read the next box's header; `False` if more bytes are needed."""
-        if len(self._pending) < 8:  # noqa: PLR2004 - size and type
+        if len(self._pending) < 8:
             return False
         size, name, length = int.from_bytes(self._pending[:4], "big"), bytes(self._pending[4:8]), 8
         if size == 1:
@@ -310,19 +319,21 @@ class _Matroska(_Format):
                 return
 
     def finish(self) -> None:
-        if self._elements < 2 or self._skip or (self._pending and not self._open_ended):  # noqa: PLR2004
+        if self._elements < 2 or self._skip or (self._pending and not self._open_ended):
             raise NotMedia("a truncated Matroska or WebM file")
 
     def _header(self) -> bool:
         if not self._pending:
             return False
         id_length = 9 - self._pending[0].bit_length()
-        if id_length > 4:  # noqa: PLR2004 - ids have at most 4 bytes
+        if id_length > 4:
             raise NotMedia("a damaged Matroska or WebM file")
         if len(self._pending) <= id_length:
             return False
         first = self._pending[id_length]
         length = 9 - first.bit_length()
+        if length > 8:
+            raise NotMedia("a damaged Matroska or WebM file")
         if len(self._pending) < id_length + length:
             return False
         stated = int.from_bytes(self._pending[id_length : id_length + length], "big") - (1 << (7 * length))

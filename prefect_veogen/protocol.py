@@ -39,7 +39,9 @@ Member = TypeVar("Member", Status, Kind)
 
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
 MAX_RETRY_AFTER_SECONDS = 120.0
-_MODERATION = re.compile(r"moderat|polic|safety|nsfw|prohibited|sensitive|not allowed|violat|inappropriate", re.I)
+_MODERATION = re.compile(
+    r"moderat|polic|safety|nsfw|prohibited|sensitive|not allowed|violat|inappropriate", re.IGNORECASE
+)
 
 
 class Answer(NamedTuple):
@@ -86,15 +88,15 @@ Submission = Accepted | Refused | Busy | Unknown
 
 def read_submission(answer: Answer, now: datetime) -> Submission:
     """Return what the answer to a POST means for the money (/api-reference/generations/create)."""
-    if answer.status == 429:  # noqa: PLR2004
+    if answer.status == 429:
         return Busy(retry_after_seconds(answer.headers, now))
-    if 200 <= answer.status < 300:  # noqa: PLR2004
+    if 200 <= answer.status < 300:
         try:
             return Accepted(read_generation(answer))
         except VeogenError as error:
             return Unknown(f"HTTP {answer.status} with an answer nobody can read: {error.message}")
     # 408 and 303 may come after the work was done; a permanent or method-keeping redirect says that it was not.
-    if answer.status in (301, 307, 308) or (400 <= answer.status < 500 and answer.status != 408):  # noqa: PLR2004
+    if answer.status in (301, 307, 308) or (400 <= answer.status < 500 and answer.status != 408):
         return Refused(error_of(answer, "the purchase", now))
     return Unknown(f"HTTP {answer.status}: {service_text(answer) or 'no explanation'}")
 
@@ -125,9 +127,9 @@ def error_of(answer: Answer, doing: str, now: datetime) -> VeogenError:
         case 429:
             wait = retry_after_seconds(answer.headers, now)
             return RateLimited(f"Too many requests during {doing}", retry_after_seconds=wait, **facts)
-        case status if status >= 500 or status == 408:  # noqa: PLR2004
+        case status if status >= 500 or status == 408:
             return ServiceUnavailable(f"The service failed during {doing}", **facts)
-        case status if 300 <= status < 400:  # noqa: PLR2004
+        case status if 300 <= status < 400:
             where = answer.headers.get("location", "nowhere").partition("?")[0]
             return UnexpectedAnswer(f"The service redirected {doing} to {where}; redirects are not followed", **facts)
         case _:
@@ -140,12 +142,12 @@ def service_text(answer: Answer) -> str | None:
     if body is None:
         text = answer.body.decode("utf-8", "replace").strip()
         if "<" in text:
-            title = re.search(r"<title>(.*?)</title>", text, re.I | re.S)
+            title = re.search(r"<title>(.*?)</title>", text, re.IGNORECASE | re.DOTALL)
             text = f"an HTML page{': ' + title[1].strip() if title else ''}"
     else:
         text = _words(body)
     text = " ".join(text.split())
-    return (text[:300] + "…" if len(text) > 300 else text) or None  # noqa: PLR2004
+    return (text[:300] + "…" if len(text) > 300 else text) or None
 
 
 def failure_of(generation: Generation) -> GenerationFailed:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal  # noqa: TC003 - pydantic reads the annotations at run time
+from decimal import Decimal
 from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -46,7 +46,8 @@ class Settings(BaseSettings):
     buy_again_when_unknown: bool = False
     """Buy again when a lost purchase did not show up after the grace time; risks paying twice."""
     allow_private_media: bool | None = None
-    """Whether media may come from private addresses; unset: only if the API itself is at one."""
+    """Whether media may come from private addresses; unset: only if the API itself is at one, and never
+    from link-local ones."""
     max_asset_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
     """The largest download accepted."""
     requests_limit_name: str = "veogen-requests"

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore
@@ -28,6 +28,9 @@ from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeSt
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import BinaryIO
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 PART_BYTES = 8 * 1024 * 1024
 _PARTS_IN_FLIGHT = 3
@@ -173,9 +176,10 @@ def open_store(url: str) -> Store:
             f"VEOGEN_STORE={url!r} is no place to store things",
             next_step="Give s3://bucket/prefix, file:///path or a path.",
         )
-    # boto3 reads its environment once, when a client is made: another environment is another store.
+    # boto3 reads its environment once, when a client is made: another environment is another store. And a forked
+    # process must not speak on its parent's connections.
     environment = tuple(sorted(item for item in os.environ.items() if item[0].startswith("AWS_")))
-    return _s3(bucket, prefix.strip("/"), environment)
+    return _s3(bucket, prefix.strip("/"), environment, os.getpid())
 
 
 # ---------------------------------------------------------------- a directory
@@ -202,7 +206,7 @@ class LocalStore(Store):
     async def replace(self, key: str, body: bytes, version: str) -> str:
         return await _in_thread(self._replace, key, body, version)
 
-    async def put(self, key: str, body: bytes, content_type: str) -> None:  # noqa: ARG002 - a file has no type
+    async def put(self, key: str, body: bytes, content_type: str) -> None:
         await _in_thread(self._put, key, body)
 
     async def read(self, key: str) -> Document | None:
@@ -217,10 +221,10 @@ class LocalStore(Store):
     async def sha256(self, key: str) -> str:
         return await _in_thread(self._sha256, key)
 
-    def writer(self, key: str, content_type: str) -> Writer:  # noqa: ARG002 - a file has no type
+    def writer(self, key: str, content_type: str) -> Writer:
         return _LocalWriter(self, key)
 
-    async def link(self, key: str, seconds: int) -> str | None:  # noqa: ARG002 - nobody else can reach a file
+    async def link(self, key: str, seconds: int) -> str | None:
         return None
 
     async def check(self) -> None:
@@ -310,7 +314,7 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        import fcntl  # noqa: PLC0415 - POSIX only; `check` refuses a directory elsewhere
+        import fcntl
 
         # The kernel lets go of this lock when its holder dies, however it dies.
         name = hashlib.sha256(key.encode()).hexdigest()[:2]
@@ -435,7 +439,7 @@ class S3Store(Store):
         try:
             head = await self._call("head_object", Key=self.prefix + key)
         except _Refused as refused:
-            if refused.status == 404:  # noqa: PLR2004
+            if refused.status == 404:
                 return None
             raise self._unavailable(refused) from None
         return Stat(int(head["ContentLength"]), str(head["ETag"]))
@@ -447,13 +451,7 @@ class S3Store(Store):
         return _S3Writer(self, key, content_type)
 
     async def link(self, key: str, seconds: int) -> str | None:
-        return str(
-            await _in_thread(
-                lambda: self.client().generate_presigned_url(
-                    "get_object", Params={"Bucket": self.bucket, "Key": self.prefix + key}, ExpiresIn=seconds
-                )
-            )
-        )
+        return str(await _in_thread(self._link, key, seconds))
 
     async def check(self) -> None:
         if self._checked:
@@ -463,7 +461,7 @@ class S3Store(Store):
             await self.create(probe, body)
         honoured = await self._refuses(probe, body, IfNoneMatch="*")
         if not honoured or not await self._refuses(probe, body, IfMatch='"00000000000000000000000000000000"'):
-            raise UnsafeStore(f"The store at {self.uri('')} ignores conditional writes, so two workers could both buy")
+            raise self._unsafe()
         self._checked = True
 
     async def clear_unfinished(self, older_than_seconds: float) -> int:
@@ -473,9 +471,9 @@ class S3Store(Store):
         """Return the boto3 client, made on first use: importing boto3 takes its time."""
         with self._client_lock:
             if self._client is None:
-                import boto3  # noqa: PLC0415 - loaded only by those who use a bucket
-                from botocore.config import Config  # noqa: PLC0415
-                from botocore.exceptions import BotoCoreError  # noqa: PLC0415
+                import boto3
+                from botocore.config import Config
+                from botocore.exceptions import BotoCoreError
 
                 config = Config(
                     signature_version="s3v4", retries={"mode": "standard", "max_attempts": 5}, max_pool_connections=50
@@ -493,9 +491,11 @@ class S3Store(Store):
                     "put_object", Key=self.prefix + key, Body=body, ContentType="application/json", **condition
                 )
             except _Refused as refused:
-                if refused.status == 409:  # noqa: PLR2004 - another conditional write is under way: S3 says try again
+                if refused.status == 409:
                     await asyncio.sleep(0.05)
                     continue
+                if refused.status == 501:
+                    raise self._unsafe() from None
                 # IfMatch on an object that is gone is answered with 404.
                 if refused.status not in (412, 404):
                     raise self._unavailable(refused) from None
@@ -513,7 +513,8 @@ class S3Store(Store):
         except _Refused as refused:
             if refused.status in (409, 412):
                 return True
-            raise self._unavailable(refused) from None
+            if refused.status != 501:
+                raise self._unavailable(refused) from None
         return False
 
     def _read(self, key: str) -> Document | None:
@@ -535,6 +536,11 @@ class S3Store(Store):
                     key = str(item["Key"]).removeprefix(self.prefix)
                     found.append(Found(key, item["LastModified"], int(item["Size"])))
         return found
+
+    def _link(self, key: str, seconds: int) -> str:
+        target = {"Bucket": self.bucket, "Key": self.prefix + key}
+        with _store_errors(self):
+            return str(self.client().generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
 
     def _sha256(self, key: str) -> str:
         digest = hashlib.sha256()
@@ -564,7 +570,7 @@ class S3Store(Store):
         return await _in_thread(self._call_now, operation, **arguments)
 
     def _call_now(self, operation: str, **arguments: Any) -> Any:
-        from botocore.exceptions import ClientError  # noqa: PLC0415 - loaded with boto3
+        from botocore.exceptions import ClientError
 
         client = self.client()
         with _store_errors(self):
@@ -572,6 +578,9 @@ class S3Store(Store):
                 return getattr(client, operation)(Bucket=self.bucket, **arguments)
             except ClientError as error:
                 raise _Refused(error.response) from None
+
+    def _unsafe(self) -> UnsafeStore:
+        return UnsafeStore(f"The store at {self.uri('')} ignores conditional writes, so two workers could both buy")
 
     def _unavailable(self, refused: _Refused) -> StoreUnavailable:
         return StoreUnavailable(
@@ -592,13 +601,14 @@ class _Refused(Exception):
 @contextlib.contextmanager
 def _store_errors(store: S3Store) -> Iterator[None]:
     """Let no error of botocore leave this module."""
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError  # noqa: PLC0415 - loaded with boto3
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.parsers import ResponseParserError
 
     try:
         yield
     except ClientError as error:
         raise store._unavailable(_Refused(error.response)) from None  # noqa: SLF001 - same module
-    except (BotoCoreError, HTTPClientError) as error:
+    except (BotoCoreError, HTTPClientError, ResponseParserError) as error:
         raise StoreUnavailable(f"The store at {store.uri('')} could not be reached: {error}") from None
 
 
@@ -647,7 +657,7 @@ class _S3Writer(Writer):
             await self._call("abort_multipart_upload", UploadId=upload_id)
 
     async def set_aside(self, key: str) -> bool:
-        if self._upload_id is None:
+        if self._upload_id is None or self._key == self._store.prefix + key:
             self._key = self._store.prefix + key
             await self.commit()
             return True
@@ -657,7 +667,7 @@ class _S3Writer(Writer):
 
     def _part_bytes(self) -> int:
         # S3 takes at most 10,000 parts: they grow with the object, so that its size needn't be known beforehand.
-        return PART_BYTES * 2 ** (self._sent // 1000)
+        return PART_BYTES << (self._sent // 1000)
 
     async def _send(self, part: bytes) -> None:
         if self._upload_id is None:
@@ -688,11 +698,13 @@ class _S3Writer(Writer):
 
 
 @lru_cache(maxsize=16)
-def _s3(bucket: str, prefix: str, environment: tuple[tuple[str, str], ...]) -> S3Store:  # noqa: ARG001 - cache key
+def _s3(bucket: str, prefix: str, environment: tuple[tuple[str, str], ...], pid: int) -> S3Store:  # noqa: ARG001 - cache key
     return S3Store(bucket, prefix)
 
 
-async def _in_thread(function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+async def _in_thread(
+    function: Callable[Arguments, Result], *arguments: Arguments.args, **keywords: Arguments.kwargs
+) -> Result:
     try:
         return await asyncio.to_thread(function, *arguments, **keywords)
     except (AlreadyThere, Changed):

@@ -12,10 +12,10 @@ from prefect.cache_policies import NO_CACHE, CachePolicy
 from prefect.runtime import flow_run
 from prefect.transactions import TransactionState, get_transaction
 
-from prefect_veogen.blocks import VeogenCredentials  # noqa: TC001 - Prefect reads the annotations at run time
+from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
 from prefect_veogen.delivery import deliver
-from prefect_veogen.errors import MediaRejected, TryAgainLater
+from prefect_veogen.errors import MediaRejected, TryAgainLater, UnexpectedAnswer
 from prefect_veogen.iothread import on_io
 from prefect_veogen.joining import joined_limit
 from prefect_veogen.models import Asset, Generation, GenerationRequest
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 _PROCESS = f"process-{uuid4().hex[:12]}"
 
 
-def _may_be_repeated(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+def may_be_repeated(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Retry what is safe and may help; an error that needs a change or a person is not going to go away."""
-    return isinstance(state.data, TryAgainLater | MediaRejected)
+    return isinstance(state.data, TryAgainLater | MediaRejected | UnexpectedAnswer)
 
 
 @dataclass
@@ -44,9 +44,9 @@ class _ByGeneration(CachePolicy):
 
     def compute_key(
         self,
-        task_ctx: TaskRunContext,  # noqa: ARG002 - the interface
+        task_ctx: TaskRunContext,
         inputs: dict[str, Any],
-        flow_parameters: dict[str, Any],  # noqa: ARG002 - the interface
+        flow_parameters: dict[str, Any],
         **_kwargs: Any,
     ) -> str | None:
         generation = inputs.get("generation")
@@ -61,7 +61,7 @@ class _ByGeneration(CachePolicy):
     description="Buys one generation, unless the ledger shows that it was bought before.",
     retries=4,
     retry_delay_seconds=[2, 5, 15, 45],
-    retry_condition_fn=_may_be_repeated,
+    retry_condition_fn=may_be_repeated,
     # A cached result exists only after the task has ended: too late to guard money. The ledger guards it.
     cache_policy=NO_CACHE,
 )
@@ -83,7 +83,7 @@ async def submit_generation(
         TryAgainLater: nothing was bought, and the task's retries are used up.
         UnknownSubmission: it may have been bought, and a person must look; running again looks again.
     """
-    session = await _session(credentials, store, budget_usd)
+    session = await session_for_task(credentials, store, _run_cap(budget_usd))
     purchase = await on_io(buy(session, request))
     generation = purchase.generation
     if purchase.reused:
@@ -100,7 +100,7 @@ async def submit_generation(
     description="Waits until a generation is completed, however many others wait at the same time.",
     retries=3,
     retry_delay_seconds=[2, 5, 15],
-    retry_condition_fn=_may_be_repeated,
+    retry_condition_fn=may_be_repeated,
     cache_policy=_ByGeneration(),
 )
 async def wait_for_generation(
@@ -120,7 +120,7 @@ async def wait_for_generation(
         StillRunning: the time is over, the generation is not; it carries the id, and running again re-attaches.
         GenerationFailed, ContentRejected: it failed, and was not charged (/quickstart).
     """
-    session = await _session(credentials, store)
+    session = await session_for_task(credentials, store)
     if generation.is_over and generation.output is None:
         _show_as_reused()
     try:
@@ -141,7 +141,7 @@ async def wait_for_generation(
     description="Streams a completed generation's media into the store, verified, with its provenance beside it.",
     retries=5,
     retry_delay_seconds=[1, 2, 5, 15, 30],
-    retry_condition_fn=_may_be_repeated,
+    retry_condition_fn=may_be_repeated,
     # The ledger knows what is stored, and unlike a cached result it notices when the object is gone or changed.
     cache_policy=NO_CACHE,
 )
@@ -161,7 +161,7 @@ async def download_asset(
         MediaRejected: what it served is no such media; the bytes are kept below `rejected/` for a person.
         OutputMissing: the service names nothing to download.
     """
-    session = await _session(credentials, store)
+    session = await session_for_task(credentials, store)
     delivery = await on_io(deliver(session, generation))
     if delivery.reused:
         _show_as_reused()
@@ -195,21 +195,23 @@ async def generate(
     return await download_asset(generation, credentials=credentials, store=store)
 
 
-async def _session(
-    credentials: VeogenCredentials | None, store: str | None, budget_usd: Decimal | float | None = None
-) -> Session:
-    run_id = flow_run.id
-    cap = Cap.of(f"run-{run_id}" if run_id else _PROCESS, budget_usd)
+async def session_for_task(credentials: VeogenCredentials | None, store: str | None, cap: Cap | None = None) -> Session:
+    """Return what a task works with: argument → block → environment → default."""
     session = open_session(
         token=credentials.api_token if credentials else None,
         base_url=credentials.base_url if credentials else None,
         store=store,
         caps=() if cap is None else (cap,),
-        flow_run_id=run_id,
+        flow_run_id=flow_run.id,
         log=get_run_logger(),
     )
     await joined_limit(session)
     return session
+
+
+def _run_cap(budget_usd: Decimal | float | None) -> Cap | None:
+    """Return the cap of this flow run, or of this process where there is none."""
+    return Cap.of(f"run-{flow_run.id}" if flow_run.id else _PROCESS, budget_usd)
 
 
 def _show_as_reused() -> None:

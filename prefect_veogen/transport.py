@@ -126,8 +126,11 @@ class MediaAnswer:
 
 
 def joined_url(base: str, target: str) -> str:
-    """Return where a redirect from `base` to `target` leads."""
-    return str(httpx.URL(base).join(target))
+    """Return where a redirect from `base` to `target` leads; the target as it is if it is no URL."""
+    try:
+        return str(httpx.URL(base).join(target))
+    except httpx.InvalidURL:
+        return target
 
 
 def url_parts(url: str) -> tuple[str, str, int]:
@@ -136,7 +139,8 @@ def url_parts(url: str) -> tuple[str, str, int]:
         parsed = httpx.URL(url)
     except httpx.InvalidURL:
         return "", "", 0
-    return parsed.scheme, parsed.host, parsed.port or (443 if parsed.scheme == "https" else 80)
+    port = parsed.port or (443 if parsed.scheme == "https" else 80)
+    return (parsed.scheme, parsed.host, port) if port < 65536 else ("", "", 0)
 
 
 async def _limited_body(answer: httpx.Response) -> bytes:
@@ -158,3 +162,21 @@ def _origin(url: httpx.URL) -> str:
 
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+async def fetch_text(url: str) -> str:
+    """Return a small text from a public link.
+
+    Raises:
+        ConfigurationError: it can't be had.
+    """
+    try:
+        async with httpx.AsyncClient(follow_redirects=True, timeout=CONNECT_SECONDS) as client:
+            answer = await client.send(client.build_request("GET", url), stream=True)
+            body = await _limited_body(answer)
+            await answer.aclose()
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ConfigurationError(f"{url.partition('?')[0]} can't be read: {_reason(error)}") from None
+    if not answer.is_success:
+        raise ConfigurationError(f"{url.partition('?')[0]} can't be read: HTTP {answer.status_code}")
+    return body.decode("utf-8-sig", "replace")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from prefect_veogen.sandbox import Sandbox
 
 IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse at dusk"}
@@ -151,6 +153,7 @@ def test_every_model_can_be_bought_with_nothing_but_a_prompt(api: httpx.Client) 
         ({"prompt": "   "}, "prompt"),
         ({"prompt": "x" * 2001}, "prompt"),
         ({"prompt": 5}, "prompt"),
+        ({"prompt": "half of a pair: \ud800"}, "prompt"),
         ({"model": "veo-9"}, "model"),
         ({"resolution": "4K"}, "resolution"),
         ({"resolution": None}, "resolution"),
@@ -158,6 +161,7 @@ def test_every_model_can_be_bought_with_nothing_but_a_prompt(api: httpx.Client) 
         ({"duration": 10}, "duration"),
         ({"duration": "8"}, "duration"),
         ({"duration": True}, "duration"),
+        ({"duration": 8.0}, "duration"),
         ({"mode": "fun"}, "mode"),
         ({"style": "comic"}, "style"),
         ({"image_urls": "https://example.com/a.png"}, "image_urls"),
@@ -172,8 +176,6 @@ def test_every_model_can_be_bought_with_nothing_but_a_prompt(api: httpx.Client) 
 def test_an_invalid_request_is_refused_by_field_and_costs_nothing(
     sandbox: Sandbox, api: httpx.Client, wrong: dict[str, Any], field: str
 ) -> None:
-    import json
-
     answer = api.post("/generations", content=json.dumps({**VIDEO, **wrong}).encode())
     assert answer.status_code == 422
     assert list(answer.json()["errors"]) == [field]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
 import httpx
 import pytest
+
 from prefect_veogen.sandbox import Sandbox
 
 IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse"}
@@ -80,6 +82,15 @@ def test_equal_seeds_take_equal_times_and_other_seeds_do_not() -> None:
     assert durations(1) != durations(2)
 
 
+def test_a_generation_is_never_dated_before_the_request_that_made_it(sandbox: Sandbox, api: httpx.Client) -> None:
+    later = datetime.now(UTC)  # the clock of the sandbox stands still at an earlier moment
+    bought(api, **IMAGE)
+    assert sandbox.now < later <= sandbox.generations[0].created_at
+    sandbox.advance(3600)
+    bought(api, **IMAGE)
+    assert sandbox.generations[1].created_at - sandbox.now == timedelta(0)
+
+
 def test_speed_makes_sandbox_time_run_faster() -> None:
     with Sandbox(speed=1000, image_seconds=10) as sandbox, client_of(sandbox) as api:
         generation = bought(api, **IMAGE)
@@ -87,9 +98,10 @@ def test_speed_makes_sandbox_time_run_faster() -> None:
         while status(api, generation) != "completed":
             looks += 1
         assert looks < 100
+        before = sandbox.now
         sandbox.speed = 0
         frozen = sandbox.now
-        assert sandbox.now == frozen
+        assert before < frozen == sandbox.now
 
 
 def test_a_purchase_is_on_the_bill_and_off_the_balance_at_once(sandbox: Sandbox, api: httpx.Client) -> None:

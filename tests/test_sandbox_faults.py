@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
+
 from prefect_veogen.sandbox import FAULTS, Sandbox
 
 IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse"}
@@ -202,6 +203,16 @@ def test_failing_can_be_decided_while_a_generation_runs(sandbox: Sandbox, api: h
     shown = look(api, generation_id)
     assert (shown["status"], shown["error"]) == ("failed", {"code": "moderation"})
     assert api.get("/generations").json()["data"][0]["status"] == "failed"
+
+
+def test_a_generation_that_was_let_pass_is_not_struck_by_looking_at_it(sandbox: Sandbox, api: httpx.Client) -> None:
+    sandbox.fault("failed", after=1)
+    spared = bought(api, **IMAGE)
+    for _ in range(3):
+        look(api, spared)
+    struck = bought(api, **IMAGE)
+    sandbox.advance(LONG_ENOUGH)
+    assert (look(api, spared)["status"], look(api, struck)["status"]) == ("completed", "failed")
 
 
 def test_what_has_completed_does_not_fail_afterwards(sandbox: Sandbox, api: httpx.Client) -> None:

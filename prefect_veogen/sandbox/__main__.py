@@ -9,7 +9,7 @@ import threading
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
-from prefect_veogen.sandbox.faults import FAULTS
+from prefect_veogen.sandbox.faults import FAULTS, FaultKind
 from prefect_veogen.sandbox.server import Sandbox
 
 
@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Serve a sandbox until SIGINT or SIGTERM; the first line printed is its base URL."""
     options = _parser().parse_args(argv)
     if options.list_faults:
-        _say(*(f"{kind.name:28} {kind.place:8} {kind.summary}" for kind in FAULTS.values()))
+        _say(*(f"{kind.name:28} {kind.place:8} {kind.summary}{_defaults(kind)}" for kind in FAULTS.values()))
         return 0
     sandbox = Sandbox(
         options.port,
@@ -63,6 +63,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--create-shape", choices=("older", "newer"), default="older", help="answer of a purchase")
     parser.add_argument("--list-faults", action="store_true", help="list the faults that can be armed, and exit")
     return parser
+
+
+def _defaults(kind: FaultKind) -> str:
+    return f" [{', '.join(f'{name}={value!r}' for name, value in kind.parameters.items())}]" if kind.parameters else ""
 
 
 def _money(text: str) -> Decimal:

@@ -5,6 +5,10 @@ from __future__ import annotations
 import time
 from datetime import UTC, datetime, timedelta
 
+# Beyond these, dates would soon be past the year 9999.
+_LONGEST_JUMP_SECONDS = 50 * 366 * 86400
+_HIGHEST_SPEED = 1_000_000
+
 
 class Clock:
     """Tell the time inside the sandbox, which starts at the real now and never goes backwards.
@@ -30,8 +34,8 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         """Jump forward by that many sandbox seconds."""
-        if not 0 <= seconds < float("inf"):
-            raise ValueError(f"the clock only goes forward: cannot advance by {seconds} seconds")
+        if not 0 <= seconds <= _LONGEST_JUMP_SECONDS:
+            raise ValueError(f"the clock goes forward, by 50 years at most: cannot advance by {seconds} seconds")
         self._elapsed_at_mark += seconds
 
     def elapsed(self) -> float:
@@ -48,6 +52,6 @@ class Clock:
 
 
 def _checked_speed(speed: float) -> float:
-    if not 0 <= speed < float("inf"):
-        raise ValueError(f"speed is a factor of 0 or more, not {speed}")
+    if not 0 <= speed <= _HIGHEST_SPEED:
+        raise ValueError(f"speed is a factor from 0 to {_HIGHEST_SPEED:,}, not {speed}")
     return speed

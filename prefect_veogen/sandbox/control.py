@@ -27,6 +27,7 @@ def control_routes(engine: Engine) -> list[BaseRoute]:
     control = Control(engine)
     routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
         ("GET", "", control.page),
+        ("GET", "/", control.page),
         ("GET", "/preview/{id}", control.preview),
         ("GET", "/faults", control.faults),
         ("POST", "/faults", control.arm),
@@ -205,11 +206,20 @@ def _page(engine: Engine) -> str:
     )
     clock = engine.clock
     now = clock.date(clock.elapsed()).isoformat(sep=" ", timespec="seconds")
+    facts = (
+        f"{len(generations)} generations",
+        f"bill <b>${bill.total_usd}</b> for {len(bill)} purchases",
+        f"balance ${balance}",
+        f"sandbox time {now} at speed {clock.speed:g}",
+        f"{len(engine.requests())} requests",
+    )
+    links = " · ".join(
+        f'<a href="{PREFIX}/{name}">{name}</a>' for name in ("generations", "bill", "requests", "faults")
+    )
     faults = f"<table>{armed}</table>" if armed else "<p>None armed.</p>"
     return (
         f'<!doctype html><meta charset="utf-8"><title>Veogen sandbox</title><style>{_STYLE}</style>'
-        f"<h1>Veogen sandbox</h1><p>{len(generations)} generations · bill <b>${bill.total_usd}</b> for {len(bill)} "
-        f"purchases · balance ${balance} · sandbox time {now} at speed {clock.speed:g} · {len(engine.requests())} requests</p>"
+        f"<h1>Veogen sandbox</h1><p>{' · '.join(facts)}</p><p>As JSON: {links}</p>"
         f'<h2>Generations</h2><div class="grid">{cards}</div><h2>Faults</h2>{faults}<script>{_SCRIPT}</script>'
     )
 

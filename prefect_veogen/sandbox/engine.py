@@ -11,7 +11,7 @@ import uuid
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal, get_args
 
@@ -123,6 +123,7 @@ class Generation:
     prompt: str
     options: dict[str, Any]
     price_usd: Decimal
+    created_at: datetime
     created: float
     starts: float
     ends: float
@@ -135,6 +136,10 @@ class Generation:
     @property
     def subject(self) -> Subject:
         return Subject(self.id, self.model.slug, self.model.kind, self.prompt)
+
+    @property
+    def completed_at(self) -> datetime:
+        return self.created_at + timedelta(seconds=self.ends - self.created)
 
     def status(self, now: float) -> str:
         if now < self.starts:
@@ -275,6 +280,9 @@ class Engine:
             prompt=prompt,
             options=options,
             price_usd=price,
+            # Never before the real now, however slowly the sandbox's time runs: clients look for a lost purchase
+            # among those made after they sent it, by their own clock.
+            created_at=max(self.clock.date(created), datetime.now(UTC)),
             created=created,
             starts=created + seconds * dice.uniform(0.1, 0.3),
             ends=created + seconds,
@@ -318,14 +326,14 @@ class Engine:
         """Book what has been decided by now: failures are refunded, completions reach the statement."""
         now = self.clock.elapsed()
         while self._outcomes and self._outcomes[0][0] <= now:
-            ends, _, generation = heapq.heappop(self._outcomes)
+            _, _, generation = heapq.heappop(self._outcomes)
             if generation.fate == "failed":
                 generation.refunded = True
                 self._balance += generation.price_usd
                 self._spent -= generation.price_usd
             elif generation.fate == "completed":
                 number = len(self._statement) + 1
-                line = StatementLine(number, generation.model, generation.price_usd, self.clock.date(ends))
+                line = StatementLine(number, generation.model, generation.price_usd, generation.completed_at)
                 self._statement.append(line)
 
     # --- looking
@@ -361,8 +369,8 @@ class Engine:
                 "parameters": self._echo(generation),
                 "output": self._output(generation) if status == "completed" else None,
                 "error": generation.reason if status == "failed" else None,
-                "created_at": iso(self.clock.date(generation.created)),
-                "completed_at": iso(self.clock.date(generation.ends)) if ended else None,
+                "created_at": iso(generation.created_at),
+                "completed_at": iso(generation.completed_at) if ended else None,
             }
 
     def _echo(self, generation: Generation) -> dict[str, Any]:
@@ -417,7 +425,7 @@ class Engine:
             model=generation.model.slug,
             prompt=generation.prompt,
             price_usd=generation.price_usd,
-            at=self.clock.date(generation.created),
+            at=generation.created_at,
             refunded=generation.refunded,
         )
 
@@ -509,8 +517,8 @@ class Engine:
             parameters=dict(generation.options),
             status=status,
             price_usd=generation.price_usd,
-            created_at=self.clock.date(generation.created),
-            completed_at=self.clock.date(generation.ends) if status in ("completed", "failed") else None,
+            created_at=generation.created_at,
+            completed_at=generation.completed_at if status in ("completed", "failed") else None,
             error=generation.reason if status == "failed" else None,
             output_url=output["url"] if output else None,
         )

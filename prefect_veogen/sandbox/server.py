@@ -8,6 +8,7 @@ import threading
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
+from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -38,7 +39,8 @@ class Sandbox:
     Args:
         port: port of the API; 0 takes any free one.
         media_port: port of the media host; 0 takes any free one.
-        speed: sandbox seconds per real second; 0 stops the clock, so that only `advance` moves it.
+        speed: sandbox seconds per real second; 0 stops the clock, so that only `advance` moves it. `created_at` of a
+            generation is the sandbox time or the real time, whichever is later.
         balance_usd: what the account holds at the start.
         requests_per_minute: the rate limit in sandbox time (documented: 120); None switches it off.
         token: the only token accepted; None accepts any.
@@ -95,11 +97,13 @@ class Sandbox:
 
         Raises:
             OSError: a port is taken.
+            ImportError: install ``prefect-veogen[sandbox]``.
         """
-        from prefect_veogen.sandbox.serving import Serving
-
         if self._thread:
             raise RuntimeError("this sandbox is running already")
+        _check_installed()
+        from prefect_veogen.sandbox.serving import Serving
+
         api, media = _listen(self._ports)
         self._base_url = f"http://{HOST}:{api.getsockname()[1]}/api/v1"
         self._media_url = f"http://{HOST}:{media.getsockname()[1]}"
@@ -108,7 +112,7 @@ class Sandbox:
         self._thread = threading.Thread(target=self._run, args=(self._serving,), name="veogen-sandbox", daemon=True)
         self._thread.start()
         if not self._serving.started.wait(_START_SECONDS):
-            raise RuntimeError("the sandbox did not start")
+            raise RuntimeError(f"the sandbox did not start within {_START_SECONDS:g} seconds")
         return self
 
     def stop(self) -> None:
@@ -251,6 +255,13 @@ class Sandbox:
     def faults(self) -> tuple[Fault, ...]:
         """The armed faults that can still strike, oldest first."""
         return self._engine.faults.armed()
+
+
+def _check_installed() -> None:
+    needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "av": "av", "PIL": "pillow"}
+    missing = [package for module, package in needed.items() if find_spec(module) is None]
+    if missing:
+        raise ImportError(f"the sandbox needs {', '.join(missing)}: pip install 'prefect-veogen[sandbox]'")
 
 
 def _listen(ports: tuple[int, int]) -> tuple[socket.socket, socket.socket]:

@@ -107,7 +107,8 @@ class Serving:
 
     def __init__(self, engine: Engine, api: socket.socket, media: socket.socket) -> None:
         self.started = threading.Event()
-        self._engine = engine
+        apps: tuple[tuple[ASGIApp, Origin], ...] = ((build_app(engine), "api"), (Storage(engine), "media"))
+        self._apps = [Recorder(app, engine, origin) for app, origin in apps]
         self._sockets = (api, media)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopping: asyncio.Event | None = None
@@ -115,11 +116,7 @@ class Serving:
     async def run(self) -> None:
         """Serve until stopped."""
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        apps: tuple[tuple[ASGIApp, Origin], ...] = (
-            (build_app(self._engine), "api"),
-            (Storage(self._engine), "media"),
-        )
-        servers = [self._server(Recorder(app, self._engine, origin), self._stopping) for app, origin in apps]
+        servers = [self._server(app, self._stopping) for app in self._apps]
         running = [
             asyncio.create_task(server.serve(sockets=[listener]))
             for server, listener in zip(servers, self._sockets, strict=True)

@@ -6,7 +6,7 @@ import asyncio
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 from starlette.requests import Request
@@ -18,7 +18,7 @@ from prefect_veogen.sandbox.faults import Fault
 from prefect_veogen.sandbox.media import MediaFile
 from prefect_veogen.sandbox.wire import BrokenBody, FileBody, RawAnswer, ResetBody, StalledBody
 
-_RANGE = re.compile(r"bytes=(\d*)-(\d*)")
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _MOVED, _LOOP = "/storage/moved/", "/storage/loop/"
 _STATUS_PAGES = {"media-404": 404, "media-410": 410, "media-500": 500, "media-503": 503, "media-expired": 403}
 
@@ -170,9 +170,8 @@ class Storage:
         return headers
 
     def _modified(self, media: MediaPath) -> str:
-        ends = media.generation.ends if media.generation else 0.0
-        moment: datetime = self._engine.clock.date(ends + media.variant)
-        return format_datetime(moment.astimezone(UTC), usegmt=True)
+        moment = media.generation.completed_at if media.generation else datetime.now(UTC)
+        return format_datetime((moment + timedelta(seconds=media.variant)).astimezone(UTC), usegmt=True)
 
     async def _file(self, media: MediaPath) -> MediaFile:
         return await asyncio.to_thread(self._engine.media_file, media)

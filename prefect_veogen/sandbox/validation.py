@@ -13,8 +13,10 @@ from prefect_veogen.sandbox.catalogue import PROMPT_LIMIT, Model
 
 Problems = dict[str, list[str]]
 
-URL_PATTERN = r"^https?://[^\s/?#@]+[^\s]*$"
+# INVENTION: plain ASCII, as a URL is once it is percent-encoded.
+URL_PATTERN = r"^https?://[A-Za-z0-9_.:\[\]-]+([/?#][!-~]*)?$"
 URL_LIMIT = 2048
+_NOT_BLANK = r"[^ \t\r\n]"
 _URL = re.compile(URL_PATTERN)
 
 
@@ -35,7 +37,7 @@ def request_schema(model: Model) -> dict[str, Any]:
     """Describe the requests this model accepts as a JSON schema."""
     properties: dict[str, Any] = {
         "model": {"type": "string", "const": model.slug},
-        "prompt": {"type": "string", "minLength": 1, "maxLength": PROMPT_LIMIT, "pattern": r"\S"},
+        "prompt": {"type": "string", "minLength": 1, "maxLength": PROMPT_LIMIT, "pattern": _NOT_BLANK},
     }
     for name, choices in _choices(model).items():
         properties[name] = {"type": "integer" if name == "duration" else "string", "enum": list(choices)}
@@ -61,7 +63,7 @@ def _prompt_problems(body: Mapping[str, Any]) -> Problems:
         return {"prompt": ["The prompt field must be a string."]}
     if not _is_text(prompt):
         return {"prompt": ["The prompt field must be valid UTF-8."]}
-    if not re.search(r"\S", prompt):
+    if not re.search(_NOT_BLANK, prompt):
         return {"prompt": ["The prompt field is required."]}
     if len(prompt) > PROMPT_LIMIT:
         return {"prompt": [f"The prompt field must not be greater than {PROMPT_LIMIT} characters."]}
@@ -116,7 +118,7 @@ def _url_problem(name: str, value: object, limit: int) -> str | None:
         return f"The {name} field must be an array."
     if len(value) > limit:
         return f"The {name} field must not have more than {limit} items."
-    if all(isinstance(url, str) and _is_text(url) and len(url) <= URL_LIMIT and _URL.search(url) for url in value):
+    if all(isinstance(url, str) and len(url) <= URL_LIMIT and _URL.fullmatch(url) for url in value):
         return None
     return f"The {name} field must contain only http or https URLs of at most {URL_LIMIT} characters."
 

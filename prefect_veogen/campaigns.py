@@ -1,0 +1,228 @@
+"""What a campaign flow is made of: read, check, make, publish."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from decimal import Decimal
+from uuid import UUID
+
+from prefect import get_run_logger, task
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    acreate_table_artifact,
+    aupdate_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+
+from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.budgets import Cap
+from prefect_veogen.contact_sheet import make_tiles, page
+from prefect_veogen.iothread import on_io
+from prefect_veogen.manifest import Manifest, Row, read_manifest
+from prefect_veogen.rows import (
+    CampaignItem,
+    CampaignReport,
+    ItemStatus,
+    campaign_name,
+    check_rows,
+    item_of_failure,
+    make_assets,
+)
+from prefect_veogen.tasks import may_be_repeated, session_for_task
+
+__all__ = [
+    "CampaignItem",
+    "CampaignReport",
+    "ItemStatus",
+    "Manifest",
+    "Row",
+    "campaign_name",
+    "check_campaign",
+    "make_campaign",
+    "publish_campaign",
+    "read_manifest",
+]
+
+_TOLD_EVERY_SECONDS = 2.0
+_LOGGED_EVERY_SECONDS = 15.0
+_MOST_TABLE_ROWS = 1000
+_MOST_PICTURES = 12
+
+
+@task(
+    name="check campaign", description="Validates and prices all rows before the first purchase.", cache_policy=NO_CACHE
+)
+async def check_campaign(
+    rows: Sequence[Row],
+    *,
+    name: str,
+    budget_usd: Decimal | float | None = None,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+) -> Decimal:
+    """Return what is still to be paid for a campaign, in USD, if all of it can be. Free, and safe to repeat.
+
+    Raises:
+        InvalidManifest: rows ask for what their models don't offer; all of them are named.
+        BudgetExceeded, InsufficientBalance: the money would run out half-way.
+    """
+    session = await session_for_task(credentials, store, _cap(name, budget_usd))
+    left_to_pay = await check_rows(session, rows)
+    session.log.info("%d rows, $%s to pay", len(rows), left_to_pay)
+    return left_to_pay
+
+
+@task(
+    name="make row",
+    task_run_name="{row.id}",
+    description="Submits, waits and downloads for one row of a campaign.",
+    retries=5,
+    retry_delay_seconds=[2, 5, 15, 30, 60],
+    retry_condition_fn=may_be_repeated,
+    cache_policy=NO_CACHE,  # the ledger knows better what there is
+)
+async def make_row(
+    row: Row,
+    *,
+    name: str,
+    budget_usd: Decimal | float | None = None,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+    timeout_seconds: float | None = None,
+) -> CampaignItem:
+    """Return one row's assets, buying what is missing. COSTS MONEY; safe to repeat.
+
+    One task run for the whole row, not one per step: at hundreds of rows, recording runs is what costs.
+    """
+    session = await session_for_task(credentials, store, _cap(name, budget_usd))
+    return await make_assets(session, row, timeout_seconds)
+
+
+async def make_campaign(
+    rows: Sequence[Row],
+    *,
+    name: str,
+    budget_usd: Decimal | float | None = None,
+    at_once: int = 300,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+    timeout_seconds: float | None = None,
+) -> CampaignReport:
+    """Return how all rows ended, after making them, at most `at_once` at the same time. COSTS MONEY.
+
+    One row's failure stops no other. Safe to repeat: only what is missing is bought.
+    """
+    items: dict[str, CampaignItem] = {}
+    waiting = iter(rows)
+
+    async def work() -> None:
+        for row in waiting:
+            state: State[CampaignItem] = await make_row(  # type: ignore[misc]
+                row,
+                name=name,
+                budget_usd=budget_usd,
+                credentials=credentials,
+                store=store,
+                timeout_seconds=timeout_seconds,
+                return_state=True,
+            )
+            item = await state.aresult(raise_on_failure=False)
+            if not isinstance(item, CampaignItem):
+                item = await item_of_failure(await session_for_task(credentials, store, None), row, item)
+            items[row.id] = item
+
+    async with _progress(name, len(rows), items):
+        await asyncio.gather(*(work() for _ in range(min(at_once, len(rows)))))
+    return CampaignReport(name, tuple(items[row.id] for row in rows))
+
+
+@task(name="publish campaign", description="Writes the report and the contact sheet.", cache_policy=NO_CACHE)
+async def publish_campaign(
+    report: CampaignReport,
+    *,
+    credentials: VeogenCredentials | None = None,
+    store: str | None = None,
+) -> str:
+    """Return where the contact sheet lies, after writing it and the run's artifacts (a table, some pictures). Free."""
+    session = await session_for_task(credentials, store, None)
+    tiles = await make_tiles(session, report.items)
+    key = f"campaigns/{_plain(report.name)}/contact-sheet.html"
+    await on_io(session.store.put(key, page(report, tiles).encode(), "text/html; charset=utf-8"))
+    sheet = session.store.uri(key)
+    await acreate_table_artifact(_table(report), key=f"campaign-{_plain(report.name)}", description=str(report))
+    pictures = [f"![{tile.item.id}]({picture})" for tile in tiles for picture in tile.pictures[-1:]]
+    markdown = f"# {report}\n\nContact sheet: `{sheet}`\n\n{' '.join(pictures[:_MOST_PICTURES])}\n"
+    await acreate_markdown_artifact(markdown, key=f"campaign-{_plain(report.name)}-pictures")
+    session.log.info("%s. Contact sheet: %s", report, sheet)
+    return sheet
+
+
+def _table(report: CampaignReport) -> list[dict[str, str]]:
+    """Return the rows as a table, those which need a look first."""
+    ordered = sorted(report.items, key=lambda item: item.status is ItemStatus.OK)
+    return [
+        {
+            "id": item.id,
+            "status": item.status.value,
+            "price_usd": str(item.price_usd),
+            "assets": " ".join(asset.uri for asset in item.assets),
+            "error": (item.error or "").partition("\n")[0],
+        }
+        for item in ordered[:_MOST_TABLE_ROWS]
+    ]
+
+
+@asynccontextmanager
+async def _progress(name: str, total: int, items: Mapping[str, CampaignItem]) -> AsyncIterator[None]:
+    """Tell how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
+    artifact = await acreate_progress_artifact(0.0, key=f"campaign-{_plain(name)}-progress", description=name)
+    telling = asyncio.create_task(_tell(artifact, total, items))
+    try:
+        yield
+    finally:
+        telling.cancel()
+        await asyncio.gather(telling, return_exceptions=True)
+        await _tell_once(artifact, total, items)
+
+
+async def _tell(artifact: UUID, total: int, items: Mapping[str, CampaignItem]) -> None:
+    log, told, logged_at = get_run_logger(), -1, time.monotonic()
+    while True:
+        await asyncio.sleep(_TOLD_EVERY_SECONDS)
+        if len(items) == told:
+            continue
+        told = len(items)
+        await _tell_once(artifact, total, items)
+        if time.monotonic() - logged_at >= _LOGGED_EVERY_SECONDS:
+            logged_at = time.monotonic()
+            log.info(_summary(total, items))
+
+
+async def _tell_once(artifact: UUID, total: int, items: Mapping[str, CampaignItem]) -> None:
+    # Progress is a courtesy: a server that can't take it must not end a campaign.
+    with contextlib.suppress(Exception):
+        await aupdate_progress_artifact(artifact, 100 * len(items) / total, _summary(total, items))
+
+
+def _summary(total: int, items: Mapping[str, CampaignItem]) -> str:
+    found = Counter(item.status.value for item in items.values())
+    told = ", ".join(f"{count} {status}" for status, count in found.items())
+    return f"{len(items)} of {total} rows are done{f': {told}' if told else ''}"
+
+
+def _cap(name: str, budget_usd: Decimal | float | None) -> Cap | None:
+    """Return the cap which all runs of a campaign share."""
+    return Cap.of(f"campaign-{name}", budget_usd)
+
+
+def _plain(name: str) -> str:
+    """Return a name as Prefect's artifacts want their keys."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "campaign"

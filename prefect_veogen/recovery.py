@@ -1,0 +1,246 @@
+"""Purchases whose answer was lost: found in the service's list, or left to a person, but never guessed.
+
+Also the one place where a receipt learns which generation it paid for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from prefect_veogen.errors import UnknownSubmission, VeogenError
+from prefect_veogen.ledger import Entry, Receipt, State
+from prefect_veogen.models import Generation, GenerationRequest, Kind, Status
+from prefect_veogen.store import Changed
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prefect_veogen.session import Session
+
+# The service's clock may be behind ours by so much and its generations still be recognised as newer than the receipt.
+_CLOCK_TOLERANCE = timedelta(minutes=2)
+_FAMILY_AGE = timedelta(hours=1)
+
+
+async def write_down(session: Session, entry: Entry, generation: Generation, event: str) -> Entry | None:
+    """Return the receipt with the generation it paid for, claimed and settled; `None` if another receipt has it."""
+    if not await session.ledger.claim(entry.receipt, generation.id):
+        return None
+    if generation.type is None:  # the newer shape of the answer doesn't say
+        generation = generation.model_copy(update={"type": await _kind_of(session, entry.receipt)})
+    entry = await _bought(session, entry, generation, event)
+    receipt = entry.receipt
+    if receipt.price_usd is not None:
+        _warn_if_dearer(session, receipt)
+        await session.budgets.settle(receipt.budgets, receipt.reservation, receipt.price_usd)
+    return entry
+
+
+async def _bought(session: Session, entry: Entry, generation: Generation, event: str) -> Entry:
+    while True:
+        state, changes = State.BOUGHT, {"generation": recorded(entry.receipt, generation), "holder": None}
+        if entry.receipt.generation is not None:
+            # Somebody took us for dead and bought again, as he was told to: keep his, and don't forget ours.
+            session.log.warning("Generation %s was bought as well for %s", generation.id, entry.receipt.key)
+            state, event, changes = entry.receipt.state, "also bought", {}
+        try:
+            return await session.ledger.move(entry, state, event, generation.id, **changes)
+        except Changed:
+            # Somebody took us for dead; but we know what was bought, and that has to get into the receipt.
+            current = await session.ledger.read(entry.receipt.key)
+            if current is None:
+                raise
+            if is_about(current.receipt, generation):
+                return current
+            entry = current
+
+
+async def find_lost(session: Session, entry: Entry) -> Entry:
+    """Return an UNKNOWN receipt as BOUGHT, after one look at the service's list.
+
+    Raises:
+        UnknownSubmission: it isn't there, or can't be told from others; nothing changed.
+    """
+    search = await look_for(session, entry.receipt)
+    found = None if search.found is None else await write_down(session, entry, search.found, "adopted")
+    if found is None:
+        raise unknown_submission(entry.receipt, search.reason, search.candidates)
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Search:
+    """What looking for a lost purchase brought."""
+
+    found: Generation | None = None
+    candidates: tuple[str, ...] = ()
+    wait: bool = False
+
+    @property
+    def reason(self) -> str:
+        """Why nothing was found, for a person."""
+        if self.candidates:
+            return f"{len(self.candidates)} generations could be it, and none can be told from the others"
+        return "the service does not list it"
+
+
+async def look_for(session: Session, receipt: Receipt) -> Search:
+    """Look through the service's generations for the one that a receipt paid for.
+
+    Only a generation which no receipt has claimed, and which no other unsettled receipt could mean, is taken.
+    """
+    since = (receipt.sent_at or receipt.history[0].at) - _CLOCK_TOLERANCE
+    listed = await _listed_since(session, receipt, since)
+    matching = [generation for generation in listed if looks_like(receipt, generation)]
+    free = []
+    for generation in matching:
+        claimant = await session.ledger.claimant(receipt.api, generation.id)
+        if claimant == receipt.key:
+            return Search(found=generation)
+        if claimant is None:
+            free.append(generation)
+    if not free:
+        return Search()
+    rivals = [
+        entry.receipt
+        for entry in await session.ledger.family(receipt, since - _FAMILY_AGE)
+        if entry.receipt.state in (State.SENDING, State.UNKNOWN)
+    ]
+    if any(rival.state is State.SENDING and not is_abandoned(rival) for rival in rivals):
+        return Search(candidates=tuple(generation.id for generation in free), wait=True)
+    return _chosen(receipt, free, rivals)
+
+
+def _chosen(receipt: Receipt, free: Sequence[Generation], rivals: Sequence[Receipt]) -> Search:
+    strangers = [rival for rival in rivals if rival.content != receipt.content]
+    twins = len(rivals) - len(strangers)
+    mine = [generation for generation in free if not any(looks_like(stranger, generation) for stranger in strangers)]
+    # Twins ask for the same thing, so that any of theirs will do; but what is left over was bought by somebody else.
+    if mine and len(mine) <= 1 + twins:
+        return Search(
+            found=min(mine, key=lambda generation: (generation.created_at or datetime.now(UTC), generation.id))
+        )
+    return Search(candidates=tuple(generation.id for generation in free))
+
+
+async def _listed_since(session: Session, receipt: Receipt, since: datetime) -> list[Generation]:
+    """Return the generations created since a time, of the receipt's kind, through as many pages as needed."""
+    kind = await _kind_of(session, receipt)
+    found: dict[str, Generation] = {}
+    for listed_kind in [kind] if kind is not None else list(Kind):
+        page = 1
+        while True:
+            answer = await session.client.list_generations(listed_kind, page=page)
+            new = [generation for generation in answer.items if generation.id not in found]
+            found.update((generation.id, generation) for generation in new)
+            # The order within a kind is not documented: only a page without anything recent ends the search early.
+            recent = any(generation.created_at is None or generation.created_at >= since for generation in new)
+            if not answer.has_more or not recent:
+                break
+            page += 1
+    return [
+        generation for generation in found.values() if generation.created_at is None or generation.created_at >= since
+    ]
+
+
+async def _kind_of(session: Session, receipt: Receipt) -> Kind | None:
+    try:
+        return (await session.catalogue.model(receipt.request["model"])).type
+    except VeogenError:
+        return None
+
+
+def looks_like(receipt: Receipt, generation: Generation) -> bool:
+    """Tell whether a receipt could have paid for a generation: model, prompt and every option the service echoes."""
+    request = receipt.request
+    if generation.model != request["model"] or (generation.prompt or "").strip() != request["prompt"].strip():
+        return False
+    for name, asked in request.items():
+        echoed = generation.parameters.get(name)
+        if name in ("model", "prompt") or echoed in (None, []):
+            continue
+        if name in receipt.links:
+            if not isinstance(echoed, list) or tuple(_without_query(str(url)) for url in echoed) != receipt.links[name]:
+                return False
+        elif str(echoed) != str(asked):
+            return False
+    return True
+
+
+def attach(receipt: Receipt) -> Generation:
+    """Return the generation a receipt paid for; completed if its asset is in the store."""
+    generation = receipt.generation
+    assert generation is not None
+    done = {"status": Status.COMPLETED} if receipt.state is State.STORED else {}
+    return generation.model_copy(update={"receipt": receipt.key, "price_usd": receipt.price_usd, **done})
+
+
+def readable(request: GenerationRequest) -> dict[str, Any]:
+    """Return the request as a receipt shows it: assets by digest, links without their query, which may be a secret."""
+    shown = request.canonical()
+    for name, value in shown.items():
+        if isinstance(value, list):
+            shown[name] = [{kind: _without_query(text) for kind, text in item.items()} for item in value]
+    return shown
+
+
+def shown_links(body: dict[str, Any]) -> dict[str, tuple[str, ...]]:
+    """Return the links of a request as sent, without their queries."""
+    return {name: tuple(map(_without_query, value)) for name, value in body.items() if isinstance(value, list)}
+
+
+def _without_query(url: str) -> str:
+    """Return a link without what may be a secret in it: query, fragment, user and password."""
+    address = url.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def is_abandoned(receipt: Receipt) -> bool:
+    """Tell whether whoever was at work on a receipt surely no longer is."""
+    return receipt.holder is None or receipt.holder.is_dead()
+
+
+def is_about(receipt: Receipt, generation: Generation) -> bool:
+    """Tell whether a receipt paid for a generation."""
+    return receipt.generation is not None and receipt.generation.id == generation.id
+
+
+def recorded(receipt: Receipt, generation: Generation) -> Generation:
+    """Return the generation as a receipt may hold it: with its price, without links, which may be signed."""
+    price = generation.price_usd
+    if price is None and receipt.generation is not None:
+        price = receipt.generation.price_usd
+    return generation.model_copy(
+        update={
+            "output": None,
+            "parameters": {},
+            "price_usd": price,
+            "receipt": receipt.key,
+            "model": generation.model or receipt.request["model"],
+        }
+    )
+
+
+def _warn_if_dearer(session: Session, receipt: Receipt) -> None:
+    price = receipt.price_usd
+    if price is not None and receipt.quote_usd is not None and price > receipt.quote_usd:
+        session.log.warning(
+            "%s cost $%s, more than the $%s that its model object promised", receipt.key, price, receipt.quote_usd
+        )
+
+
+def unknown_submission(receipt: Receipt, reason: str, candidates: Sequence[str] = ()) -> UnknownSubmission:
+    """Return the error that tells a person what to do about a lost purchase."""
+    adopt = f"If one of the service's generations is it: `prefect-veogen receipts adopt {receipt.key} GENERATION_ID`"
+    return UnknownSubmission(
+        f"A purchase of {receipt.request['model']} was sent at {receipt.sent_at:%Y-%m-%d %H:%M:%S} UTC, its answer was "
+        f"lost, and {reason}",
+        next_step=f"Look at the account's generations. {adopt}. If it was never made: `prefect-veogen receipts release "
+        f"{receipt.key}`, then run it again. Until then nothing is bought for this request.",
+        receipt=receipt.key,
+        candidates=candidates,
+    )

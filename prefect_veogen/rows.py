@@ -1,0 +1,199 @@
+"""A campaign's rows: checked and priced together before the first purchase, then made independently of each other."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from prefect_veogen.delivery import deliver, is_intact
+from prefect_veogen.errors import (
+    BudgetExceeded,
+    ChangeTheRequest,
+    ChangeTheSetup,
+    InsufficientBalance,
+    InvalidManifest,
+    InvalidRequest,
+    PersonNeeded,
+    StillRunning,
+    VeogenError,
+)
+from prefect_veogen.iothread import on_io
+from prefect_veogen.manifest import MOTION, Row, placeholder_image
+from prefect_veogen.models import Asset, GenerationRequest
+from prefect_veogen.planning import make_plan, priced
+from prefect_veogen.purchase import buy
+from prefect_veogen.waiting import wait
+
+if TYPE_CHECKING:
+    from prefect_veogen.session import Session
+
+
+class ItemStatus(StrEnum):
+    """How a row ended."""
+
+    OK = "ok"
+    """Its assets are in the store."""
+    FAILED = "failed"
+    """It could not be made; what was bought for it is kept, and running again tries the rest."""
+    BLOCKED = "blocked"
+    """A cap, the balance or the set-up forbade to buy what is missing."""
+    UNKNOWN = "unknown"
+    """Paid for and not over yet, or a person must look."""
+
+
+@dataclass(frozen=True)
+class CampaignItem:
+    """How one row ended; `assets` holds the picture and, if it was animated, the clip; `price_usd` what they cost."""
+
+    id: str
+    status: ItemStatus
+    assets: tuple[Asset, ...] = ()
+    price_usd: Decimal = Decimal(0)
+    error: str | None = None
+
+    @property
+    def asset(self) -> Asset | None:
+        """The row's last asset: the clip, if there is one."""
+        return self.assets[-1] if self.assets else None
+
+
+@dataclass(frozen=True)
+class CampaignReport:
+    """How a campaign ended, row by row in the manifest's order."""
+
+    name: str
+    items: tuple[CampaignItem, ...]
+
+    @property
+    def price_usd(self) -> Decimal:
+        """What all assets of the campaign cost, in this run or an earlier one."""
+        return sum((item.price_usd for item in self.items), Decimal(0))
+
+    @property
+    def counts(self) -> dict[ItemStatus, int]:
+        """How many rows ended how."""
+        found = Counter(item.status for item in self.items)
+        return {status: found[status] for status in ItemStatus if found[status]}
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{count} {status.value}" for status, count in self.counts.items())
+        return f"Campaign {self.name}: {told or 'no rows'}; ${self.price_usd}"
+
+
+def campaign_name(rows: Sequence[Row]) -> str:
+    """Return a name for a campaign without one: the same rows have the same."""
+    text = "\n".join(f"{row.id} {row.request!r} {row.motion!r}" for row in rows)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+async def check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
+    """Pass rows which can be bought all together, and return what is still to be paid for them, in USD. Free.
+
+    Raises:
+        InvalidManifest: rows ask for what their models don't offer; all of them are named.
+        BudgetExceeded, InsufficientBalance: the money would run out half-way.
+    """
+    return await on_io(_check_rows(session, rows))
+
+
+async def make_assets(session: Session, row: Row, timeout_seconds: float | None = None) -> CampaignItem:
+    """Return a row's assets, buying what is missing. COSTS MONEY; safe to repeat.
+
+    Raises:
+        VeogenError: it could not be made; `item_of_failure` says what that means for the row.
+    """
+    return await on_io(_make_assets(session, row, timeout_seconds))
+
+
+async def item_of_failure(session: Session, row: Row, error: BaseException) -> CampaignItem:
+    """Return how a row ended that raised an error, with what there is of it. Free."""
+    match error:
+        case StillRunning() | PersonNeeded():
+            status = ItemStatus.UNKNOWN
+        case ChangeTheSetup():
+            status = ItemStatus.BLOCKED
+        case _:
+            status = ItemStatus.FAILED
+    text = str(error) if isinstance(error, VeogenError) else f"{type(error).__name__}: {error}"
+    try:
+        picture = await on_io(_stored(session, row.request))
+    except VeogenError:
+        picture = None
+    if picture is None:
+        return CampaignItem(row.id, status, error=text)
+    return CampaignItem(row.id, status, (picture,), picture.price_usd or Decimal(0), text)
+
+
+async def requests_of(session: Session, rows: Sequence[Row]) -> list[GenerationRequest]:
+    """Return all requests that rows come to, as far as they are known before the pictures are made. Free."""
+    requests = []
+    for row in rows:
+        requests.append(row.request)
+        if row.motion is not None:
+            # What a clip costs doesn't depend on its picture; whether it was bought does.
+            requests.append(row.motion_request(await _stored(session, row.request) or placeholder_image(row.id)))
+    return requests
+
+
+async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
+    await _check_against_catalogue(session, rows)
+    plan = await make_plan(session, await requests_of(session, rows))
+    for budget in plan.budgets:
+        if plan.total_usd > budget.left_usd:
+            raise BudgetExceeded(
+                f"The campaign would cost ${plan.total_usd} more, and the budget {budget.budget!r} of "
+                f"${budget.cap_usd} has ${budget.left_usd} left",
+                wanted_usd=plan.total_usd,
+                left_usd=budget.left_usd,
+                cap_usd=budget.cap_usd,
+            )
+    if plan.balance_usd is not None and plan.total_usd > plan.balance_usd:
+        raise InsufficientBalance(
+            f"The campaign would cost ${plan.total_usd} more, and the account holds ${plan.balance_usd}",
+            required_usd=plan.total_usd,
+            balance_usd=plan.balance_usd,
+        )
+    return plan.total_usd
+
+
+async def _check_against_catalogue(session: Session, rows: Sequence[Row]) -> None:
+    problems: list[str] = []
+    for number, row in enumerate(rows, start=1):
+        parts = [("", row.request)]
+        if row.motion is not None:
+            parts.append((MOTION, row.motion_request(placeholder_image())))
+        for prefix, request in parts:
+            try:
+                await priced(session, request)
+            except InvalidRequest as error:
+                problems += [f"row {number} ({row.id}): {prefix}{problem}" for problem in error.problems]
+            except ChangeTheRequest as error:
+                problems.append(f"row {number} ({row.id}): {prefix}model: {error.message} (got {request.model!r})")
+    if problems:
+        raise InvalidManifest(problems)
+
+
+async def _make_assets(session: Session, row: Row, timeout_seconds: float | None) -> CampaignItem:
+    assets = [await _asset(session, row.request, timeout_seconds)]
+    if row.motion is not None:
+        assets.append(await _asset(session, row.motion_request(assets[0]), timeout_seconds))
+    price = sum((asset.price_usd or Decimal(0) for asset in assets), Decimal(0))
+    return CampaignItem(row.id, ItemStatus.OK, tuple(assets), price)
+
+
+async def _asset(session: Session, request: GenerationRequest, timeout_seconds: float | None) -> Asset:
+    purchase = await buy(session, request)
+    generation = await wait(session, purchase.generation, timeout_seconds)
+    return (await deliver(session, generation)).asset
+
+
+async def _stored(session: Session, request: GenerationRequest) -> Asset | None:
+    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    if entry is None or not await is_intact(session.store, entry.receipt):
+        return None
+    return entry.receipt.asset

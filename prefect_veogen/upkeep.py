@@ -1,0 +1,283 @@
+"""Looking after the ledger: finish what dead runs left, compare with the statement, and let a person decide."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, TypeVar
+
+from prefect_veogen.delivery import deliver, is_intact
+from prefect_veogen.errors import (
+    ConfigurationError,
+    GenerationFailed,
+    StillRunning,
+    UnknownSubmission,
+    VeogenError,
+)
+from prefect_veogen.iothread import on_io
+from prefect_veogen.ledger import Entry, Receipt, State
+from prefect_veogen.recovery import attach, find_lost, is_abandoned, recorded
+from prefect_veogen.store import Changed
+from prefect_veogen.waiting import wait
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable
+
+    from prefect_veogen.protocol import Charge
+    from prefect_veogen.session import Session
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_AT_ONCE = 16
+_UNFINISHED_SECONDS = 24 * 3600.0
+_SWEEP_WAIT_SECONDS = 1.0
+# A charge is stamped at submission or at completion (undocumented), by a clock that isn't ours.
+_STATEMENT_TOLERANCE = timedelta(hours=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What a sweep did about one receipt."""
+
+    key: str
+    before: State
+    after: State
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Reconciliation:
+    """How the ledger and the statement compare over a period, in USD."""
+
+    since: datetime
+    receipts: int
+    charges: int
+    ledger_usd: Decimal
+    statement_usd: Decimal
+    only_in_ledger: tuple[Receipt, ...]
+    only_in_statement: tuple[Charge, ...]
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether every purchase has its charge and every charge its purchase."""
+        return not self.only_in_ledger and not self.only_in_statement
+
+
+async def all_receipts(session: Session, since: datetime | None = None) -> list[Receipt]:
+    """Return all receipts of the store, or those written since a time. Free."""
+    return [entry.receipt for entry in await on_io(_entries(session, since))]
+
+
+async def sweep(session: Session) -> list[Swept]:
+    """Finish what runs that died or were cancelled left behind, and say what was done.
+
+    Free: downloads what was paid for, finds purchases whose answer was lost, gives back money that was set aside for
+    nothing, and removes unfinished uploads. Generations which still run are left for the next sweep. Safe to repeat,
+    and to run beside working flows.
+    """
+    return await on_io(_sweep(session))
+
+
+async def reconcile(session: Session, since: datetime) -> Reconciliation:
+    """Compare the ledger's purchases with the account's statement since a time. Free.
+
+    The statement names no generations (/api-reference/account/usage), so charges and receipts are matched by amount
+    and time. What another store or a person bought on the account shows up as only in the statement.
+    """
+    return await on_io(_reconcile(session, since))
+
+
+async def adopt(session: Session, key: str, generation_id: str) -> Receipt:
+    """Tell the ledger which generation a lost purchase was; the next run then uses it.
+
+    Raises:
+        ConfigurationError: there is no such receipt, it isn't unknown, or another one has that generation.
+    """
+    return await on_io(_adopt(session, key, generation_id))
+
+
+async def release(session: Session, key: str) -> Receipt:
+    """Tell the ledger that a lost purchase was never made; the next run then buys.
+
+    COSTS MONEY if that is wrong: look at the account's generations first.
+
+    Raises:
+        ConfigurationError: there is no such receipt, or it isn't unknown.
+    """
+    return await on_io(_release(session, key))
+
+
+# ---------------------------------------------------------------- sweep
+
+
+async def _sweep(session: Session) -> list[Swept]:
+    await session.store.clear_unfinished(_UNFINISHED_SECONDS)
+    swept = await _each(await _entries(session), lambda entry: _sweep_one(session, entry))
+    return [item for item in swept if item is not None]
+
+
+async def _sweep_one(session: Session, entry: Entry) -> Swept | None:
+    receipt = entry.receipt
+    try:
+        note = await _finish(session, entry)
+    except Changed:
+        return None  # somebody is at work on it
+    except GenerationFailed as error:
+        note = f"failed and was not charged: {error.service_text or 'no reason given'}"
+    except StillRunning:
+        note = "still running at the service; the next sweep or run picks it up"
+    except UnknownSubmission as error:
+        note = str(error)
+    except VeogenError as error:
+        note = error.message
+    if note is None:
+        return None
+    current = await session.ledger.read(receipt.key)
+    return Swept(receipt.key, receipt.state, current.receipt.state if current else receipt.state, note)
+
+
+async def _finish(session: Session, entry: Entry) -> str | None:
+    receipt = entry.receipt
+    match receipt.state:
+        case State.STORED if await is_intact(session.store, receipt):
+            await _settle_leftover(session, receipt)
+            return None
+        case State.STORED | State.BOUGHT:
+            return await _fetch(session, receipt)
+        case State.UNKNOWN:
+            return await _fetch(session, (await find_lost(session, entry)).receipt)
+        case State.SENDING if is_abandoned(receipt):
+            lost = await session.ledger.move(entry, State.UNKNOWN, "unknown", "the buyer died")
+            return await _fetch(session, (await find_lost(session, lost)).receipt)
+        case State.RESERVED if is_abandoned(receipt):
+            await session.ledger.move(entry, State.RELEASED, "released", "the buyer died before sending", holder=None)
+            await session.budgets.release(receipt.budgets, receipt.reservation)
+            return "its buyer died before anything was sent: nothing was bought"
+        case _:
+            return None
+
+
+async def _fetch(session: Session, receipt: Receipt) -> str:
+    await _settle_leftover(session, receipt)
+    generation = await wait(session, attach(receipt), _SWEEP_WAIT_SECONDS) if receipt.asset is None else attach(receipt)
+    delivery = await deliver(session, generation)
+    return f"stored {delivery.asset.uri}"
+
+
+async def _settle_leftover(session: Session, receipt: Receipt) -> None:
+    """Count money as spent which a buyer that died had only set aside."""
+    if receipt.budgets and receipt.price_usd is not None:
+        await session.budgets.settle(receipt.budgets, receipt.reservation, receipt.price_usd)
+
+
+# ---------------------------------------------------------------- reconcile
+
+
+async def _reconcile(session: Session, since: datetime) -> Reconciliation:
+    bought = [
+        entry.receipt
+        for entry in await _entries(session, since - _STATEMENT_TOLERANCE)
+        if entry.receipt.state in (State.BOUGHT, State.STORED)
+        and (entry.receipt.sent_at or datetime.min.replace(tzinfo=UTC)) >= since
+        and entry.receipt.api == session.client.base_url
+    ]
+    charges = await _charges(session, since - _STATEMENT_TOLERANCE)
+    unmatched = Counter[Decimal](charge.amount_usd.normalize() for charge in charges)
+    missing = []
+    for receipt in bought:
+        price = (receipt.price_usd or Decimal(0)).normalize()
+        if unmatched[price] > 0:
+            unmatched[price] -= 1
+        else:
+            missing.append(receipt)
+    extra = _left_over(charges, unmatched, since)
+    return Reconciliation(
+        since=since,
+        receipts=len(bought),
+        charges=len(charges),
+        ledger_usd=sum((receipt.price_usd or Decimal(0) for receipt in bought), Decimal(0)),
+        statement_usd=sum((charge.amount_usd for charge in charges), Decimal(0)),
+        only_in_ledger=tuple(missing),
+        only_in_statement=tuple(extra),
+    )
+
+
+def _left_over(charges: Iterable[Charge], unmatched: Counter[Decimal], since: datetime) -> list[Charge]:
+    extra = []
+    for charge in charges:
+        amount = charge.amount_usd.normalize()
+        if unmatched[amount] > 0 and (charge.created_at is None or charge.created_at >= since):
+            unmatched[amount] -= 1
+            extra.append(charge)
+    return extra
+
+
+async def _charges(session: Session, since: datetime) -> list[Charge]:
+    found: dict[str, Charge] = {}
+    page = 1
+    while True:
+        answer = await session.client.list_usage(page=page)
+        new = [charge for charge in answer.items if charge.id not in found]
+        found.update((charge.id, charge) for charge in new)
+        # `page` is not documented here: a service which ignores it shows the same charges again.
+        if not answer.has_more or not any(charge.created_at is None or charge.created_at >= since for charge in new):
+            break
+        page += 1
+    return [charge for charge in found.values() if charge.created_at is None or charge.created_at >= since]
+
+
+# ---------------------------------------------------------------- a person's decisions
+
+
+async def _adopt(session: Session, key: str, generation_id: str) -> Receipt:
+    entry = await _unknown_entry(session, key)
+    generation = await session.client.get_generation(generation_id)
+    if not await session.ledger.claim(entry.receipt, generation.id):
+        owner = await session.ledger.claimant(entry.receipt.api, generation.id)
+        raise ConfigurationError(f"Generation {generation.id} belongs to the receipt {owner}")
+    detail = f"{generation.id}, by a person's decision"
+    known = recorded(entry.receipt, generation)
+    moved = await session.ledger.move(entry, State.BOUGHT, "adopted", detail, generation=known, holder=None)
+    await _settle_leftover(session, moved.receipt)
+    return moved.receipt
+
+
+async def _release(session: Session, key: str) -> Receipt:
+    entry = await _unknown_entry(session, key)
+    moved = await session.ledger.move(entry, State.RELEASED, "released", "by a person's decision", holder=None)
+    await session.budgets.release(entry.receipt.budgets, entry.receipt.reservation)
+    return moved.receipt
+
+
+async def _unknown_entry(session: Session, key: str) -> Entry:
+    entry = await session.ledger.read(key)
+    if entry is None:
+        raise ConfigurationError(
+            f"There is no receipt {key}", next_step="`prefect-veogen receipts` lists them; check VEOGEN_STORE."
+        )
+    if entry.receipt.state is not State.UNKNOWN:
+        raise ConfigurationError(
+            f"The receipt {key} is {entry.receipt.state.value}; only an unknown one waits for a decision",
+            next_step="`prefect-veogen sweep` finishes what can be finished without one.",
+        )
+    return entry
+
+
+async def _entries(session: Session, since: datetime | None = None) -> list[Entry]:
+    entries = await _each(await session.ledger.keys(since), session.ledger.read)
+    return [entry for entry in entries if entry is not None]
+
+
+async def _each(items: Iterable[_Item], work: Callable[[_Item], Awaitable[_Result]]) -> list[_Result]:
+    """Return what the work makes of each item, several at once."""
+    bound = asyncio.Semaphore(_AT_ONCE)
+
+    async def one(item: _Item) -> _Result:
+        async with bound:
+            return await work(item)
+
+    return list(await asyncio.gather(*(one(item) for item in items)))

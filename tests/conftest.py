@@ -1,0 +1,93 @@
+"""What the tests run against: the sandbox over HTTP, a real S3 protocol, a real Prefect server."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from prefect.testing.utilities import prefect_test_harness
+
+from prefect_veogen.sandbox import Sandbox
+
+SPEED = 100.0
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Let nothing of the developer's own set-up into a test, and no test write into his directory."""
+    for name in os.environ:
+        if name.startswith(("VEOGEN_", "AWS_")):
+            monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
+    """A fresh, fast sandbox with tiny media and no rate limit; the environment points at it and at a directory."""
+    with Sandbox(speed=SPEED, tiny_media=True, requests_per_minute=None) as sandbox:
+        for name, value in {**sandbox.environment, **fast_settings(), "VEOGEN_STORE": str(tmp_path / "store")}.items():
+            monkeypatch.setenv(name, value)
+        yield sandbox
+
+
+def fast_settings() -> dict[str, str]:
+    """Return the settings which fit a sandbox whose clock runs at 100 times the speed."""
+    return {
+        "VEOGEN_REQUESTS_PER_MINUTE": "12000",
+        "VEOGEN_IMAGE_POLL_SECONDS": "0.03",
+        "VEOGEN_VIDEO_POLL_SECONDS": "0.05",
+        "VEOGEN_UNKNOWN_GRACE_SECONDS": "1",
+    }
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server that honours conditional writes."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A fresh bucket; boto3's own environment points at its server."""
+    for name, value in s3_environment(s3_server).items():
+        monkeypatch.setenv(name, value)
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    boto3.client("s3").create_bucket(Bucket=name)
+    return name
+
+
+def s3_environment(s3_server: str) -> dict[str, str]:
+    """Return the environment with which boto3 reaches the server."""
+    return {
+        "AWS_ENDPOINT_URL_S3": s3_server,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+
+
+@pytest.fixture(params=["directory", "bucket"])
+def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store of either kind; VEOGEN_STORE points at it."""
+    url = str(tmp_path / "store")
+    if request.param == "bucket":
+        url = f"s3://{request.getfixturevalue('bucket')}/media"
+    monkeypatch.setenv("VEOGEN_STORE", url)
+    return url
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[None]:
+    """A Prefect server and an empty database, once per run."""
+    with prefect_test_harness(server_startup_timeout=180):
+        yield
