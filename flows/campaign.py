@@ -17,9 +17,11 @@ from prefect_veogen.campaigns import (
     publish_campaign,
     read_manifest,
 )
+from prefect_veogen.maintenance import tell_what_runs_on
+from prefect_veogen.slots import take_of_slot
 
 
-@flow(name="campaign")
+@flow(name="campaign", on_cancellation=[tell_what_runs_on], on_failure=[tell_what_runs_on])
 async def campaign(
     manifest: list[dict[str, Any]] | str,
     *,
@@ -37,7 +39,7 @@ async def campaign(
     made from its rows). All rows are checked and priced first, and nothing is bought if one is wrong or if the money
     would not do. Then at most `at_once` rows are in the making; the failure of one stops no other.
     """
-    rows = await read_manifest(manifest, take)
+    rows = await read_manifest(manifest, take_of_slot(take))
     name = name or campaign_name(rows)
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     await check_campaign(rows, name=name, budget_usd=budget_usd, **where)

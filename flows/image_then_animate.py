@@ -10,6 +10,8 @@ from typing import Any
 from prefect import flow
 
 from prefect_veogen import Asset, GenerationRequest, VeogenCredentials, generate
+from prefect_veogen.maintenance import tell_what_runs_on
+from prefect_veogen.slots import take_of_slot
 
 
 @dataclass(frozen=True)
@@ -20,7 +22,7 @@ class Animated:
     video: Asset
 
 
-@flow(name="image-then-animate", flow_run_name="{image_prompt:.60}")
+@flow(name="image-then-animate", on_cancellation=[tell_what_runs_on], on_failure=[tell_what_runs_on])
 async def image_then_animate(
     image_prompt: str,
     motion_prompt: str,
@@ -36,20 +38,16 @@ async def image_then_animate(
 ) -> Animated:
     """Return the picture of `image_prompt`, and that picture moving as `motion_prompt` says.
 
-    COSTS MONEY: one image and one video, once per equal arguments. Another `take` is another pair. `resolution` is the
-    video's. The image asset itself is the input of the video: the service is given its own output link (which it can
-    reach wherever it runs), or, once that has gone stale, a presigned link of the stored object.
+    COSTS MONEY: one image and one video, once per equal arguments; another `take` is another pair. `resolution` is the
+    video's. The image asset itself is the video's input: the service is given its own output link, which it can reach
+    wherever it runs, or, once that has gone stale, a presigned link of the stored object.
     """
     options: dict[str, Any] = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
-    picture = GenerationRequest(model=image_model, prompt=image_prompt, aspect_ratio=aspect_ratio, take=take)
+    shared: dict[str, Any] = {"aspect_ratio": aspect_ratio, "take": take_of_slot(take)}
+    picture = GenerationRequest(model=image_model, prompt=image_prompt, **shared)
     image = await generate(picture, **options)
     clip = GenerationRequest(
-        model=video_model,
-        prompt=motion_prompt,
-        aspect_ratio=aspect_ratio,
-        resolution=resolution,
-        image_urls=[image],
-        take=take,
+        model=video_model, prompt=motion_prompt, resolution=resolution, image_urls=[image], **shared
     )
     return Animated(image, await generate(clip, **options))
 
@@ -58,7 +56,5 @@ if __name__ == "__main__":
     import asyncio
     import sys
 
-    if len(sys.argv) != 3:
-        sys.exit('usage: python flows/image_then_animate.py "IMAGE PROMPT" "MOTION PROMPT"')
-    animated = asyncio.run(image_then_animate(sys.argv[1], sys.argv[2]))
+    animated = asyncio.run(image_then_animate(*sys.argv[1:3]))
     print(animated.image.uri, animated.video.uri, sep="\n")

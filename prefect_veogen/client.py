@@ -7,12 +7,20 @@ requests are made on the process's I/O loop, whatever loop a client is called fr
 from __future__ import annotations
 
 import hashlib
+import re
 import weakref
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from prefect_veogen.errors import AuthenticationError, NotSent, ServiceUnavailable, VeogenError
+from prefect_veogen.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    NotSent,
+    ServiceUnavailable,
+    UnexpectedAnswer,
+    VeogenError,
+)
 from prefect_veogen.iothread import io_loop, on_io
 from prefect_veogen.limiter import Lane, Limiter
 from prefect_veogen.models import Kind, normal_base_url
@@ -35,7 +43,7 @@ from prefect_veogen.protocol import (
     read_usage,
     retry_after_seconds,
 )
-from prefect_veogen.transport import AnswerLost, Transport
+from prefect_veogen.transport import AnswerLost, Transport, url_parts
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -56,6 +64,7 @@ class VeogenClient:
     All methods are safe to repeat and cost nothing, except `create_generation`, which buys.
 
     Raises:
+        ConfigurationError: no request can be made with this token or base URL; said when the client is made.
         NotSent, ServiceUnavailable, RateLimited: try again later.
         AuthenticationError: the token was refused.
         UnexpectedAnswer: the answer can't be read (HTML, for instance).
@@ -69,8 +78,8 @@ class VeogenClient:
         requests_per_minute: int = 120,
         request_timeout_seconds: float = 60,
     ) -> None:
-        self.base_url = normal_base_url(base_url)
-        self._token = token
+        self.base_url = _usable_base_url(base_url)
+        self._token = _sendable_token(token)
         self.limiter = Limiter(requests_per_minute)
         self.transport = Transport(request_timeout_seconds)
         self.join: Callable[[], Awaitable[None]] | None = None
@@ -100,7 +109,10 @@ class VeogenClient:
 
     async def get_generation(self, generation_id: str) -> Generation:
         """Return one generation (/api-reference/generations/get); the price is only in the purchase's answer."""
-        return read_generation(await self._look(f"/generations/{quote(generation_id, safe='')}"))
+        generation = read_generation(await self._look(f"/generations/{quote(generation_id, safe='')}"))
+        if generation.id.casefold() != generation_id.casefold():
+            raise UnexpectedAnswer(f"Asked for generation {generation_id}, the service told of {generation.id}")
+        return generation
 
     async def list_generations(
         self, kind: Kind | None = None, *, page: int = 1, per_page: int = MAX_PER_PAGE
@@ -206,6 +218,28 @@ def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout
     )
     known = _clients.setdefault(io_loop(), {})
     return known.setdefault((client.account, requests_per_minute, timeout_seconds), client)
+
+
+def _usable_base_url(base_url: str) -> str:
+    base_url = normal_base_url(base_url)
+    scheme, host, _ = url_parts(base_url)
+    # A user name in it would take the token's place in the Authorization header.
+    if scheme not in ("http", "https") or not host or re.search(r"[@?#\s]", base_url):
+        raise ConfigurationError(
+            f"{base_url.rpartition('@')[2]!r} is no base URL of an API",
+            next_step="Set VEOGEN_BASE_URL to something like https://veogen.studio/api/v1, or unset it.",
+        )
+    return base_url
+
+
+def _sendable_token(token: SecretStr) -> SecretStr:
+    # Checked here because HTTP libraries quote a header which they can't send.
+    if not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
+        raise ConfigurationError(
+            "The API token is empty or holds characters which no token can have, such as a line break",
+            next_step="Set VEOGEN_API_TOKEN, or the block's token, to nothing but the token.",
+        )
+    return token
 
 
 def _now() -> datetime:

@@ -149,7 +149,10 @@ class Problem:
 
 
 def _shortened(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception:  # noqa: BLE001 - what is wrong with a request may be that it can't be shown
+        text = f"a {type(value).__name__} that can't be shown"
     return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
 
 

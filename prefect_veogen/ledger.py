@@ -79,6 +79,7 @@ class Receipt(BaseModel):
     quote_usd: Decimal | None = None
     budgets: tuple[str, ...] = ()
     holder: Holder | None = None
+    flow_run_id: str | None = None
     links: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     sent_at: datetime | None = None
     generation: Generation | None = None

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
+import pickle
 import re
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import (
     BaseModel,
@@ -28,6 +30,7 @@ from prefect_veogen.errors import InvalidRequest, Problem
 MAX_PROMPT_CHARACTERS = 2000  # /api-reference/generations/create; the unit is not documented, we count code points
 MAX_IMAGES = 14  # /authentication; one model's own page says more:
 MAX_IMAGES_OF_MODEL = {"gpt-image-2": 16}  # /api-reference/models/gpt-image-2
+MAX_TAKE_DIGITS = 18
 
 KEY_VERSION = "v1"
 
@@ -72,7 +75,10 @@ class Asset(_Value):
 
 
 def _as_tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    # Not any iterable: the order is part of what is bought, and a set has another one in every process.
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list of URLs or Assets")
+    return tuple(value)
 
 
 def _as_money(value: Any) -> Any:
@@ -116,6 +122,28 @@ class GenerationRequest(_Value):
         except ValidationError as error:
             raise InvalidRequest(_problems_of(error)) from None
 
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise InvalidRequest(_problems_of(error)) from None
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        try:
+            return super().model_validate_json(json_data, **options)
+        except ValidationError as error:
+            raise InvalidRequest(_problems_of(error)) from None
+
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, str) and re.search("[\ud800-\udfff]", item):
+                raise ValueError("holds half a character (a lone surrogate), which can't be sent")
+        return value
+
     @field_validator("prompt")
     @classmethod
     def _prompt_length(cls, prompt: str) -> str:
@@ -132,7 +160,7 @@ class GenerationRequest(_Value):
         if info.field_name == "image_urls" and inputs and len(inputs) > most:
             raise ValueError(f"holds {len(inputs)} images; at most {most} are allowed")
         for position, value in enumerate(inputs or ()):
-            if isinstance(value, str) and not re.match(r"https?://[^\s/]", value):
+            if isinstance(value, str) and not re.fullmatch(r"https?://[^\s/?#]\S*", value):
                 raise ValueError(
                     f"item {position} ({value[:60]!r}) is no http:// or https:// URL; give a public URL or an Asset"
                 )
@@ -143,6 +171,8 @@ class GenerationRequest(_Value):
     def _take_is_named(cls, take: int | str) -> int | str:
         if isinstance(take, str) and not take.strip():
             raise ValueError("must not be empty")
+        if isinstance(take, int) and abs(take) >= 10**MAX_TAKE_DIGITS:
+            raise ValueError(f"has more than {MAX_TAKE_DIGITS} digits")
         return take
 
     def set_fields(self) -> dict[str, Any]:
@@ -173,7 +203,9 @@ def normal_base_url(base_url: str) -> str:
     """Return the base URL in the one form that keys and requests use."""
     scheme, separator, rest = base_url.strip().rstrip("/").partition("://")
     host, slash, path = rest.partition("/")
-    return f"{scheme.lower()}{separator}{host.lower()}{slash}{path}"
+    scheme, host = scheme.lower(), host.lower()
+    host = host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
+    return f"{scheme}{separator}{host}{slash}{path}"
 
 
 def _digest(value: Any) -> str:
@@ -198,15 +230,29 @@ def _take_part(take: int | str) -> str:
 def _problems_of(error: ValidationError) -> list[Problem]:
     found: dict[str, Problem] = {}
     for item in error.errors(include_url=False):
+        if isinstance(nested := item.get("ctx", {}).get("error"), InvalidRequest):
+            return list(nested.problems)
         field = str(item["loc"][0]) if item["loc"] else "request"
         message = {
             "missing": "is required",
             "extra_forbidden": "is no field of a generation request",
         }.get(item["type"], item["msg"].removeprefix("Value error, "))
-        value = None if item["type"] == "missing" else item["input"]
+        for position in item["loc"][1:2]:
+            message = f"item {position}: {message}"
+        value = None if item["type"] == "missing" else _kept(item["input"])
         allowed = tuple(GenerationRequest.model_fields) if item["type"] == "extra_forbidden" else None
-        found.setdefault(field, Problem(field, value, message, allowed))
+        nearest = next(iter(difflib.get_close_matches(field, allowed or (), n=1)), None)
+        found.setdefault(field, Problem(field, value, message, allowed, nearest))
     return list(found.values())
+
+
+def _kept(value: Any) -> Any:
+    """Return what an error may carry along to another process: the value, or its text if it can't be pickled."""
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - any object may have been handed in, with any way of refusing
+        return repr(value)
+    return value
 
 
 class Output(_Value):

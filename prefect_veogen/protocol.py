@@ -39,6 +39,8 @@ Member = TypeVar("Member", Status, Kind)
 
 DEFAULT_RETRY_AFTER_SECONDS = 5.0
 MAX_RETRY_AFTER_SECONDS = 120.0
+_DEEPEST = 20  # levels of an answer in which words are looked for
+_WIDEST_SECONDS = 3600
 _MODERATION = re.compile(
     r"moderat|polic|safety|nsfw|prohibited|sensitive|not allowed|violat|inappropriate", re.IGNORECASE
 )
@@ -166,23 +168,26 @@ def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
     except ValueError:
         try:
             seconds = (parsedate_to_datetime(value) - now).total_seconds()
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             seconds = DEFAULT_RETRY_AFTER_SECONDS
     if not math.isfinite(seconds):
         seconds = DEFAULT_RETRY_AFTER_SECONDS
     return min(max(seconds, 0.0), MAX_RETRY_AFTER_SECONDS)
 
 
-def _words(body: Any) -> str:
+def _words(body: Any, depth: int = 0) -> str:
     if isinstance(body, str):
         return body
+    if depth > _DEEPEST:
+        return "…"
     if isinstance(body, dict):
-        parts = [_words(body[name]) for name in ("error", "message", "detail", "errors", "code") if body.get(name)]
+        told = [body[name] for name in ("error", "message", "detail", "errors", "code") if body.get(name)]
+        parts = [_words(part, depth + 1) for part in told]
         return " ".join(dict.fromkeys(part for part in parts if part)) or (
-            " ".join(f"{name}: {_words(value)}" for name, value in body.items() if value)
+            " ".join(f"{name}: {_words(value, depth + 1)}" for name, value in body.items() if value)
         )
     if isinstance(body, list):
-        return " ".join(_words(item) for item in body)
+        return " ".join(_words(item, depth + 1) for item in body)
     return "" if body is None else str(body)
 
 
@@ -250,7 +255,7 @@ def read_generations(answer: Answer, page: int) -> Page[Generation]:
 
 def _output_of(record: Any) -> Output | None:
     if isinstance(record, list):
-        return next((output for item in record if (output := _output_of(item))), None)
+        record = next((item for item in record if isinstance(item, str | dict) and _output_of(item)), None)
     if isinstance(record, str):
         record = {"url": record}
     if not isinstance(record, dict):
@@ -310,8 +315,10 @@ def _names(value: Any) -> tuple[str, ...] | None:
 
 def _durations(value: Any) -> tuple[int, ...] | None:
     if isinstance(value, dict) and {"min", "max"} <= value.keys():
-        bounds = [_whole(value["min"]), _whole(value["max"])]
-        return tuple(range(bounds[0], bounds[1] + 1)) or None if None not in bounds else None  # type: ignore[operator, arg-type]
+        least, most = _whole(value["min"]), _whole(value["max"])
+        if least is None or most is None or most - least > _WIDEST_SECONDS:
+            return None
+        return tuple(range(least, most + 1)) or None
     if isinstance(value, list | dict):
         items = value.values() if isinstance(value, dict) else value
         return tuple(number for item in items if (number := _whole(item)) is not None) or None
@@ -408,9 +415,20 @@ def _json(answer: Answer) -> Any:
 
 def _json_or_none(answer: Answer) -> Any:
     try:
-        return json.loads(answer.body, parse_float=Decimal)
-    except (ValueError, RecursionError):
+        return _without_half_characters(json.loads(answer.body, parse_float=Decimal))
+    except (ValueError, RecursionError, InvalidOperation):
         return None
+
+
+def _without_half_characters(value: Any) -> Any:
+    """Return the value with "?" for lone surrogates (a cut emoji, for instance), which no file or log can hold."""
+    if isinstance(value, str):
+        return value if value.isascii() else value.encode("utf-8", "replace").decode()
+    if isinstance(value, list):
+        return [_without_half_characters(item) for item in value]
+    if isinstance(value, dict):
+        return {_without_half_characters(name): _without_half_characters(item) for name, item in value.items()}
+    return value
 
 
 def _record(answer: Answer) -> dict[str, Any]:
@@ -434,7 +452,7 @@ def _page(answer: Answer, page: int) -> tuple[Sequence[Any], bool, int | None]:
         meta = meta["meta"]
     total, per_page, last = (_whole(meta.get(name)) for name in ("total", "per_page", "last_page"))
     if last is None and total is not None and per_page:
-        last = math.ceil(total / per_page)
+        last = -(-total // per_page)
     return records, bool(records) and last is not None and page < last, total
 
 

@@ -164,6 +164,7 @@ class _Buyer:
         changes: dict[str, Any] = {
             "holder": self._holder.renewed(self._lease_seconds),
             "quote_usd": self._quote.usd,
+            "flow_run_id": self._session.flow_run_id,
             "budgets": tuple(cap.budget for cap in self._session.caps),
         }
         if entry is None:

@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import normal_base_url
 
-Positive = Annotated[float, Field(gt=0)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     """How long to wait for one answer of the API."""
     budget_usd: Annotated[Decimal, Field(ge=0)] | None = None
     """What may be spent per UTC day by everyone who shares the store; unset: no cap."""
-    unknown_grace_seconds: Annotated[float, Field(ge=0)] = 30
+    unknown_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
     """How long to look for a purchase whose answer was lost, before saying that it is unknown."""
     buy_again_when_unknown: bool = False
     """Buy again when a lost purchase did not show up after the grace time; risks paying twice."""

@@ -26,7 +26,7 @@ from urllib.parse import unquote, urlsplit
 from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from typing import BinaryIO
 
 Arguments = ParamSpec("Arguments")
@@ -36,6 +36,9 @@ PART_BYTES = 8 * 1024 * 1024
 _PARTS_IN_FLIGHT = 3
 _READ_BYTES = 1024 * 1024
 _MAX_CONFLICTS = 100
+# Beside the objects of a directory, but none of them.
+_UNFINISHED = ".unfinished/"
+_LOCKS = ".locks/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +276,7 @@ class LocalStore(Store):
         for path in sorted(folder.rglob("*")):
             key = path.relative_to(self.root).as_posix()
             with contextlib.suppress(FileNotFoundError):
-                if key.startswith(prefix) and path.is_file():
+                if key.startswith(prefix) and not key.startswith((_UNFINISHED, _LOCKS)) and path.is_file():
                     stat = path.stat()
                     yield Found(key, datetime.fromtimestamp(stat.st_mtime, UTC), stat.st_size)
 
@@ -300,12 +303,12 @@ class LocalStore(Store):
         return path
 
     def _open_temporary(self) -> tuple[Path, BinaryIO]:
-        path = self._made_room_for(f".unfinished/{uuid.uuid4().hex}")
+        path = self._made_room_for(f"{_UNFINISHED}{uuid.uuid4().hex}")
         return path, path.open("xb")
 
     def _clear_unfinished(self, older_than_seconds: float) -> int:
         oldest, cleared = datetime.now(UTC).timestamp() - older_than_seconds, 0
-        for path in (self.root / ".unfinished").glob("*"):
+        for path in (self.root / _UNFINISHED).glob("*"):
             with contextlib.suppress(FileNotFoundError):
                 if path.is_file() and path.stat().st_mtime < oldest:
                     path.unlink()
@@ -318,7 +321,7 @@ class LocalStore(Store):
 
         # The kernel lets go of this lock when its holder dies, however it dies.
         name = hashlib.sha256(key.encode()).hexdigest()[:2]
-        with self._made_room_for(f".locks/{name}").open("wb") as lock:
+        with self._made_room_for(f"{_LOCKS}{name}").open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
@@ -427,7 +430,10 @@ class S3Store(Store):
         return await self._put_if(key, body, IfMatch=version)
 
     async def put(self, key: str, body: bytes, content_type: str) -> None:
-        await self._call("put_object", Key=self.prefix + key, Body=body, ContentType=content_type)
+        try:
+            await self._call("put_object", Key=self.prefix + key, Body=body, ContentType=content_type)
+        except _Refused as refused:
+            raise self._unavailable(refused) from None
 
     async def read(self, key: str) -> Document | None:
         return await _in_thread(self._read, key)
@@ -475,9 +481,9 @@ class S3Store(Store):
                 from botocore.config import Config
                 from botocore.exceptions import BotoCoreError
 
-                config = Config(
-                    signature_version="s3v4", retries={"mode": "standard", "max_attempts": 5}, max_pool_connections=50
-                )
+                config = Config(signature_version="s3v4", max_pool_connections=50)
+                if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+                    config = config.merge(Config(retries={"mode": "standard", "max_attempts": 5}))
                 try:
                     self._client = boto3.session.Session().client("s3", config=config)
                 except (BotoCoreError, ValueError) as error:
@@ -575,9 +581,12 @@ class S3Store(Store):
         client = self.client()
         with _store_errors(self):
             try:
-                return getattr(client, operation)(Bucket=self.bucket, **arguments)
+                answer = getattr(client, operation)(Bucket=self.bucket, **arguments)
             except ClientError as error:
                 raise _Refused(error.response) from None
+        if _TELLS.get(operation, "ResponseMetadata") not in answer:
+            raise StoreUnavailable(f"What answers at {self.uri('')} is no S3 server")
+        return answer
 
     def _unsafe(self) -> UnsafeStore:
         return UnsafeStore(f"The store at {self.uri('')} ignores conditional writes, so two workers could both buy")
@@ -586,6 +595,17 @@ class S3Store(Store):
         return StoreUnavailable(
             f"The store at {self.uri('')} refused: {refused.code} (HTTP {refused.status}). {refused.text}"
         )
+
+
+# What an answer is worth nothing without.
+_TELLS = {
+    "complete_multipart_upload": "ETag",
+    "create_multipart_upload": "UploadId",
+    "get_object": "ETag",
+    "head_object": "ETag",
+    "put_object": "ETag",
+    "upload_part": "ETag",
+}
 
 
 class _Refused(Exception):
@@ -608,7 +628,7 @@ def _store_errors(store: S3Store) -> Iterator[None]:
         yield
     except ClientError as error:
         raise store._unavailable(_Refused(error.response)) from None  # noqa: SLF001 - same module
-    except (BotoCoreError, HTTPClientError, ResponseParserError) as error:
+    except (BotoCoreError, HTTPClientError, ResponseParserError, RecursionError) as error:
         raise StoreUnavailable(f"The store at {store.uri('')} could not be reached: {error}") from None
 
 
@@ -671,23 +691,18 @@ class _S3Writer(Writer):
 
     async def _send(self, part: bytes) -> None:
         if self._upload_id is None:
-            answer = await self._call("create_multipart_upload", ContentType=self._content_type)
-            self._upload_id = str(answer["UploadId"])
+            await _uninterrupted(self._begin())
         self._sent += 1
         self._in_flight.append(asyncio.create_task(self._send_part(self._sent, part)))
         if len(self._in_flight) >= _PARTS_IN_FLIGHT:
             await self._in_flight.popleft()
 
+    async def _begin(self) -> None:
+        answer = await self._call("create_multipart_upload", ContentType=self._content_type)
+        self._upload_id = str(answer["UploadId"])
+
     async def _send_part(self, number: int, part: bytes) -> None:
-        # Shielded: a thread can't be stopped, so that its end is awaited even when this task is cancelled.
-        sending = asyncio.ensure_future(
-            self._call("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part)
-        )
-        try:
-            answer = await asyncio.shield(sending)
-        except asyncio.CancelledError:
-            await asyncio.gather(sending, return_exceptions=True)
-            raise
+        answer = await _uninterrupted(self._call("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part))
         self._parts[number] = str(answer["ETag"])
 
     async def _call(self, operation: str, **arguments: Any) -> Any:
@@ -700,6 +715,16 @@ class _S3Writer(Writer):
 @lru_cache(maxsize=16)
 def _s3(bucket: str, prefix: str, environment: tuple[tuple[str, str], ...], pid: int) -> S3Store:  # noqa: ARG001 - cache key
     return S3Store(bucket, prefix)
+
+
+async def _uninterrupted(work: Coroutine[Any, Any, Any]) -> Any:
+    """Return the work's result; who is cancelled meanwhile waits for its end too, since a thread can't be stopped."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
 
 
 async def _in_thread(

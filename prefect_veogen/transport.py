@@ -33,14 +33,15 @@ class Transport:
     """HTTP connections for API calls and media, belonging to one event loop."""
 
     def __init__(self, timeout_seconds: float) -> None:
-        self._timeout_seconds = timeout_seconds
+        connect_seconds = min(CONNECT_SECONDS, timeout_seconds)
+        self._most_seconds = connect_seconds + timeout_seconds
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
         context = httpx.create_ssl_context()
         self._api = httpx.AsyncClient(
             verify=context,
             limits=limits,
             follow_redirects=False,
-            timeout=httpx.Timeout(timeout_seconds, connect=CONNECT_SECONDS, pool=None),
+            timeout=httpx.Timeout(timeout_seconds, connect=connect_seconds, pool=None),
         )
         # A client of its own, so that no header of the API can ever reach a media host.
         self._media = httpx.AsyncClient(
@@ -69,7 +70,7 @@ class Transport:
         request = self._api.build_request(method, url, params=query, json=body, headers=headers)
         try:
             # httpx times single reads; a body that trickles for ever needs an end too.
-            async with asyncio.timeout(self._timeout_seconds + CONNECT_SECONDS):
+            async with asyncio.timeout(self._most_seconds):
                 answer = await self._api.send(request, stream=True)
                 try:
                     return Answer(answer.status_code, _lower(answer.headers), await _limited_body(answer))
@@ -129,7 +130,7 @@ def joined_url(base: str, target: str) -> str:
     """Return where a redirect from `base` to `target` leads; the target as it is if it is no URL."""
     try:
         return str(httpx.URL(base).join(target))
-    except httpx.InvalidURL:
+    except (httpx.InvalidURL, UnicodeError):
         return target
 
 
@@ -137,10 +138,11 @@ def url_parts(url: str) -> tuple[str, str, int]:
     """Return scheme, host and port of a URL; empty strings if it is none."""
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL:
+        host = parsed.host
+    except (httpx.InvalidURL, UnicodeError):
         return "", "", 0
     port = parsed.port or (443 if parsed.scheme == "https" else 80)
-    return (parsed.scheme, parsed.host, port) if port < 65536 else ("", "", 0)
+    return (parsed.scheme, host, port) if port < 65536 else ("", "", 0)
 
 
 async def _limited_body(answer: httpx.Response) -> bytes:
@@ -157,7 +159,7 @@ def _lower(headers: httpx.Headers) -> dict[str, str]:
 
 
 def _origin(url: httpx.URL) -> str:
-    return f"{url.scheme}://{url.host}"
+    return f"{url.scheme}://{url.netloc.decode('ascii', 'replace')}"
 
 
 def _reason(error: Exception) -> str:

@@ -120,7 +120,13 @@ class Watcher:
         finally:
             awaited.waiters.remove(entry)
             if not awaited.waiters:
-                self._awaited.pop(generation.id, None)
+                self._forget(awaited)
+                self._wake.set()
+
+    def _forget(self, awaited: _Awaited) -> None:
+        # Somebody else may wait for the same generation anew, under a record of its own.
+        if self._awaited.get(awaited.generation.id) is awaited:
+            del self._awaited[awaited.generation.id]
 
     # ------------------------------------------------------------ when to look
 
@@ -159,7 +165,7 @@ class Watcher:
             look = self._most_telling(due, now)
             try:
                 if look.single is not None:
-                    self._told_one(self._awaited[look.single], await self._client.get_generation(look.single))
+                    self._told_one(look.single, await self._client.get_generation(look.single))
                 else:
                     await self._look_at_a_page(look)
             except VeogenError as error:
@@ -260,8 +266,11 @@ class Watcher:
         awaited.singles_left = min(2**awaited.times_missing, _MOST_SINGLES_IN_A_ROW)
         awaited.times_missing += 1
 
-    def _told_one(self, awaited: _Awaited, told: Generation) -> None:
-        awaited.singles_left -= 1
+    def _told_one(self, generation_id: str, told: Generation) -> None:
+        awaited = self._awaited.get(generation_id)
+        if awaited is None:
+            return
+        awaited.singles_left = max(0, awaited.singles_left - 1)
         if not awaited.singles_left:
             for kind in self._lists_of(told):
                 self._put(awaited, kind, 0)
@@ -286,21 +295,21 @@ class Watcher:
             if awaited.looks_without_output > _LOOKS_FOR_AN_OUTPUT:
                 message = f"Generation {told.id} is completed, but the service names no output for it"
                 self._end(awaited, OutputMissing(message, generation_id=told.id))
-        elif told.status is Status.UNKNOWN:
-            # A list that contradicts the documentation: see whether the generation itself does.
+        elif told.status is Status.UNKNOWN and told.status_text != before.status_text:
+            # A list that contradicts the documentation: see, once, whether the generation itself does.
             awaited.singles_left = max(awaited.singles_left, 1)
 
     def _over(self, awaited: _Awaited) -> None:
         if awaited.born is not None:
             known = self._durations.setdefault(awaited.generation.model, deque(maxlen=_DURATIONS_REMEMBERED))
             known.append(self._clock() - awaited.born)
-        self._awaited.pop(awaited.generation.id, None)
+        self._forget(awaited)
         for waiter, _ in awaited.waiters:
             if not waiter.done():
                 waiter.set_result(awaited.generation)
 
     def _end(self, awaited: _Awaited, error: VeogenError) -> None:
-        self._awaited.pop(awaited.generation.id, None)
+        self._forget(awaited)
         for waiter, _ in awaited.waiters:
             if not waiter.done():
                 waiter.set_exception(error)

@@ -7,8 +7,7 @@ import os
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
-from itertools import count
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,18 +31,29 @@ class Order:
     motion: str | None = None
     """With it, the first request's picture is animated; without, all requests are made at once."""
     starts_at: float = 0.0
-    dies_before_write: int | None = None
-    """The how manyth change to the store's directory the process does not live to make."""
-    tolerated: tuple[type[VeogenError], ...] = field(default=())
+    dies_before_change: int | None = None
+    """Which change of the store's directory, counted from 1, the process does not live to make."""
+    lingers: bool = False
+    """Whether the process stays when everything is done, so that it can be killed even then."""
 
 
-def work(order: Order, answers: Connection) -> None:
-    """Do as ordered and send the assets or errors; a process that is killed sends nothing."""
+@dataclass(frozen=True)
+class Report:
+    """What a process that was not killed in time has to tell."""
+
+    answers: list[Answer]
+    changes: int
+
+
+def work(order: Order, reports: Connection) -> None:
+    """Do as ordered and report; a process that is killed says nothing."""
     os.environ.update(order.environment)
-    if order.dies_before_write is not None:
-        die_before(order.dies_before_write, order.environment["VEOGEN_STORE"])
+    changes = watch_changes(order.environment["VEOGEN_STORE"], order.dies_before_change)
     time.sleep(max(0.0, order.starts_at - time.time()))
-    answers.send(asyncio.run(made(order)))
+    answers = asyncio.run(made(order))
+    reports.send(Report(answers, len(changes)))
+    while order.lingers:
+        signal.pause()
 
 
 async def made(order: Order) -> list[Answer]:
@@ -70,19 +80,22 @@ async def bought_and_stored(request: GenerationRequest) -> Asset:
     return (await deliver(session, await wait(session, purchase.generation))).asset
 
 
-def die_before(number: int, root: str) -> None:
-    """Kill this process instead of letting it make its `number`th change below a directory; the first is 1."""
-    writes = count(1)
+def watch_changes(root: str, fatal: int | None) -> list[str]:
+    """Note every change that Python is about to make below a directory; die instead of making the fatal one."""
+    seen: list[str] = []
 
     def audited(event: str, arguments: tuple[Any, ...]) -> None:
-        if changes(event, arguments, root) and next(writes) == number:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if is_change(event, arguments, root):
+            seen.append(event)
+            if len(seen) == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(audited)
+    return seen
 
 
-def changes(event: str, arguments: tuple[Any, ...], root: str) -> bool:
-    """Tell whether what Python is about to do shows in a directory; waiting for a lock there does not."""
+def is_change(event: str, arguments: tuple[Any, ...], root: str) -> bool:
+    """Tell whether an audited event changes what others see in a directory; locks are only waited for."""
     if event not in ("open", "os.link", "os.rename", "os.remove"):
         return False
     path = str(arguments[0])

@@ -107,6 +107,11 @@ class _Handler(BaseHTTPRequestHandler):
             headers.append(("Content-Length", str(len(content))))
         return answer.status, headers, content
 
+    def handle_expect_100(self) -> bool:
+        going_on = super().handle_expect_100()
+        self.wfile.flush()
+        return going_on
+
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         pass
 

@@ -201,7 +201,7 @@ def _page(engine: Engine) -> str:
     generations = engine.generations()[::-1]
     cards = "".join(_card(record) for record in generations[:_SHOWN_ON_PAGE]) or "<p>None yet.</p>"
     armed = "".join(
-        f"<tr><td>{escape(fault.name)}</td><td>{escape(repr(fault))}</td><td>{escape(fault.kind.summary)}</td></tr>"
+        f"<tr><td>{escape(fault.name)}</td><td>{escape(fault.progress())}</td><td>{escape(fault.kind.summary)}</td></tr>"
         for fault in engine.faults.armed()
     )
     clock = engine.clock

@@ -219,9 +219,13 @@ class Fault:
         self._offered.add(subject.id)
         return True
 
+    def progress(self) -> str:
+        """Say how often the fault struck and how often it still will."""
+        left = "never wears off" if self.times_left is None else f"{self.times_left} left"
+        return f"applied {self.applied}, {left}"
+
     def __repr__(self) -> str:
-        left = "always" if self.times_left is None else f"{self.times_left} left"
-        return f"<Fault {self.name}: applied {self.applied}, {left}>"
+        return f"<Fault {self.name}: {self.progress()}>"
 
 
 class FaultBoard:

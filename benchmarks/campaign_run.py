@@ -1,0 +1,155 @@
+"""Campaigns at the API's limit, made both ways: what they ask of the API and of this machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks import servers
+
+LIMIT_PER_MINUTE = 120
+_POLL_SECONDS = {"IMAGE": 3.0, "VIDEO": 5.0}
+_RECORDED_WITHIN_SECONDS = 600.0
+TASK_RUNS = {"campaign": (1, 2), "chained": (4, 0), "peer": (3, 0)}
+"""Per row, and for the flow as a whole."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One campaign; what the API saw is in the service's seconds, what the machine did is in real ones."""
+
+    way: str
+    rows: int
+    stored: int
+    requests: int
+    refused: int
+    purchases: int
+    buying_seconds: float
+    late_mean_seconds: float
+    late_most_seconds: float
+    service_seconds: float
+    wall_seconds: float
+    cpu_seconds: float
+    peak_bytes: int
+    task_runs: int
+    recorded_after_seconds: float
+
+    @property
+    def requests_per_generation(self) -> float:
+        return self.requests / max(self.purchases, 1)
+
+    @property
+    def refused_share(self) -> float:
+        return self.refused / max(self.requests, 1)
+
+    @property
+    def purchases_per_minute(self) -> float:
+        return (self.purchases - 1) / self.buying_seconds * 60 if self.buying_seconds else 0.0
+
+    @property
+    def cpu_per_generation(self) -> float:
+        return self.cpu_seconds / self.rows
+
+
+def mixed_rows(count: int) -> list[dict[str, Any]]:
+    """Return rows of which every other one is a picture and the rest are clips."""
+    kinds = (("gpt-4o-image", "picture"), ("veo-3.1-fast", "clip"))
+    named = ((number, *kinds[number % 2]) for number in range(count))
+    return [{"id": f"{kind}-{number}", "model": model, "prompt": f"{kind} {number}"} for number, model, kind in named]
+
+
+def pictures(count: int) -> list[dict[str, Any]]:
+    """Return rows of pictures."""
+    return [{"id": f"row-{n}", "model": "gpt-4o-image", "prompt": f"picture number {n}"} for n in range(count)]
+
+
+def measure(
+    way: str,
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    speed: float,
+    at_once: int,
+    prefect: Mapping[str, str],
+    folder: Path,
+    limited: bool = True,
+) -> Measured:
+    """Return what making `rows` in one way takes, against a sandbox of its own; `folder` is for it alone."""
+    folder.mkdir(parents=True)
+    manifest = folder / "rows.json"
+    manifest.write_text(json.dumps(list(rows)))
+    limit = str(LIMIT_PER_MINUTE if limited else 0)
+    with servers.sandbox(speed, "--tiny-media", "--requests-per-minute", limit) as sandbox:
+        environment = servers.plain_environment(prefect, sandbox.environment, pace(speed, limited=limited))
+        environment["VEOGEN_STORE"] = str(folder / "store")
+        arguments = [way, str(manifest), str(folder / "store"), str(at_once)]
+        told = servers.measured_by_child("benchmarks.campaign_child", arguments, environment, folder)
+        seen = _seen_by(sandbox)
+    per_row, once = TASK_RUNS[way]
+    task_runs = len(rows) * per_row + once
+    return Measured(
+        way=way,
+        rows=len(rows),
+        stored=sum(path is not None for path in told["stored"].values()),
+        task_runs=task_runs,
+        recorded_after_seconds=recorded(prefect, told["flow_run_id"], task_runs) - told["ended_at"],
+        wall_seconds=told["wall_seconds"],
+        service_seconds=told["wall_seconds"] * speed,
+        cpu_seconds=told["cpu_seconds"],
+        peak_bytes=told["peak_bytes"],
+        **seen,
+    )
+
+
+def pace(speed: float, *, limited: bool) -> dict[str, str]:
+    """Return the settings which fit a clock so many times as fast; the peer's poll loops follow them too."""
+    settings = {f"VEOGEN_{kind}_POLL_SECONDS": str(seconds / speed) for kind, seconds in _POLL_SECONDS.items()}
+    return settings | {"VEOGEN_REQUESTS_PER_MINUTE": str(round(LIMIT_PER_MINUTE * speed) if limited else 1_000_000)}
+
+
+def _seen_by(sandbox: servers.SandboxProcess) -> dict[str, Any]:
+    requests, generations = sandbox.ask("requests")["requests"], sandbox.ask("generations")["generations"]
+    api = [request for request in requests if request["origin"] == "api"]
+    bought = [_moment(request["sandbox_at"]) for request in api if request["status"] == 201]
+    first_read: dict[str, datetime] = {}
+    for request in requests:
+        if request["origin"] == "media":
+            first_read.setdefault(request["path"], _moment(request["sandbox_at"]))
+    late = [
+        (first_read[path] - _moment(generation["completed_at"])).total_seconds()
+        for generation in generations
+        for path in [_path(generation["output_url"])]
+        if path in first_read
+    ]
+    return {
+        "requests": len(api),
+        "refused": sum(request["status"] == 429 for request in api),
+        "purchases": len(bought),
+        "buying_seconds": (max(bought) - min(bought)).total_seconds() if bought else 0.0,
+        "late_mean_seconds": sum(late) / len(late) if late else 0.0,
+        "late_most_seconds": max(late, default=0.0),
+    }
+
+
+def _path(url: str | None) -> str:
+    return "/" + url.split("/", 3)[3] if url else ""
+
+
+def _moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def recorded(prefect: Mapping[str, str], flow_run_id: str, task_runs: int) -> float:
+    """Return when the Prefect server showed all task runs of a flow run as completed."""
+    completed = {"state": {"type": {"any_": ["COMPLETED"]}}}
+    question = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": completed}
+    give_up_at = time.monotonic() + _RECORDED_WITHIN_SECONDS
+    while servers.fetched(f"{prefect['PREFECT_API_URL']}/task_runs/count", question) < task_runs:
+        if time.monotonic() > give_up_at:
+            raise RuntimeError(f"Prefect did not record {task_runs} task runs of {flow_run_id}")
+        time.sleep(0.2)
+    return time.time()

@@ -1,0 +1,29 @@
+"""Finish what dead or cancelled runs left behind, then compare the ledger with the account's statement.
+
+Deploy it on a schedule (see deployments/prefect.yaml), or run it as a script: `python flows/sweep.py`. It buys nothing.
+"""
+
+from collections.abc import Sequence
+
+from prefect import flow
+
+from prefect_veogen import VeogenCredentials
+from prefect_veogen.maintenance import compare_with_statement, sweep_store
+from prefect_veogen.upkeep import Swept
+
+
+@flow(name="sweep")
+async def sweep(
+    *, days: int = 30, credentials: VeogenCredentials | None = None, store: str | None = None
+) -> Sequence[Swept]:
+    """Return what was done about each unfinished receipt, after logging how the last `days` add up. Free."""
+    swept = await sweep_store(credentials=credentials, store=store)
+    await compare_with_statement(days, credentials=credentials, store=store)
+    return swept
+
+
+if __name__ == "__main__":
+    import asyncio
+
+    for item in asyncio.run(sweep()):
+        print(f"{item.key}: {item.note}")

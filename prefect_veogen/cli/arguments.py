@@ -1,0 +1,277 @@
+"""What the command line understands, with an example for everything."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
+from importlib.metadata import version
+from typing import Any
+
+_ABOUT = """Paid images and videos as safe steps of a Prefect pipeline."""
+
+_EXAMPLES = """\
+begin here:
+  prefect-veogen demo                        an image, then a video: offline, no account, no money
+
+with an account:
+  export VEOGEN_API_TOKEN=...                veogen.studio → Settings → API Tokens
+  export VEOGEN_STORE=s3://bucket/prefix     where assets and receipts live; a path will do, too
+  prefect-veogen models                      what there is, and what it costs
+  prefect-veogen plan rows.csv               what it would cost, before anything is bought
+
+`prefect-veogen COMMAND --help` tells more. None of these commands buys anything: flows do."""
+
+_SWEEP_STOPPED = "Stopped. Nothing was bought and nothing is lost: run it again to finish the rest."
+_DEMO_STOPPED = (
+    "Stopped. The sandbox and Prefect's local server are gone; nothing is still running, nothing cost money."
+)
+_DECISION_STOPPED = "Stopped. `prefect-veogen receipts show KEY` tells whether the decision was still written down."
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the whole command line; its result has `command` and, by command, its options."""
+    top = argparse.ArgumentParser(
+        prog="prefect-veogen",
+        description=_ABOUT,
+        epilog=_EXAMPLES,
+        formatter_class=_Formatter,
+    )
+    top.add_argument("--version", action="version", version=f"prefect-veogen {version('prefect-veogen')}")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
+    _demo(commands)
+    _command(commands, "sandbox", "a local Veogen Studio to try pipelines on", "prefect-veogen sandbox --port 8765")
+    _models(commands)
+    _balance(commands)
+    _plan(commands)
+    _receipts(commands)
+    _sweep(commands)
+    _reconcile(commands)
+    _setup(commands)
+    return top
+
+
+def _demo(commands: Any) -> None:
+    command = _command(
+        commands,
+        "demo",
+        "an image, then a video, in a minute: offline, no account, no money",
+        "prefect-veogen demo\nprefect-veogen demo --keep     # and then try things on its sandbox yourself",
+        about="Starts a sandbox and a private Prefect server, runs the flow image_then_animate on them, runs it once "
+        "more to show that nothing is bought twice, and leaves the picture and the clip for you to look at. Never "
+        "talks to the real service, whatever token is set.",
+    )
+    command.add_argument(
+        "--store",
+        metavar="DIR",
+        default="veogen-demo",
+        help="each demo makes a new folder below (default: %(default)s)",
+    )
+    command.add_argument("--keep", action="store_true", help="leave the sandbox running until Ctrl-C")
+    command.set_defaults(stopped=_DEMO_STOPPED)
+
+
+def _models(commands: Any) -> None:
+    command = _command(
+        commands,
+        "models",
+        "what the service offers, and what it costs",
+        "prefect-veogen models\nprefect-veogen models veo-3.1-fast",
+    )
+    command.add_argument("slug", nargs="?", metavar="MODEL", help="one model, with all it takes")
+    _service(command)
+    _json(command)
+
+
+def _balance(commands: Any) -> None:
+    command = _command(commands, "balance", "what the account holds and has spent", "prefect-veogen balance --json")
+    _service(command)
+    _json(command)
+
+
+def _plan(commands: Any) -> None:
+    command = _command(
+        commands,
+        "plan",
+        "what a request or a whole manifest would cost; buys nothing",
+        'prefect-veogen plan veo-3.1-fast "waves at night" --resolution 4k\n'
+        "prefect-veogen plan rows.csv --budget-usd 5",
+        about="Checks and prices requests against the live catalogue, the receipts, the balance and the budgets. "
+        "Exit code 1 if something would be refused or could not be paid.",
+    )
+    command.add_argument("what", metavar="MODEL | MANIFEST", help="a model, or a CSV, JSON, JSONL or YAML file of rows")
+    command.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to make; with a model")
+    for name in ("aspect-ratio", "resolution", "mode", "style"):
+        command.add_argument(f"--{name}", metavar="TEXT")
+    command.add_argument("--duration", type=int, metavar="SECONDS")
+    for kind in ("image", "video", "audio"):
+        command.add_argument(
+            f"--{kind}-url", action="append", dest=f"{kind}_urls", metavar="URL", help="may be repeated"
+        )
+    command.add_argument("--take", type=_take, default=1, help="a number or a name (default: 1)")
+    command.add_argument("--budget-usd", type=_amount, metavar="USD", help="also compare with this much")
+    _service(command)
+    _store(command)
+    _json(command)
+
+
+def _receipts(commands: Any) -> None:
+    command = _command(
+        commands,
+        "receipts",
+        "what was bought, and decisions about purchases whose answer was lost",
+        "prefect-veogen receipts\n"
+        "prefect-veogen receipts show KEY\n"
+        "prefect-veogen receipts adopt KEY GENERATION_ID     # that generation was it\n"
+        "prefect-veogen receipts release KEY                 # it was never made; the next run buys",
+    )
+    _store(command)
+    _json(command)
+    actions = command.add_subparsers(dest="action", metavar="ACTION")
+    listing = _command(
+        actions, "list", "all receipts of the store (the default)", "prefect-veogen receipts list --json"
+    )
+    listing.add_argument("--state", metavar="STATE", help="only these, such as unknown")
+    show = _command(actions, "show", "one receipt, whole", "prefect-veogen receipts show v1-4be1c2")
+    show.add_argument("key", metavar="KEY", help="its key, or as much of it as is unique")
+    adopt = _command(
+        actions,
+        "adopt",
+        "say which generation a lost purchase was; the next run uses it",
+        "prefect-veogen receipts adopt v1-4be1c2…-take-1 0193…",
+    )
+    adopt.add_argument("key", metavar="KEY")
+    adopt.add_argument("generation_id", metavar="GENERATION_ID")
+    adopt.set_defaults(stopped=_DECISION_STOPPED)
+    release = _command(
+        actions,
+        "release",
+        "say that a lost purchase was never made; the next run BUYS",
+        "prefect-veogen receipts release v1-4be1c2…-take-1",
+        about="COSTS MONEY if it is wrong: the next run buys again. Look at the account's generations first.",
+    )
+    release.add_argument("key", metavar="KEY")
+    release.set_defaults(stopped=_DECISION_STOPPED)
+    _service(adopt)
+    for action in (listing, show, adopt, release):
+        _store(action)
+        _json(action)
+
+
+def _sweep(commands: Any) -> None:
+    command = _command(
+        commands,
+        "sweep",
+        "finish what dead or cancelled runs left behind; free",
+        "prefect-veogen sweep",
+        about="Downloads what was paid for, finds purchases whose answer was lost, and gives back money that was set "
+        "aside for nothing. Safe beside working flows. Exit code 1 if a person must look.",
+    )
+    _service(command)
+    _store(command)
+    _json(command)
+    command.set_defaults(stopped=_SWEEP_STOPPED)
+
+
+def _reconcile(commands: Any) -> None:
+    command = _command(
+        commands,
+        "reconcile",
+        "compare the receipts with the account's statement; free",
+        "prefect-veogen reconcile --since 2026-11-01",
+        about="Exit code 1 if they don't add up. What another store or a person bought shows up as a difference, too.",
+    )
+    command.add_argument(
+        "--since",
+        type=_moment,
+        metavar="DATE",
+        help="a date or time, UTC if nothing else is said (default: 30 days ago)",
+    )
+    _service(command)
+    _store(command)
+    _json(command)
+
+
+def _setup(commands: Any) -> None:
+    command = _command(
+        commands,
+        "setup",
+        "prepare a Prefect server: one rate limit over all workers, and the credentials block",
+        "prefect-veogen setup",
+        about="Creates or updates the global concurrency limit which joins the workers of one account under the API's "
+        "rate limit (VEOGEN_REQUESTS_PER_MINUTE), and registers the block type VeogenCredentials. Safe to repeat.",
+    )
+    command.add_argument(
+        "--requests-per-minute", type=int, metavar="N", help="the account's limit (VEOGEN_REQUESTS_PER_MINUTE, 120)"
+    )
+    _json(command)
+
+
+# ---------------------------------------------------------------- parts
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Keeps the examples as they are written, and names and their meaning on one line."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=100)
+        self._action_max_length = 12  # argparse forgets the indent of commands, and breaks the line of the longest
+
+
+def _command(commands: Any, name: str, summary: str, example: str, *, about: str = "") -> argparse.ArgumentParser:
+    lines = "".join(f"  {line}\n" for line in example.splitlines())
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=f"{summary[0].upper()}{summary[1:]}." + (f"\n\n{_filled(about)}" if about else ""),
+        epilog=f"for example:\n{lines}",
+        formatter_class=_Formatter,
+    )
+    return made
+
+
+def _filled(text: str) -> str:
+    return textwrap.fill(text, width=78)
+
+
+# SUPPRESS, because an option may stand before or behind ACTION: the second parser must not undo the first.
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON on stdout, nothing else")
+
+
+def _service(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--base-url", metavar="URL", default=argparse.SUPPRESS, help="the API (VEOGEN_BASE_URL)")
+
+
+def _store(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--store", metavar="URL", default=argparse.SUPPRESS, help="s3://bucket/prefix or a path (VEOGEN_STORE)"
+    )
+
+
+def _take(text: str) -> int | str:
+    return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _amount(text: str) -> Decimal:
+    try:
+        amount = Decimal(text.removeprefix("$"))
+    except InvalidOperation:
+        amount = Decimal("NaN")
+    if not amount.is_finite() or amount < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of money")
+    return amount
+
+
+def _moment(text: str) -> datetime:
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-11-01 or 2026-11-01T08:00+00:00") from None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+
+
+def a_month_ago() -> datetime:
+    """Return what `reconcile` looks back to when nothing is said."""
+    return datetime.now(UTC) - timedelta(days=30)

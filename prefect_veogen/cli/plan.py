@@ -1,0 +1,122 @@
+"""`plan`: what requests would cost, before anything is bought."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from prefect_veogen.budgets import Cap
+from prefect_veogen.cli.terminal import say, shortened, table, usd, wants_json, write_json
+from prefect_veogen.iothread import on_io
+from prefect_veogen.manifest import read_manifest
+from prefect_veogen.models import Certainty, GenerationRequest
+from prefect_veogen.planning import Plan, PlanItem, make_plan
+from prefect_veogen.rows import requests_of
+from prefect_veogen.session import open_session
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from prefect_veogen.session import Session
+
+_FIELDS = (
+    "aspect_ratio",
+    "resolution",
+    "duration",
+    "mode",
+    "style",
+    "image_urls",
+    "video_urls",
+    "audio_urls",
+)
+
+
+def plan(options: Namespace) -> int:
+    """Write what it would cost; 1 if something would be refused or could not be paid."""
+    cap = Cap.of("this plan", options.budget_usd)
+    session = open_session(
+        base_url=getattr(options, "base_url", None),
+        store=getattr(options, "store", None),
+        caps=() if cap is None else (cap,),
+    )
+    made = asyncio.run(_made(session, options))
+    if wants_json(options):
+        write_json(_described(made))
+    else:
+        _write(made)
+    return 0 if made.is_affordable and not made.problems else 1
+
+
+async def _made(session: Session, options: Namespace) -> Plan:
+    if options.prompt is None:
+        rows = await read_manifest(options.what, options.take)
+        return await make_plan(session, await on_io(requests_of(session, rows)))
+    fields = {name: getattr(options, name) for name in _FIELDS}
+    return await make_plan(
+        session, [GenerationRequest(model=options.what, prompt=options.prompt, take=options.take, **fields)]
+    )
+
+
+def _described(made: Plan) -> dict[str, Any]:
+    return {
+        "items": [
+            {
+                "request": item.request.canonical(),
+                "take": item.request.take,
+                "usd": item.usd,
+                "certainty": item.certainty,
+                "already_bought": item.already_bought,
+                "problem": None if item.problem is None else item.problem.message,
+            }
+            for item in made.items
+        ],
+        "total_usd": made.total_usd,
+        "certainty": made.certainty,
+        "balance_usd": made.balance_usd,
+        "budgets": made.budgets,
+        "is_affordable": made.is_affordable,
+    }
+
+
+def _write(made: Plan) -> None:
+    seen: list[GenerationRequest] = []
+    rows = []
+    for number, item in enumerate(made.items, start=1):
+        rows.append((str(number), item.request.model, shortened(item.request.prompt), *_told(item, seen)))
+        seen.append(item.request)
+    table(("#", "MODEL", "PROMPT", "PRICE", ""), rows, right=("#", "PRICE"))
+    for number, item in enumerate(made.items, start=1):
+        if item.problem is not None:
+            say("", f"Item {number} would be refused. {item.problem.message}", style="red")
+    say("", f"Total: {_total(made)}", style="bold")
+    say(f"Balance: {usd(made.balance_usd)}")
+    for budget in made.budgets:
+        say(f"Budget {budget.budget}: {usd(budget.left_usd)} of {usd(budget.cap_usd)} left")
+    if not made.is_affordable:
+        say("This can't be paid: it costs more than is left.", style="red")
+
+
+def _told(item: PlanItem, seen: list[GenerationRequest]) -> tuple[str, str]:
+    if item.problem is not None:
+        return "-", "would be refused"
+    if item.already_bought:
+        return usd(item.usd), "the same as above" if item.request in seen else "bought already"
+    return usd(item.usd), "" if item.certainty is Certainty.EXACT else _how_sure(item.certainty)
+
+
+def _how_sure(certainty: Certainty) -> str:
+    return {
+        Certainty.EXACT: "exact",
+        Certainty.UPPER_BOUND: "at most",
+        Certainty.UNKNOWN: "the catalogue names no price",
+    }[certainty]
+
+
+def _total(made: Plan) -> str:
+    match made.certainty:
+        case Certainty.EXACT:
+            return usd(made.total_usd)
+        case Certainty.UPPER_BOUND:
+            return f"at most {usd(made.total_usd)}"
+        case _:
+            return f"at least {usd(made.total_usd)}: not every price is known"

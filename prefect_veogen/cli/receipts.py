@@ -1,0 +1,206 @@
+"""`receipts`, `sweep` and `reconcile`: looking after what was bought."""
+
+from __future__ import annotations
+
+import asyncio
+from decimal import Decimal
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from prefect_veogen import upkeep
+from prefect_veogen.cli.arguments import a_month_ago
+from prefect_veogen.cli.terminal import say, shortened, table, usd, wants_json, write_json
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.ledger import Receipt, State
+from prefect_veogen.session import Session, open_session
+from prefect_veogen.settings import Settings
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def receipts(options: Namespace) -> int:
+    """List, show, adopt or release."""
+    match options.action:
+        case "show":
+            return _show(options)
+        case "adopt":
+            receipt = asyncio.run(upkeep.adopt(_session(options), options.key, options.generation_id))
+            return _decided(options, receipt, "The next run of this request uses that generation and buys nothing.")
+        case "release":
+            receipt = asyncio.run(upkeep.release(_offline_session(options), options.key))
+            return _decided(options, receipt, "The next run of this request buys.")
+        case _:
+            return _list(options)
+
+
+def sweep(options: Namespace) -> int:
+    """Finish what can be finished; 1 if a person must look."""
+    session = _session(options)
+    swept = asyncio.run(upkeep.sweep(session))
+    if wants_json(options):
+        write_json(swept)
+    elif not swept:
+        say("Nothing to do: everything that was bought is in the store, verified.")
+    else:
+        for item in swept:
+            moved = item.after.value if item.before is item.after else f"{item.before.value} → {item.after.value}"
+            say(f"{item.key}  {moved}", style="bold")
+            say(*(f"    {line}" for line in item.note.splitlines()))
+    return 1 if any(item.after is State.UNKNOWN for item in swept) else 0
+
+
+def reconcile(options: Namespace) -> int:
+    """Compare; 1 if it doesn't add up."""
+    session = _session(options)
+    found = asyncio.run(upkeep.reconcile(session, options.since or a_month_ago()))
+    if wants_json(options):
+        write_json({name: getattr(found, name) for name in found.__dataclass_fields__} | {"adds_up": found.adds_up})
+        return 0 if found.adds_up else 1
+    say(f"Since {found.since:%Y-%m-%d %H:%M} UTC", "")
+    table(
+        ("", "PURCHASES", "USD"),
+        [
+            ("receipts in this store", str(found.receipts), usd(found.ledger_usd)),
+            ("charges on the statement", str(found.charges), usd(found.statement_usd)),
+        ],
+        right=("PURCHASES", "USD"),
+    )
+    say("")
+    if found.adds_up:
+        say("They add up.")
+        return 0
+    if found.only_in_ledger:
+        say("Bought by this store, but not on the statement:", style="bold")
+        table(_HEADS, [_row(receipt) for receipt in found.only_in_ledger], right=("PRICE",))
+    if found.only_in_statement:
+        say("On the statement, but bought by nobody who uses this store:", style="bold")
+        rows = [
+            (
+                f"{charge.created_at:%Y-%m-%d %H:%M}" if charge.created_at else "?",
+                usd(charge.amount_usd),
+                charge.model_key or "?",
+                charge.id,
+            )
+            for charge in found.only_in_statement
+        ]
+        table(("WHEN", "PRICE", "MODEL KEY", "CHARGE"), rows, right=("PRICE",))
+    return 1
+
+
+# ---------------------------------------------------------------- receipts
+
+
+_HEADS = ("STATE", "MODEL", "PRICE", "WHEN", "PROMPT", "KEY")
+
+
+def _list(options: Namespace) -> int:
+    wanted = getattr(options, "state", None)
+    if wanted is not None and wanted not in list(State):
+        raise ConfigurationError(
+            f"{wanted!r} is no state of a receipt", next_step=f"Choose one of: {', '.join(State)}."
+        )
+    session = _offline_session(options)
+    found = [item for item in asyncio.run(upkeep.all_receipts(session)) if wanted in (None, item.state)]
+    found.sort(key=lambda item: item.history[0].at if item.history else a_month_ago())
+    if wants_json(options):
+        write_json(found)
+    elif not found:
+        say(f"There are no{f' {wanted}' if wanted else ''} receipts in {session.store.uri('')}")
+    else:
+        table(_HEADS, [_row(item) for item in found], right=("PRICE",))
+        say(
+            "",
+            f"{len(found)} receipts, {usd(_paid(found))} paid. Everything about one: prefect-veogen receipts show KEY",
+        )
+    return 0
+
+
+def _show(options: Namespace) -> int:
+    found = asyncio.run(_by_beginning(_offline_session(options), options.key))
+    if wants_json(options):
+        write_json(found)
+        return 0
+    say(f"{found.key}  {found.state.value}", style="bold")
+    say("")
+    asset, generation = found.asset, found.generation
+    facts = {
+        "model": str(found.request.get("model")),
+        "prompt": str(found.request.get("prompt")),
+        "options": ", ".join(f"{k}={v}" for k, v in found.request.items() if k not in ("model", "prompt")),
+        "take": found.take,
+        "price": usd(found.price_usd) + ("" if generation is None or generation.price_usd is None else ", as charged"),
+        "generation": generation.id if generation else "",
+        "asset": asset.uri if asset else "",
+        "sha256": asset.sha256 if asset else "",
+        "budgets": ", ".join(found.budgets),
+        "api": found.api,
+    }
+    table(("", ""), [(name, value) for name, value in facts.items() if value])
+    say("")
+    table(
+        ("WHEN (UTC)", "WHAT", ""),
+        [(f"{line.at:%Y-%m-%d %H:%M:%S}", line.event, line.detail or "") for line in found.history],
+    )
+    if found.state is State.UNKNOWN:
+        say(
+            "",
+            "Its answer was lost. If one of the account's generations is it:",
+            f"  prefect-veogen receipts adopt {found.key} GENERATION_ID",
+            "If it was never made, and the next run is to buy it:",
+            f"  prefect-veogen receipts release {found.key}",
+        )
+    return 0
+
+
+async def _by_beginning(session: Session, beginning: str) -> Receipt:
+    entry = await session.ledger.read(beginning)
+    if entry is not None:
+        return entry.receipt
+    keys = [key for key in await session.ledger.keys() if key.startswith(beginning)]
+    if len(keys) != 1:
+        raise ConfigurationError(
+            f"{len(keys) or 'No'} receipts begin with {beginning}",
+            next_step="`prefect-veogen receipts` lists them; check VEOGEN_STORE.",
+        )
+    entry = await session.ledger.read(keys[0])
+    assert entry is not None  # receipts are never deleted
+    return entry.receipt
+
+
+def _decided(options: Namespace, receipt: Receipt, consequence: str) -> int:
+    if wants_json(options):
+        write_json(receipt)
+    else:
+        say(f"{receipt.key} is {receipt.state.value} now. {consequence}")
+    return 0
+
+
+def _row(receipt: Receipt) -> tuple[str, ...]:
+    when = receipt.sent_at or (receipt.history[0].at if receipt.history else None)
+    price = receipt.price_usd if receipt.state not in (State.FAILED, State.RELEASED) else None
+    return (
+        receipt.state.value,
+        str(receipt.request.get("model")),
+        "-" if price is None else usd(price),
+        f"{when:%Y-%m-%d %H:%M}" if when else "",
+        shortened(str(receipt.request.get("prompt")), 40),
+        receipt.key,
+    )
+
+
+def _paid(found: list[Receipt]) -> Decimal:
+    return sum(
+        (item.price_usd or Decimal(0) for item in found if item.state in (State.BOUGHT, State.STORED)), Decimal(0)
+    )
+
+
+def _session(options: Namespace) -> Session:
+    return open_session(base_url=getattr(options, "base_url", None), store=getattr(options, "store", None))
+
+
+def _offline_session(options: Namespace) -> Session:
+    """Return a session for looking at the store alone: the service is asked nothing, so that no token is needed."""
+    token = Settings().api_token or SecretStr("not needed")
+    return open_session(token=token, store=getattr(options, "store", None))

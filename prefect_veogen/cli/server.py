@@ -1,0 +1,49 @@
+"""`setup`: what a Prefect server needs to know, once."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from prefect_veogen.cli.terminal import say, wants_json, write_json
+from prefect_veogen.errors import ConfigurationError, ServiceUnavailable
+from prefect_veogen.settings import Settings
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+
+def setup(options: Namespace) -> int:
+    """Create the limit that joins all workers, and register the block."""
+    from prefect.settings import PREFECT_API_URL
+
+    from prefect_veogen.blocks import VeogenCredentials
+    from prefect_veogen.joining import create_limit
+
+    settings = Settings()
+    per_minute = options.requests_per_minute or settings.requests_per_minute
+    server = PREFECT_API_URL.value()
+    if server is None:
+        raise ConfigurationError(
+            "There is no Prefect server which workers could share",
+            next_step="Start one (`prefect server start`), tell it to this machine (`prefect config set "
+            "PREFECT_API_URL=http://127.0.0.1:4200/api`), then run this again.",
+        )
+    try:
+        asyncio.run(create_limit(settings.requests_limit_name, per_minute))
+        VeogenCredentials.register_type_and_schema()
+    except Exception as error:
+        raise ServiceUnavailable(
+            f"Prefect's server at {server} did not take it: {type(error).__name__}: {error}",
+            next_step="Check that it runs (`prefect version`), then run this again; what is done already stays.",
+        ) from error
+    if wants_json(options):
+        write_json({"server": server, "limit": settings.requests_limit_name, "requests_per_minute": per_minute})
+        return 0
+    say(
+        f"The Prefect server at {server} now has",
+        f"  the global concurrency limit {settings.requests_limit_name}: all its workers together send at most "
+        f"{per_minute} requests a minute",
+        "  the block type Veogen Credentials: keep the token there (Blocks → Add Block), or in VEOGEN_API_TOKEN",
+    )
+    return 0

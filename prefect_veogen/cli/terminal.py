@@ -1,0 +1,96 @@
+"""What the commands write: tables and sentences for people, JSON for programs, both plain when piped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from datetime import datetime
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from prefect_veogen.errors import VeogenError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Iterable, Sequence
+
+# A pipe has no width: whoever greps wants one line per row.
+_PIPE_WIDTH = 10_000
+
+
+def console() -> Console:
+    """Return a console on stdout which shows text as it is: prompts may hold brackets and emoji codes."""
+    width = None if sys.stdout.isatty() else _PIPE_WIDTH
+    return Console(highlight=False, markup=False, emoji=False, width=width)
+
+
+def wants_json(options: Namespace) -> bool:
+    """Tell whether a program reads the output."""
+    return getattr(options, "json", False)
+
+
+def write_json(value: Any) -> None:
+    """Write a value as JSON; money as decimal strings, times in ISO 8601."""
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False, default=_plain) + "\n")
+
+
+def say(*lines: str, style: str | None = None) -> None:
+    """Write lines for a person."""
+    out = console()
+    for line in lines:
+        out.print(Text(line, style=style or ""), soft_wrap=True)
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
+    """Write a table without frames; the heads named in `right` have figures below them.
+
+    The last column is never cut or folded, so that a path or a key in it can be copied as it stands.
+    """
+    lines = [tuple(heads), *(tuple(row) for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    for number, line in enumerate(lines):
+        if any(line):
+            cells = [_padded(cell, width, head in right) for cell, width, head in zip(line, widths, heads, strict=True)]
+            say("  ".join(cells).rstrip(), style="bold" if number == 0 else None)
+
+
+def _padded(cell: str, width: int, to_the_right: bool) -> str:  # noqa: FBT001 - a column is one or the other
+    space = " " * (width - cell_len(cell))
+    return space + cell if to_the_right else cell + space
+
+
+def usd(amount: Decimal | None) -> str:
+    """Return an amount as people write it: all its digits, but at least cents."""
+    if amount is None:
+        return "unknown"
+    text = f"{amount.normalize():f}"
+    whole, _, cents = text.partition(".")
+    return f"${whole}.{cents:0<2}".replace("$-", "-$")
+
+
+def shortened(text: str, most: int = 48) -> str:
+    """Return a text on one line, with an ellipsis if it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= most else f"{line[: most - 1]}…"
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case Decimal():
+            return f"{value:f}"
+        case datetime():
+            return value.isoformat()
+        case BaseModel():
+            return value.model_dump(mode="json", exclude_none=True)
+        case VeogenError():
+            return value.message
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {item.name: getattr(value, item.name) for item in dataclasses.fields(value)}
+        case _:
+            return str(value)

@@ -1,0 +1,126 @@
+"""What keeps the books in order from within Prefect: sweeping, comparing, telling what a stopped run left running."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from prefect import task
+from prefect.artifacts import acreate_table_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
+
+from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.errors import VeogenError
+from prefect_veogen.ledger import Ledger, Receipt
+from prefect_veogen.ledger import State as ReceiptState
+from prefect_veogen.settings import Settings
+from prefect_veogen.store import open_store
+from prefect_veogen.tasks import may_be_repeated, session_for_task
+from prefect_veogen.upkeep import Reconciliation, Swept, reconcile, sweep
+
+_UNSETTLED = (ReceiptState.SENDING, ReceiptState.UNKNOWN, ReceiptState.BOUGHT)
+
+
+@task(
+    name="sweep store",
+    description="Finishes what runs that died or were cancelled left behind.",
+    retries=3,
+    retry_delay_seconds=[2, 10, 30],
+    retry_condition_fn=may_be_repeated,
+    cache_policy=NO_CACHE,
+)
+async def sweep_store(*, credentials: VeogenCredentials | None = None, store: str | None = None) -> Sequence[Swept]:
+    """Return what was done about unfinished receipts: paid outputs downloaded, lost purchases found. Free.
+
+    Safe to repeat, and to run beside working flows. What still needs a person is in the returned notes.
+    """
+    session = await session_for_task(credentials, store)
+    swept = await sweep(session)
+    for item in swept:
+        session.log.info("%s: %s → %s. %s", item.key, item.before.value, item.after.value, item.note)
+    if swept:
+        table = [{"receipt": s.key, "before": s.before.value, "after": s.after.value, "note": s.note} for s in swept]
+        await acreate_table_artifact(table, key="veogen-sweep", description=f"{len(swept)} receipts were unfinished")
+    return swept
+
+
+@task(
+    name="compare with statement",
+    description="Matches the ledger's purchases against what the account was charged.",
+    retries=3,
+    retry_delay_seconds=[2, 10, 30],
+    retry_condition_fn=may_be_repeated,
+    cache_policy=NO_CACHE,
+)
+async def compare_with_statement(
+    days: int = 30, *, credentials: VeogenCredentials | None = None, store: str | None = None
+) -> Reconciliation:
+    """Return how the ledger and the account's statement compare over the last days. Free, and safe to repeat."""
+    session = await session_for_task(credentials, store)
+    found = await reconcile(session, datetime.now(UTC) - timedelta(days=days))
+    say = session.log.info if found.adds_up else session.log.warning
+    say(
+        "%d receipts of $%s, %d charges of $%s: %s",
+        found.receipts,
+        found.ledger_usd,
+        found.charges,
+        found.statement_usd,
+        "they add up" if found.adds_up else "they do not add up",
+    )
+    await acreate_table_artifact(_differences(found), key="veogen-reconciliation", description="What does not add up")
+    return found
+
+
+async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Log what a stopped flow run has paid for and not stored; use it as `on_cancellation`, `on_crashed`, `on_failure`.
+
+    Nothing is lost by stopping: the service can't cancel a generation, and the next run of the same request adopts it.
+    """
+    log = flow_run_logger(flow_run, flow)
+    try:
+        receipts = await _unsettled(flow_run)
+    except VeogenError as error:
+        log.warning("What this run left running can't be told: %s", error.message)
+        return
+    for receipt in receipts:
+        name = receipt.generation.id if receipt.generation else "a purchase whose answer is not known"
+        log.warning(
+            "%s: %s of %s goes on at the service, which can't cancel it; it costs $%s. The next run of the same "
+            "request, or `prefect-veogen sweep`, adopts it and pays nothing.",
+            state.name,
+            name,
+            receipt.request["model"],
+            receipt.price_usd,
+        )
+
+
+async def _unsettled(flow_run: FlowRun) -> list[Receipt]:
+    store = open_store(flow_run.parameters.get("store") or Settings().store)
+    ledger, began = Ledger(store), flow_run.start_time or flow_run.created or datetime.now(UTC)
+    entries = [await ledger.read(key) for key in await ledger.keys(began - timedelta(minutes=1))]
+    return [
+        entry.receipt
+        for entry in entries
+        if entry is not None and entry.receipt.flow_run_id == str(flow_run.id) and entry.receipt.state in _UNSETTLED
+    ]
+
+
+def _differences(found: Reconciliation) -> list[dict[str, str]]:
+    ours = [
+        {"only in": "ledger", "what": receipt.key, "usd": str(receipt.price_usd), "at": str(receipt.sent_at)}
+        for receipt in found.only_in_ledger
+    ]
+    theirs = [
+        {
+            "only in": "statement",
+            "what": f"{charge.model_key} #{charge.id}",
+            "usd": str(charge.amount_usd),
+            "at": str(charge.created_at),
+        }
+        for charge in found.only_in_statement
+    ]
+    return [*ours, *theirs]

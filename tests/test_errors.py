@@ -1,0 +1,144 @@
+"""The drawn tree of errors is the whole tree, and every error reaches another process with all it knows."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+from decimal import Decimal
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from prefect_veogen import errors
+from prefect_veogen.errors import InvalidManifest, InvalidRequest, Problem, VeogenError
+
+FACTS: dict[str, Any] = {
+    "retry_after_seconds": 7.5,
+    "required_usd": Decimal("0.30"),
+    "balance_usd": Decimal("0.05"),
+    "wanted_usd": Decimal("0.90"),
+    "left_usd": Decimal("0.10"),
+    "cap_usd": Decimal(5),
+    "generation_id": "gen_1",
+    "receipt": "v1-a-b-take-1",
+    "candidates": ("gen_1", "gen_2"),
+    "kept_at": "s3://bucket/rejected/gen_1",
+    "next_step": "Do this.",
+    "http_status": 418,
+    "service_text": "I am a teapot",
+}
+
+
+def public_errors() -> list[type[VeogenError]]:
+    found = [thing for _, thing in inspect.getmembers(errors, inspect.isclass) if issubclass(thing, VeogenError)]
+    return [error for error in found if not error.__name__.startswith("_")]
+
+
+def with_all_facts(kind: type[VeogenError]) -> VeogenError:
+    """Make an error with every fact that it or a parent of its knows."""
+    known: set[str] = set()
+    for parent in kind.__mro__:
+        if issubclass(parent, VeogenError) and "__init__" in parent.__dict__:
+            known |= set(inspect.signature(parent).parameters) & set(FACTS)
+    if issubclass(kind, InvalidRequest):
+        return kind([Problem("style", [1], "is wrong", ("a",), "a")], **{name: FACTS[name] for name in known})
+    if issubclass(kind, InvalidManifest):
+        return kind(["row 1: wrong"], **{name: FACTS[name] for name in known})
+    return kind("It happened", **{name: FACTS[name] for name in known})
+
+
+def drawn_tree() -> dict[str, str | None]:
+    """Return each name of the drawing with the name that stands above it."""
+    tree: dict[str, str | None] = {}
+    above: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        if match := re.match(r"((?:│   |    )*(?:├── |└── )?)(\w+)(?: {2,}\S|$)", line):
+            depth = len(match[1]) // 4
+            above[depth:] = [match[2]]
+            tree[match[2]] = above[depth - 1] if depth else None
+    return tree
+
+
+def nearest_public_parent(kind: type[VeogenError]) -> str | None:
+    parents = [parent for parent in kind.__mro__[1:] if issubclass(parent, VeogenError)]
+    return next((parent.__name__ for parent in parents if not parent.__name__.startswith("_")), None)
+
+
+def test_the_drawing_shows_every_error_under_its_parent_and_nothing_else() -> None:
+    assert drawn_tree() == {kind.__name__: nearest_public_parent(kind) for kind in public_errors()}
+
+
+def test_every_error_says_what_to_do_by_standing_under_one_of_the_six_answers() -> None:
+    answers = [name for name, parent in drawn_tree().items() if parent == "VeogenError"]
+    assert answers == [
+        "TryAgainLater",
+        "ChangeTheRequest",
+        "ChangeTheSetup",
+        "GenerationFailed",
+        "StillRunning",
+        "PersonNeeded",
+    ]
+
+
+@pytest.mark.parametrize("pickler", [pickle, cloudpickle])
+@pytest.mark.parametrize("kind", public_errors())
+def test_every_error_survives_the_way_to_another_process_with_all_it_knows(
+    kind: type[VeogenError], pickler: Any
+) -> None:
+    error = with_all_facts(kind)
+    error.add_note("and a note")
+    again = pickle.loads(pickler.dumps(error))
+    assert type(again) is kind
+    assert (again.__dict__, again.args, str(again)) == (error.__dict__, error.args, str(error))
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_every_error_can_be_copied_and_raised(kind: type[VeogenError]) -> None:
+    with pytest.raises(kind) as caught:
+        raise copy.deepcopy(with_all_facts(kind))
+    assert caught.value.__dict__ == with_all_facts(kind).__dict__
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_every_error_shows_the_services_words_and_the_next_step(kind: type[VeogenError]) -> None:
+    text = str(with_all_facts(kind))
+    assert "(HTTP 418: I am a teapot)" in text
+    assert text.endswith("\nWhat to do: Do this.")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in public_errors() if kind.__subclasses__() == []])
+def test_every_error_one_can_meet_has_its_own_docstring(kind: type[VeogenError]) -> None:
+    assert kind.__doc__
+    assert kind.__doc__ != kind.__mro__[1].__doc__
+
+
+def test_an_invalid_request_is_a_value_error_too() -> None:
+    # pydantic and Prefect understand those; nothing else of ours should pass for one.
+    assert [kind.__name__ for kind in public_errors() if issubclass(kind, ValueError)] == ["InvalidRequest"]
+
+
+@pytest.mark.parametrize(
+    ("problem", "text"),
+    [
+        (Problem("style", None, "is required"), "style: is required"),
+        (Problem("style", "x", "no"), "style: no (got 'x')"),
+        (Problem("style", False, "no"), "style: no (got False)"),
+        (Problem("style", "x", "no", ()), "style: no (got 'x'); allowed: nothing"),
+        (Problem("duration", 9, "no", (4, 8), 8), "duration: no (got 9); allowed: 4, 8; nearest: 8"),
+        (Problem("prompt", "x" * 200, "no"), f"prompt: no (got '{'x' * 59}… (202 characters))"),
+    ],
+)
+def test_a_problem_says_field_value_what_is_allowed_and_the_nearest_of_it(problem: Problem, text: str) -> None:
+    assert str(problem) == text
+
+
+def test_a_value_that_cannot_be_shown_does_not_hide_the_problem() -> None:
+    assert str(Problem("take", 10**5000, "is long")) == "take: is long (got a int that can't be shown)"
+
+
+def test_an_error_about_a_generation_keeps_the_first_id_it_was_given() -> None:
+    assert errors.MediaRejected("no media").about("one").generation_id == "one"
+    assert errors.MediaRejected("no media", generation_id="one").about("two").generation_id == "one"

@@ -1,0 +1,121 @@
+"""Settings come from the environment when they are used; a wrong one is named, and the token is never shown."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from prefect_veogen import Settings
+from prefect_veogen.errors import ConfigurationError
+
+TOKEN = "vg-secret-4711"  # noqa: S105 - made up
+
+
+@pytest.mark.parametrize(
+    ("variable", "text", "value"),
+    [
+        ("VEOGEN_BASE_URL", "HTTPS://API.veogen.studio/api/v1/", "https://api.veogen.studio/api/v1"),
+        ("VEOGEN_BASE_URL", "http://127.0.0.1:8000/api/v1", "http://127.0.0.1:8000/api/v1"),
+        ("VEOGEN_STORE", "s3://bucket/prefix", "s3://bucket/prefix"),
+        ("VEOGEN_REQUESTS_PER_MINUTE", "2", 2),
+        ("VEOGEN_IMAGE_POLL_SECONDS", "0.5", 0.5),
+        ("VEOGEN_VIDEO_POLL_SECONDS", "10", 10.0),
+        ("VEOGEN_WAIT_TIMEOUT_SECONDS", "1", 1.0),
+        ("VEOGEN_BUDGET_USD", "0", Decimal(0)),
+        ("VEOGEN_BUDGET_USD", "12.3456", Decimal("12.3456")),
+        ("VEOGEN_UNKNOWN_GRACE_SECONDS", "0", 0.0),
+        ("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true", True),
+        ("VEOGEN_ALLOW_PRIVATE_MEDIA", "0", False),
+        ("VEOGEN_MAX_ASSET_BYTES", "1000", 1000),
+    ],
+)
+def test_a_variable_sets_its_field(variable: str, text: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, text)
+    assert getattr(Settings(), variable.removeprefix("VEOGEN_").lower()) == value
+
+
+def test_the_defaults_are_the_documented_ones() -> None:
+    settings = Settings()
+    assert (settings.base_url, settings.requests_per_minute) == ("https://veogen.studio/api/v1", 120)
+    assert (settings.image_poll_seconds, settings.video_poll_seconds) == (3, 5)
+    assert settings.api_token is settings.budget_usd is settings.wait_timeout_seconds is None
+    assert settings.buy_again_when_unknown is False
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_an_empty_variable_is_an_unset_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"VEOGEN_{name.upper()}", "")
+    assert getattr(Settings(), name) == Settings.model_fields[name].default
+
+
+@pytest.mark.parametrize(
+    ("variable", "text"),
+    [
+        ("VEOGEN_BASE_URL", "veogen.studio/api/v1"),
+        ("VEOGEN_BASE_URL", "ftp://veogen.studio"),
+        ("VEOGEN_REQUESTS_PER_MINUTE", "1"),
+        ("VEOGEN_REQUESTS_PER_MINUTE", "many"),
+        ("VEOGEN_IMAGE_POLL_SECONDS", "0"),
+        ("VEOGEN_IMAGE_POLL_SECONDS", "inf"),
+        ("VEOGEN_VIDEO_POLL_SECONDS", "-1"),
+        ("VEOGEN_VIDEO_POLL_SECONDS", "nan"),
+        ("VEOGEN_WAIT_TIMEOUT_SECONDS", "0"),
+        ("VEOGEN_WAIT_TIMEOUT_SECONDS", "nan"),
+        ("VEOGEN_REQUEST_TIMEOUT_SECONDS", "inf"),
+        ("VEOGEN_BUDGET_USD", "-0.01"),
+        ("VEOGEN_BUDGET_USD", "NaN"),
+        ("VEOGEN_BUDGET_USD", "Infinity"),
+        ("VEOGEN_BUDGET_USD", "5 USD"),
+        ("VEOGEN_UNKNOWN_GRACE_SECONDS", "inf"),
+        ("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "perhaps"),
+        ("VEOGEN_MAX_ASSET_BYTES", "0"),
+    ],
+)
+def test_an_impossible_value_is_refused_by_name(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, text)
+    monkeypatch.setenv("VEOGEN_API_TOKEN", TOKEN)
+    with pytest.raises(ConfigurationError, match=re.escape(f"{variable}='{text}': ")) as caught:
+        Settings()
+    assert TOKEN not in str(caught.value) + repr(caught.value.__dict__)
+
+
+def test_all_impossible_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("VEOGEN_BUDGET_USD", "VEOGEN_IMAGE_POLL_SECONDS"):
+        monkeypatch.setenv(variable, "-1")
+    with pytest.raises(ConfigurationError, match=r"VEOGEN_IMAGE_POLL_SECONDS.*VEOGEN_BUDGET_USD"):
+        Settings()
+
+
+def test_an_impossible_token_is_refused_without_being_shown() -> None:
+    with pytest.raises(ConfigurationError, match="VEOGEN_API_TOKEN=.hidden.") as caught:
+        Settings(api_token={"secret": TOKEN})
+    error = caught.value
+    assert TOKEN not in f"{error} {error!r} {error.__dict__} {error.__cause__}"
+    assert error.__suppress_context__
+
+
+def test_the_token_is_hidden_wherever_settings_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEOGEN_API_TOKEN", TOKEN)
+    settings = Settings()
+    assert settings.api_token is not None
+    assert settings.api_token.get_secret_value() == TOKEN
+    assert TOKEN not in f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()}"
+
+
+def test_settings_are_read_when_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = Settings()
+    monkeypatch.setenv("VEOGEN_STORE", "elsewhere")
+    assert (before.store, Settings().store) == ("veogen-store", "elsewhere")
+
+
+def test_an_argument_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEOGEN_STORE", "from-the-environment")
+    assert Settings(store="from-the-argument").store == "from-the-argument"
+
+
+def test_settings_survive_pickle() -> None:
+    assert pickle.loads(pickle.dumps(Settings(store="x"))) == Settings(store="x")

@@ -1,0 +1,553 @@
+"""The store: conditional documents, streamed media, and no surprises from S3."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import random
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import boto3
+import httpx
+import pytest
+
+from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, VeogenError
+from prefect_veogen.store import (
+    PART_BYTES,
+    AlreadyThere,
+    Changed,
+    LocalStore,
+    S3Store,
+    Store,
+    _S3Writer,
+    open_store,
+)
+from tests.support.servers import Once, Reply, Request, relayed, serving, without
+
+MIB = 1024 * 1024
+WEIRD_KEYS = ["assets/ä ö/%41 +&?#.png", "a'b\"c/d=e,f;g.json", "汉字/🎬.mp4", "x" * 200, "spaces at end "]
+
+
+@pytest.fixture
+def store(store_url: str) -> Store:
+    return open_store(store_url)
+
+
+@pytest.fixture(scope="module")
+def strict_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An S3 server in another process, which checks checksums and the signatures of links."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    environment = {**os.environ, "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3"}
+    command = [sys.executable, "-m", "ministack"]
+    folder = tmp_path_factory.mktemp("ministack")
+    server = subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _ in range(200):
+            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+                break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.kill()
+        server.wait()
+
+
+def in_bucket(monkeypatch: pytest.MonkeyPatch, endpoint: str, bucket: str = "one") -> S3Store:
+    """Return the store of a bucket behind another endpoint, with the credentials that servers for tests take."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "test")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    store = open_store(f"s3://{bucket}/media")
+    assert isinstance(store, S3Store)
+    return store
+
+
+def unfinished(store: Store) -> int:
+    if isinstance(store, LocalStore):
+        return len(list((store.root / ".unfinished").glob("*")))
+    assert isinstance(store, S3Store)
+    return len(store.client().list_multipart_uploads(Bucket=store.bucket).get("Uploads", ()))
+
+
+async def written(store: Store, key: str, size: int, chunk: int = MIB) -> tuple[str, str]:
+    """Stream noise into an object; return its digest and etag."""
+    writer, digest, noise = store.writer(key, "video/mp4"), hashlib.sha256(), random.Random(size).randbytes(chunk)
+    for offset in range(0, size, chunk):
+        piece = noise[: size - offset]
+        digest.update(piece)
+        await writer.write(piece)
+    return digest.hexdigest(), await writer.commit()
+
+
+# ---------------------------------------------------------------- documents
+
+
+async def test_exactly_one_of_many_concurrent_creators_wins(store: Store) -> None:
+    bodies = [b"%d" % number for number in range(24)]
+    results = await asyncio.gather(*(store.create("one.json", body) for body in bodies), return_exceptions=True)
+    winners = [body for body, result in zip(bodies, results, strict=True) if isinstance(result, str)]
+    assert len(winners) == 1
+    assert all(isinstance(result, str | AlreadyThere) for result in results)
+    document = await store.read("one.json")
+    assert document is not None
+    assert document.body == winners[0]
+
+
+# Imports the store without the package around it, which would take two seconds for Prefect in each process.
+RACER = """
+import asyncio, sys, types
+sys.modules["prefect_veogen"] = package = types.ModuleType("prefect_veogen")
+package.__path__ = [sys.argv.pop()]
+from prefect_veogen.store import AlreadyThere, Changed, open_store
+
+async def main(url, me):
+    store = open_store(url)
+    won = 0
+    for number in range(12):
+        try:
+            await store.create(f"race/{number}", f"{me} {number}".encode())
+            won += 1
+        except AlreadyThere:
+            pass
+    added = 0
+    while added < 12:
+        document = await store.read("count")
+        try:
+            await store.replace("count", b"%d by %s" % (int(document.body.split()[0]) + 1, me.encode()), document.version)
+            added += 1
+        except Changed:
+            pass
+    print(won)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+async def test_processes_agree_on_one_creator_and_lose_no_update(store: Store, store_url: str) -> None:
+    await store.create("count", b"0")
+    package = str(Path(__file__).parent.parent / "prefect_veogen")
+    commands = [[sys.executable, "-c", RACER, store_url, f"racer-{number}", package] for number in range(3)]
+    racers = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
+    outputs = await asyncio.gather(*(asyncio.to_thread(racer.communicate) for racer in racers))
+    assert sum(int(output) for output, _ in outputs) == 12
+    count = await store.read("count")
+    assert count is not None
+    assert count.body.split()[0] == b"36"
+
+
+async def test_a_document_is_replaced_only_if_it_is_unchanged(store: Store) -> None:
+    first = await store.create("one.json", b"1")
+    second = await store.replace("one.json", b"2", first)
+    with pytest.raises(Changed):
+        await store.replace("one.json", b"3", first)
+    with pytest.raises(Changed):
+        await store.replace("missing.json", b"3", first)
+    document = await store.read("one.json")
+    assert document is not None
+    assert (document.body, document.version) == (b"2", second)
+
+
+async def test_concurrent_increments_are_all_counted(store: Store) -> None:
+    await store.create("count", b"0 nobody")
+
+    async def add(name: int) -> None:
+        while True:
+            document = await store.read("count")
+            assert document is not None
+            body = b"%d %d" % (int(document.body.split()[0]) + 1, name)
+            with suppress(Changed):
+                await store.replace("count", body, document.version)
+                return
+
+    await asyncio.gather(*(add(number) for number in range(10)))
+    document = await store.read("count")
+    assert document is not None
+    assert document.body.split()[0] == b"10"
+
+
+@pytest.mark.parametrize("step", ["create", "replace"])
+async def test_a_repeated_write_whose_answer_was_lost_is_recognised_as_our_own(
+    step: str, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    version = await open_store(f"s3://{bucket}/media").create("old", b"1")
+    forget = Once(lambda request: request.method == "PUT")
+
+    def forgetful(request: Request) -> Reply | None:
+        reply = relayed(s3_server, request)
+        return None if forget(request) else reply
+
+    with serving(forgetful) as proxy:
+        store = in_bucket(monkeypatch, proxy, bucket)
+        told = await (store.create("new", b"2") if step == "create" else store.replace("old", b"2", version))
+        document = await store.read("new" if step == "create" else "old")
+    assert forget.happened
+    assert document is not None
+    assert (document.body, document.version) == (b"2", told)
+
+
+async def test_a_conflict_is_tried_again(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    conflict = Once(lambda request: request.method == "PUT")
+    body = b"<Error><Code>ConditionalRequestConflict</Code></Error>"
+    with serving(lambda r: Reply(409, {}, body) if conflict(r) else relayed(s3_server, r)) as proxy:
+        await in_bucket(monkeypatch, proxy, bucket).create("one", b"1")
+    assert conflict.happened
+
+
+# ---------------------------------------------------------------- a store that guards money
+
+
+async def test_a_store_that_honours_conditions_passes(store: Store) -> None:
+    await store.check()
+    await store.check()
+
+
+async def test_an_s3_server_that_checks_more_passes(strict_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = in_bucket(monkeypatch, strict_s3)
+    store.client().create_bucket(Bucket=store.bucket)
+    await store.check()
+    digest, _ = await written(store, "assets/clip.mp4", PART_BYTES + MIB)
+    assert await store.sha256("assets/clip.mp4") == digest
+
+
+@pytest.mark.parametrize("ignored", ["if-none-match", "if-match"])
+async def test_an_s3_server_that_ignores_conditions_is_refused(
+    ignored: str, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(lambda request: relayed(s3_server, without(request, ignored))) as proxy:
+        with pytest.raises(UnsafeStore, match="both buy"):
+            await in_bucket(monkeypatch, proxy, bucket).check()
+
+
+@pytest.mark.parametrize("unknown", ["if-none-match", "if-match"])
+async def test_an_s3_server_without_conditions_is_refused(
+    unknown: str, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    not_implemented = Reply(501, {}, b"<Error><Code>NotImplemented</Code></Error>")
+    answers: Callable[[Request], Reply] = lambda r: not_implemented if unknown in r.headers else relayed(s3_server, r)
+    with serving(answers) as proxy, pytest.raises(UnsafeStore, match="both buy"):
+        await in_bucket(monkeypatch, proxy, bucket).check()
+
+
+# ---------------------------------------------------------------- media
+
+
+@pytest.mark.parametrize("size", [0, 1, PART_BYTES, 11 * PART_BYTES + 1])
+async def test_a_stream_arrives_whole_and_is_visible_only_then(store: Store, size: int) -> None:
+    before = store.writer("assets/clip.mp4", "video/mp4")
+    await before.write(b"half of something")
+    assert await store.find("") == []
+    await before.abort()
+    digest, etag = await written(store, "assets/clip.mp4", size)
+    stat = await store.stat("assets/clip.mp4")
+    assert stat is not None
+    assert (stat.size, stat.etag) == (size, etag)
+    assert await store.sha256("assets/clip.mp4") == digest
+    assert unfinished(store) == 0
+
+
+@pytest.mark.parametrize("size", [0, 10, 3 * PART_BYTES + 5])
+async def test_an_aborted_stream_leaves_nothing(store: Store, size: int) -> None:
+    writer = store.writer("assets/clip.mp4", "video/mp4")
+    await writer.write(bytes(size))
+    await writer.abort()
+    await writer.abort()
+    assert unfinished(store) == 0
+    assert await store.find("") == []
+
+
+@pytest.mark.parametrize("after", [0.1, 0.5], ids=["while it begins", "while it sends"])
+async def test_a_cancelled_stream_leaves_nothing_after_abort(
+    after: float, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow_parts(request: Request) -> Reply:
+        time.sleep(0.3 if "partNumber" in request.path or request.path.endswith("?uploads") else 0)
+        return relayed(s3_server, request)
+
+    with serving(slow_parts) as proxy:
+        store = in_bucket(monkeypatch, proxy, bucket)
+        await store.stat("assets/clip.mp4")
+        writer = store.writer("assets/clip.mp4", "video/mp4")
+        writing = asyncio.create_task(writer.write(bytes(4 * PART_BYTES)))
+        await asyncio.sleep(after)
+        writing.cancel()
+        await asyncio.gather(writing, return_exceptions=True)
+        await writer.abort()
+        await asyncio.sleep(0.4)
+        assert unfinished(store) == 0
+
+
+@pytest.mark.parametrize("size", [10, PART_BYTES + 1])
+async def test_a_stream_can_be_set_aside(store: Store, size: int) -> None:
+    writer = store.writer("assets/clip.mp4", "video/mp4")
+    await writer.write(bytes(size))
+    kept = await writer.set_aside("rejected/clip")
+    assert kept is (isinstance(store, LocalStore) or size < PART_BYTES)
+    assert [found.key for found in await store.find("")] == (["rejected/clip"] if kept else [])
+    assert unfinished(store) == 0
+
+
+@pytest.mark.parametrize("kind", ["directory", "bucket"])
+async def test_what_killed_writers_left_is_cleared_when_it_is_old(
+    kind: str, tmp_path: Path, strict_s3: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = open_store(str(tmp_path))
+    if kind == "bucket":
+        store = in_bucket(monkeypatch, strict_s3, "unfinished")
+        store.client().create_bucket(Bucket="unfinished")
+    writer = store.writer("assets/clip.mp4", "video/mp4")
+    await writer.write(bytes(PART_BYTES + 1))
+    assert unfinished(store) == 1
+    assert await store.clear_unfinished(3600) == 0
+    assert await store.clear_unfinished(-5) == 1
+    assert unfinished(store) == 0
+
+
+def test_parts_grow_so_that_the_largest_object_of_s3_fits() -> None:
+    writer = _S3Writer(S3Store("bucket", ""), "key", "video/mp4")
+    sizes = []
+    for sent in range(10_000):
+        writer._sent = sent
+        sizes.append(writer._part_bytes())
+    assert set(sizes[:1000]) == {PART_BYTES}
+    assert sum(sizes) >= 5 * 1024**4
+    assert max(sizes) <= 5 * 1024**3
+    # Up to the largest download accepted by default, the parts in flight stay small.
+    assert sum(sizes[:2000]) >= 20 * 1024**3
+    assert sizes[1999] <= 16 * MIB
+
+
+async def test_content_types_are_stored_in_a_bucket(bucket: str) -> None:
+    store = open_store(f"s3://{bucket}/media")
+    assert isinstance(store, S3Store)
+    await written(store, "small.mp4", 10)
+    await written(store, "large.mp4", PART_BYTES + 1)
+    await store.put("note.json", b"{}", "application/json")
+    types = [
+        store.client().head_object(Bucket=bucket, Key=f"media/{key}")["ContentType"]
+        for key in ("small.mp4", "large.mp4", "note.json")
+    ]
+    assert types == ["video/mp4", "video/mp4", "application/json"]
+
+
+# ---------------------------------------------------------------- names and listings
+
+
+@pytest.mark.parametrize("key", WEIRD_KEYS)
+async def test_any_key_is_written_read_found_and_named(store: Store, key: str) -> None:
+    await store.put(key, b"1", "text/plain")
+    await store.create(f"{key}.json", b"2")
+    document = await store.read(key)
+    assert document is not None
+    assert document.body == b"1"
+    assert sorted(found.key for found in await store.find(key[:2])) == [key, f"{key}.json"]
+    assert store.key(store.uri(key)) == key
+    link = await store.link(key, 60)
+    assert link is None or httpx.get(link).content == b"1"
+
+
+async def test_a_listing_goes_on_over_all_pages(bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages: list[str] = []
+
+    def small_pages(request: Request) -> Reply:
+        if "list-type=2" in request.path:
+            pages.append(request.path)
+            request = replace(request, path=f"{request.path}&max-keys=7")
+        return relayed(s3_server, request)
+
+    keys = sorted(f"receipts/{number:03}.json" for number in range(20))
+    with serving(small_pages) as proxy:
+        store = in_bucket(monkeypatch, proxy, bucket)
+        await asyncio.gather(*(store.put(key, b"{}", "application/json") for key in [*keys, "assets/other"]))
+        assert [found.key for found in await store.find("receipts/")] == keys
+    assert len(pages) == 3
+
+
+async def test_only_what_is_below_the_prefix_is_found(store: Store) -> None:
+    for key in ("receipts/v1-a-1.json", "receipts/v1-b-1.json", "receiptsx/v1-a-1.json", "assets/v1-a-1.json"):
+        await store.put(key, b"{}", "application/json")
+    assert [found.key for found in await store.find("receipts/v1-a")] == ["receipts/v1-a-1.json"]
+    assert await store.find("nothing/here") == []
+    assert await store.read("nothing/here") is None
+    assert await store.stat("nothing/here") is None
+    assert await store.stat("receipts/v1-a-1.json/below") is None
+
+
+def test_a_foreign_uri_has_no_key(store: Store) -> None:
+    assert store.key("s3://another-bucket/media/assets/x.png") is None
+    assert store.key("file:///elsewhere/assets/x.png") is None
+    assert store.key("https://veogen.studio/x.png") is None
+
+
+@pytest.mark.parametrize("url", ["s3://", "s3:///prefix", "http://bucket/prefix", "gs://bucket/prefix", "S3://b/c"])
+def test_what_is_no_store_is_refused_with_what_would_be_one(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="s3://bucket/prefix"):
+        open_store(url)
+
+
+def test_paths_and_file_urls_name_the_same_directory(tmp_path: Path) -> None:
+    by_path = open_store(str(tmp_path / "a b"))
+    assert open_store((tmp_path / "a b").as_uri()) is by_path
+    assert open_store("a b") is by_path
+    assert by_path.key((tmp_path / "a b" / "x").as_uri()) == "x"
+
+
+def test_another_environment_or_process_is_another_store(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = open_store(f"s3://{bucket}/media")
+    assert open_store(f"s3://{bucket}/media/") is store
+    child = os.fork()
+    if child == 0:
+        os._exit(open_store(f"s3://{bucket}/media") is store)
+    assert os.waitpid(child, 0)[1] == 0
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
+    assert open_store(f"s3://{bucket}/media") is not store
+
+
+# ---------------------------------------------------------------- links
+
+
+async def test_a_link_can_be_read_by_anybody_until_it_expires(strict_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = in_bucket(monkeypatch, strict_s3, "links")
+    store.client().create_bucket(Bucket="links")
+    await store.put("assets/x.png", b"picture", "image/png")
+    link = await store.link("assets/x.png", 1)
+    assert link is not None
+    assert parse_qs(urlsplit(link).query)["X-Amz-Expires"] == ["1"]
+    assert httpx.get(link).content == b"picture"
+    assert httpx.get(link.replace("x.png", "y.png")).status_code == 403
+    await asyncio.sleep(2.1)
+    assert httpx.get(link).status_code == 403
+
+
+# ---------------------------------------------------------------- failures
+
+
+def every_call(store: Store) -> dict[str, Callable[[], Awaitable[Any]]]:
+    return {
+        "create": lambda: store.create("one", b"1"),
+        "replace": lambda: store.replace("one", b"2", '"1"'),
+        "put": lambda: store.put("one", b"1", "text/plain"),
+        "read": lambda: store.read("one"),
+        "find": lambda: store.find(""),
+        "stat": lambda: store.stat("one"),
+        "sha256": lambda: store.sha256("one"),
+        "check": store.check,
+        "clear_unfinished": lambda: store.clear_unfinished(1),
+        "small writer": lambda: written(store, "assets/small", 10),
+        "large writer": lambda: written(store, "assets/large", PART_BYTES + 1),
+    }
+
+
+async def failures(store: Store) -> dict[str, BaseException | None]:
+    calls = every_call(store)
+    results = await asyncio.gather(*(call() for call in calls.values()), return_exceptions=True)
+    failed = [result if isinstance(result, BaseException) else None for result in results]
+    return dict(zip(calls, failed, strict=True))
+
+
+def refusing(status: int, code: str) -> Callable[[Request], Reply]:
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    return lambda request: Reply(status, {"content-type": "application/xml"}, body)
+
+
+@pytest.mark.parametrize(
+    ("answers", "says"),
+    [
+        (refusing(403, "AccessDenied"), "403"),
+        (refusing(404, "NoSuchBucket"), "404"),
+        (refusing(400, "InvalidRequest"), "400"),
+        (lambda request: Reply(307, {"location": "http://127.0.0.1:9/"}), ""),
+        (lambda request: Reply(200, {"content-type": "text/html"}, b"<html>Please sign in", cut_at=12), ""),
+    ],
+    ids=["403", "no bucket", "400", "redirect", "half a page"],
+)
+async def test_what_s3_refuses_is_told_without_an_error_of_botocore(
+    answers: Callable[[Request], Reply], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(answers) as endpoint:
+        failed = await failures(in_bucket(monkeypatch, endpoint))
+    for call, error in failed.items():
+        assert error is None or isinstance(error, VeogenError | Changed | AlreadyThere), (call, repr(error))
+        if says and not (call == "stat" and says == "404"):
+            assert isinstance(error, StoreUnavailable), call
+            assert says in str(error)
+            assert "What to do: Check VEOGEN_STORE" in str(error)
+
+
+@pytest.mark.parametrize("how", ["refused", "dropped", "not xml"])
+async def test_a_server_that_is_not_there_is_told_without_an_error_of_botocore(
+    how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer = Reply(200, {"content-type": "text/html"}, b"<html><p>Please sign in</html>")
+    with serving(lambda request: answer if how == "not xml" else None) as endpoint:
+        if how == "refused":
+            endpoint = "http://127.0.0.1:9"
+        store = in_bucket(monkeypatch, endpoint)
+        failed = await failures(store)
+    for call, error in failed.items():
+        if how == "not xml":
+            assert error is None or isinstance(error, VeogenError | Changed | AlreadyThere), (call, repr(error))
+        else:
+            assert isinstance(error, StoreUnavailable), (call, repr(error))
+
+
+@pytest.mark.parametrize("call", ["create", "link"])
+async def test_missing_credentials_are_told_without_an_error_of_botocore(
+    call: str, s3_server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store = in_bucket(monkeypatch, s3_server)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
+    store = S3Store("one", "")
+    with pytest.raises(StoreUnavailable, match="credentials"):
+        await (store.create("one", b"1") if call == "create" else store.link("one", 60))
+
+
+async def test_an_unknown_profile_is_a_matter_of_the_setup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(ConfigurationError, match="nobody"):
+        await open_store("s3://one/media").read("one")
+
+
+async def test_bytes_damaged_on_their_way_are_refused(strict_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaging(request: Request) -> Reply:
+        if request.body.startswith(b"picture"):
+            request = replace(request, body=b"P" + request.body[1:])
+        return relayed(strict_s3, request)
+
+    with serving(damaging) as proxy:
+        store = in_bucket(monkeypatch, proxy, "damaged")
+        store.client().create_bucket(Bucket="damaged")
+        with pytest.raises(StoreUnavailable, match="400"):
+            await store.put("assets/x.png", b"picture", "image/png")
+        assert await store.stat("assets/x.png") is None
+
+
+async def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    failed = await failures(open_store(str(tmp_path / "file" / "store")))
+    assert {call for call, error in failed.items() if error is None} <= {"read", "find", "stat", "clear_unfinished"}
+    for call, error in failed.items():
+        assert error is None or isinstance(error, StoreUnavailable | Changed), (call, repr(error))
+
+
+def test_the_tests_talk_to_a_real_s3_client(bucket: str) -> None:
+    assert boto3.client("s3").head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPStatusCode"] == 200
