@@ -7,24 +7,20 @@ private the store is. They need the `media` extra; without it the page links to 
 from __future__ import annotations
 
 import asyncio
-import base64
 import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefect_veogen.iothread import on_io
-from prefect_veogen.models import Asset
+from prefect_veogen.thumbnails import thumbnail
 
 if TYPE_CHECKING:
     from prefect_veogen.rows import CampaignItem, CampaignReport
     from prefect_veogen.session import Session
 
 MOST_TILES = 100
-_MOST_BYTES = 64 * 1024 * 1024
 _AT_ONCE = 4
-_WIDTH = 240
 _STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 24px; background: #f6f6f4; color: #222 }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 16px }
@@ -75,36 +71,7 @@ async def _make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[T
 
     async def tile(item: CampaignItem) -> Tile:
         async with bound:
-            pictures = [await _picture(session, asset) for asset in item.assets]
+            pictures = [await thumbnail(session.store, asset) for asset in item.assets]
         return Tile(item, tuple(picture for picture in pictures if picture))
 
     return list(await asyncio.gather(*(tile(item) for item in items)))
-
-
-async def _picture(session: Session, asset: Asset) -> str | None:
-    key = session.store.key(asset.uri)
-    if key is None or asset.size > _MOST_BYTES:
-        return None
-    document = await session.store.read(key)
-    return None if document is None else await asyncio.to_thread(_thumbnail, document.body, asset.content_type)
-
-
-def _thumbnail(body: bytes, content_type: str) -> str | None:
-    try:
-        import av
-        from PIL import Image
-    except ImportError:
-        return None
-    try:
-        if content_type.startswith("video/"):
-            with av.open(io.BytesIO(body), "r") as container:
-                image = next(container.decode(video=0)).to_image()  # type: ignore[no-untyped-call]
-        else:
-            image = Image.open(io.BytesIO(body))
-        image = image.convert("RGB")
-        image.thumbnail((_WIDTH, _WIDTH))
-        small = io.BytesIO()
-        image.save(small, "JPEG", quality=70)
-    except (OSError, ValueError, StopIteration, av.error.FFmpegError):
-        return None
-    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"

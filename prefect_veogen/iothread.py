@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Awaitable, Callable, Coroutine, Iterable
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # S3 calls block a thread each; they wait for the network, so more than the default of a few per core is right.
@@ -49,3 +50,14 @@ async def on_io(work: Coroutine[Any, Any, Result]) -> Result:
     if asyncio.get_running_loop() is loop:
         return await work
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+
+
+async def each(items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], at_once: int = 16) -> list[Result]:
+    """Return what the work makes of each item, in their order, several at once."""
+    bound = asyncio.Semaphore(at_once)
+
+    async def one(item: Item) -> Result:
+        async with bound:
+            return await work(item)
+
+    return list(await asyncio.gather(*(one(item) for item in items)))

@@ -9,8 +9,12 @@ from __future__ import annotations
 import codecs
 import zlib
 from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
 
 from prefect_veogen.models import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD_BYTES = 64
@@ -217,12 +221,60 @@ class _Jpeg(_Tail):
             raise NotMedia("a truncated JPEG")
 
 
-class _Gif(_Tail):
+class _Gif(_Format):
+    """A screen, then blocks of data in pieces of at most 255 bytes, up to the trailer."""
+
     content_type, extension = "image/gif", ".gif"
 
+    def __init__(self) -> None:
+        self._pending = bytearray()
+        self._skip = 0
+        self._needed, self._next = 13, self._screen
+        self._ended = False
+
+    def feed(self, chunk: bytes) -> None:
+        self._pending += chunk
+        while not self._ended:
+            skipped = min(self._skip, len(self._pending))
+            del self._pending[:skipped]
+            self._skip -= skipped
+            if self._skip or len(self._pending) < self._needed:
+                return
+            piece = bytes(self._pending[: self._needed])
+            del self._pending[: self._needed]
+            self._next(piece)
+        self._pending.clear()
+
     def finish(self) -> None:
-        if not self._tail.rstrip(b"\0").endswith(b";"):
+        if not self._ended:
             raise NotMedia("a truncated GIF")
+
+    def _expect(self, count: int, read: Callable[[bytes], None], skip: int = 0) -> None:
+        self._needed, self._next, self._skip = count, read, skip
+
+    def _screen(self, piece: bytes) -> None:
+        self._expect(1, self._block, skip=_colours(piece[10]))
+
+    def _block(self, piece: bytes) -> None:
+        if piece == b",":
+            self._expect(9, self._picture)
+        elif piece == b"!":
+            self._expect(1, self._data, skip=1)
+        elif piece == b";":
+            self._ended = True
+        else:
+            raise NotMedia("a damaged GIF")
+
+    def _picture(self, piece: bytes) -> None:
+        self._expect(1, self._data, skip=_colours(piece[8]) + 1)
+
+    def _data(self, piece: bytes) -> None:
+        self._expect(1, self._data if piece[0] else self._block, skip=piece[0])
+
+
+def _colours(flags: int) -> int:
+    """Return how many bytes of colours follow."""
+    return 3 * 2 ** ((flags & 7) + 1) if flags & 0x80 else 0
 
 
 class _WebP(_Format):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from prefect_veogen.catalogue import check, quote
 from prefect_veogen.client import balance_of
 from prefect_veogen.errors import ChangeTheRequest
-from prefect_veogen.iothread import on_io
+from prefect_veogen.iothread import each, on_io
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Certainty, GenerationRequest, Quote
 
@@ -81,12 +81,14 @@ async def make_plan(session: Session, requests: Sequence[GenerationRequest]) -> 
 
 
 async def _make_plan(session: Session, requests: Sequence[GenerationRequest]) -> Plan:
-    seen: set[str] = set()
+    keys = [request.receipt_key(session.client.base_url) for request in requests]
+    bought = {
+        key for key, known in zip(keys, await each(keys, lambda key: _is_bought(session, key)), strict=True) if known
+    }
     items = []
-    for request in requests:
-        key = request.receipt_key(session.client.base_url)
-        items.append(await _item(session, request, bought=key in seen or await _is_bought(session, key)))
-        seen.add(key)
+    for key, request in zip(keys, requests, strict=True):
+        items.append(await _item(session, request, bought=key in bought))
+        bought.add(key)
     budgets = [
         BudgetLeft(cap.budget, cap.usd, cap.usd - (await session.budgets.account(cap.budget)).committed_usd)
         for cap in session.caps

@@ -22,7 +22,7 @@ from prefect_veogen.errors import (
     StillRunning,
     VeogenError,
 )
-from prefect_veogen.iothread import on_io
+from prefect_veogen.iothread import each, on_io
 from prefect_veogen.manifest import MOTION, Row, placeholder_image
 from prefect_veogen.models import Asset, GenerationRequest
 from prefect_veogen.planning import make_plan, priced
@@ -131,13 +131,15 @@ async def item_of_failure(session: Session, row: Row, error: BaseException) -> C
 
 async def requests_of(session: Session, rows: Sequence[Row]) -> list[GenerationRequest]:
     """Return all requests that rows come to, as far as they are known before the pictures are made. Free."""
-    requests = []
-    for row in rows:
-        requests.append(row.request)
-        if row.motion is not None:
-            # What a clip costs doesn't depend on its picture; whether it was bought does.
-            requests.append(row.motion_request(await _stored(session, row.request) or placeholder_image(row.id)))
-    return requests
+
+    async def requests_of_row(row: Row) -> list[GenerationRequest]:
+        if row.motion is None:
+            return [row.request]
+        # What a clip costs doesn't depend on its picture; whether it was bought does.
+        picture = await _stored(session, row.request) or placeholder_image(row.id)
+        return [row.request, row.motion_request(picture)]
+
+    return [request for requests in await each(rows, requests_of_row) for request in requests]
 
 
 async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:

@@ -23,6 +23,7 @@ from prefect_veogen.joining import joined_limit
 from prefect_veogen.models import Asset, Generation, GenerationRequest
 from prefect_veogen.purchase import buy
 from prefect_veogen.session import Session, open_session
+from prefect_veogen.showing import show
 from prefect_veogen.waiting import wait
 
 if TYPE_CHECKING:
@@ -167,9 +168,11 @@ async def download_asset(
     """
     session = await session_for_task(credentials, store)
     delivery = await on_io(deliver(session, generation))
+    session.log.info("%s %s", "Already stored:" if delivery.reused else "Stored", delivery.asset.uri)
     if delivery.reused:
         _show_as_reused()
-    session.log.info("%s %s", "Already stored:" if delivery.reused else "Stored", delivery.asset.uri)
+    else:
+        await show(session, delivery.asset)
     return delivery.asset
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from prefect_veogen.delivery import deliver, is_intact
 from prefect_veogen.errors import (
@@ -17,22 +16,18 @@ from prefect_veogen.errors import (
     UnknownSubmission,
     VeogenError,
 )
-from prefect_veogen.iothread import on_io
+from prefect_veogen.iothread import each, on_io
 from prefect_veogen.ledger import Entry, Receipt, State
 from prefect_veogen.recovery import attach, find_lost, is_abandoned, recorded
 from prefect_veogen.store import Changed
 from prefect_veogen.waiting import wait
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Iterable
 
     from prefect_veogen.protocol import Charge
     from prefect_veogen.session import Session
 
-_Item = TypeVar("_Item")
-_Result = TypeVar("_Result")
-
-_AT_ONCE = 16
 _UNFINISHED_SECONDS = 24 * 3600.0
 _SWEEP_WAIT_SECONDS = 1.0
 # A charge is stamped at submission or at completion (undocumented), by a clock that isn't ours.
@@ -116,7 +111,7 @@ async def release(session: Session, key: str) -> Receipt:
 
 async def _sweep(session: Session) -> list[Swept]:
     await session.store.clear_unfinished(_UNFINISHED_SECONDS)
-    swept = await _each(await _entries(session), lambda entry: _sweep_one(session, entry))
+    swept = await each(await _entries(session), lambda entry: _sweep_one(session, entry))
     return [item for item in swept if item is not None]
 
 
@@ -268,16 +263,5 @@ async def _unknown_entry(session: Session, key: str) -> Entry:
 
 
 async def _entries(session: Session, since: datetime | None = None) -> list[Entry]:
-    entries = await _each(await session.ledger.keys(since), session.ledger.read)
+    entries = await each(await session.ledger.keys(since), session.ledger.read)
     return [entry for entry in entries if entry is not None]
-
-
-async def _each(items: Iterable[_Item], work: Callable[[_Item], Awaitable[_Result]]) -> list[_Result]:
-    """Return what the work makes of each item, several at once."""
-    bound = asyncio.Semaphore(_AT_ONCE)
-
-    async def one(item: _Item) -> _Result:
-        async with bound:
-            return await work(item)
-
-    return list(await asyncio.gather(*(one(item) for item in items)))

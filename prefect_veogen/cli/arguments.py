@@ -216,7 +216,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=100)
-        self._action_max_length = 12  # argparse forgets the indent of commands, and breaks the line of the longest
+        self._action_max_length = 13  # argparse forgets the indent of commands, and breaks the line of the longest
 
 
 def _command(commands: Any, name: str, summary: str, example: str, *, about: str = "") -> argparse.ArgumentParser:

@@ -1,0 +1,270 @@
+"""Turns: never more than the limit in any minute, almost the limit in every minute, buying first, nobody starved.
+
+Everything runs on an event loop whose time jumps to the next thing that is to happen, so minutes take milliseconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prefect_veogen.limiter import Lane, Limiter, pace
+
+BUYING, LOOKING = Lane.BUYING, Lane.LOOKING
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop that never waits."""
+
+    moment = 1000.0
+
+    def time(self) -> float:
+        return self.moment
+
+    def _run_once(self) -> None:
+        if not self._ready and self._scheduled:  # type: ignore[attr-defined]
+            self.moment = max(self.moment, self._scheduled[0].when())  # type: ignore[attr-defined]
+        super()._run_once()  # type: ignore[misc]
+
+
+def run(story: Coroutine[Any, Any, None]) -> None:
+    with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+        runner.run(story)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time() - JumpingLoop.moment
+
+
+def limiter_of(requests_per_minute: int) -> Limiter:
+    return Limiter(requests_per_minute, clock=asyncio.get_running_loop().time)
+
+
+def assert_no_minute_holds_more(times: list[float], requests_per_minute: int) -> None:
+    times.sort()
+    for first, one_too_many in zip(times, times[requests_per_minute:], strict=False):
+        assert one_too_many - first > 60 - 1e-6
+
+
+@pytest.mark.parametrize("rate", [2, 3, 10, 33, 34, 120, 1000, 12_000])
+def test_no_minute_sees_more_than_the_limit_and_none_much_less(rate: int) -> None:
+    times: list[float] = []
+
+    async def story() -> None:
+        limiter = limiter_of(rate)
+
+        async def use() -> None:
+            await limiter.turn(LOOKING)
+            times.append(now())
+
+        await asyncio.gather(*(use() for _ in range(3 * rate)))
+
+    run(story())
+    assert_no_minute_holds_more(times, rate)
+    assert sum(moment <= 60 for moment in times) == rate
+    assert times[-1] < 3 * 60 * 1.04 + 60 / rate if rate > 30 else times[-1] < 3 * 120
+
+
+def test_after_a_rest_the_limit_holds_too() -> None:
+    times: list[float] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+        for rest in (0, 0.3, 5, 61, 600, 0):
+            await asyncio.sleep(rest)
+            for _ in range(70):
+                await limiter.turn(BUYING)
+                times.append(now())
+
+    run(story())
+    assert_no_minute_holds_more(times, 120)
+
+
+VISITORS = st.lists(
+    st.tuples(
+        st.floats(0, 150),  # arrives
+        st.sampled_from(Lane),
+        st.none() | st.floats(0, 20),  # gives up after so long
+        st.none() | st.floats(0, 5),  # waits so long for the other workers
+        st.none() | st.floats(0, 30),  # is told to pause for so long
+    ),
+    max_size=120,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(visitors=VISITORS, rate=st.sampled_from([2, 10, 40, 120]))
+def test_no_mix_of_arrivals_cancellations_and_pauses_breaks_the_limit_or_leaves_anybody_waiting(
+    visitors: list[tuple[float, Lane, float | None, float | None, float | None]], rate: int
+) -> None:
+    granted: list[float] = []
+    ends: list[str] = []
+
+    async def story() -> None:
+        limiter = limiter_of(rate)
+
+        async def visit(
+            arrives: float, lane: Lane, patience: float | None, others: float | None, told: float | None
+        ) -> None:
+            await asyncio.sleep(arrives)
+            try:
+                async with asyncio.timeout(patience):
+                    await limiter.turn(lane, None if others is None else lambda: asyncio.sleep(others))
+            except TimeoutError:
+                ends.append("gave up")
+                return
+            granted.append(now() - (others or 0))
+            ends.append("went")
+            if told is not None:
+                limiter.pause(told)
+
+        await asyncio.gather(*(visit(*visitor) for visitor in visitors))
+        assert not any(limiter._waiting.values())
+
+    run(story())
+    assert len(ends) == len(visitors)
+    assert_no_minute_holds_more(granted, rate)
+
+
+def test_buying_goes_before_looking() -> None:
+    order: list[Lane] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+
+        async def use(lane: Lane) -> None:
+            await limiter.turn(lane)
+            order.append(lane)
+
+        lanes = [LOOKING] * 5 + [BUYING] * 5
+        await asyncio.gather(*(use(lane) for lane in lanes))
+
+    run(story())
+    assert order == [BUYING] * 5 + [LOOKING] * 5
+
+
+def test_looks_are_not_starved_and_buying_keeps_fourteen_turns_of_fifteen() -> None:
+    order: list[Lane] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+
+        async def use(lane: Lane) -> None:
+            await limiter.turn(lane)
+            order.append(lane)
+
+        await asyncio.gather(*(use(lane) for lane in [BUYING] * 140 + [LOOKING] * 40))
+
+    run(story())
+    while_buying = order[:150]
+    assert while_buying.count(LOOKING) == 10
+    assert all(LOOKING in while_buying[start : start + 15] for start in range(135))
+
+
+def test_without_purchases_looks_have_all_turns() -> None:
+    times: list[float] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+        for _ in range(120):
+            await limiter.turn(LOOKING)
+            times.append(now())
+
+    run(story())
+    assert times[-1] <= 60
+
+
+def test_who_gives_up_waiting_takes_no_turn_with_him() -> None:
+    times: dict[str, list[float]] = {"alone": [], "among quitters": []}
+
+    async def story(name: str, quitters: int) -> None:
+        limiter = limiter_of(10)
+        await limiter.turn(BUYING)
+        leaving = [asyncio.create_task(limiter.turn(BUYING)) for _ in range(quitters)]
+        staying = [asyncio.create_task(limiter.turn(BUYING)) for _ in range(3)]
+        await asyncio.sleep(0.1)
+        for task in leaving:
+            task.cancel()
+        for task in staying:
+            await task
+            times[name].append(now())
+
+    run(story("alone", 0))
+    run(story("among quitters", 50))
+    assert times["alone"] == times["among quitters"]
+
+
+def test_a_turn_given_up_while_waiting_for_the_other_workers_goes_to_the_next() -> None:
+    async def story() -> None:
+        limiter = limiter_of(2)
+        blocked = asyncio.create_task(limiter.turn(BUYING, lambda: asyncio.sleep(3600)))
+        await asyncio.sleep(1)
+        blocked.cancel()
+        await asyncio.sleep(0)
+        await limiter.turn(BUYING)
+        assert now() == pytest.approx(1, abs=0.01)
+
+    run(story())
+
+
+def test_a_pause_holds_everybody_and_counts_once_however_many_were_told() -> None:
+    times: list[float] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+
+        async def use(lane: Lane) -> None:
+            await limiter.turn(lane)
+            times.append(now())
+            if len(times) <= 3:
+                limiter.pause(20)
+
+        await asyncio.gather(*(use(lane) for lane in [BUYING, LOOKING] * 30))
+        assert limiter.pauses <= 3
+        limiter.pause(5)
+        limiter.pause(2)
+        before = limiter.pauses
+        await limiter.turn(LOOKING)
+        assert limiter.pauses == before
+
+    run(story())
+    assert sum(moment < 20 for moment in times) == 1
+    assert_no_minute_holds_more(times, 120)
+
+
+def test_answers_that_all_say_pause_at_the_same_time_are_one_pause() -> None:
+    async def story() -> None:
+        limiter = limiter_of(120)
+        for seconds in (3, 7, 5):
+            limiter.pause(seconds)
+        await limiter.turn(LOOKING)
+        assert (now(), limiter.pauses) == (pytest.approx(7, abs=0.01), 1)
+
+    run(story())
+
+
+def test_it_knows_how_many_purchases_are_waiting() -> None:
+    async def story() -> None:
+        limiter = limiter_of(2)
+        tasks = [asyncio.create_task(limiter.turn(BUYING)) for _ in range(4)]
+        await asyncio.sleep(0.1)
+        assert limiter.buying == 3
+        tasks[-1].cancel()
+        await asyncio.sleep(0)
+        assert limiter.buying == 2
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert limiter.buying == 0
+
+    run(story())
+
+
+@pytest.mark.parametrize("rate", [2, 10, 120, 1000])
+def test_the_pace_that_joins_workers_keeps_the_limit_as_well(rate: int) -> None:
+    burst, interval = pace(rate)
+    assert burst >= 1
+    assert burst + 60 / interval <= rate + 1e-9
