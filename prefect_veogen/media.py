@@ -229,7 +229,8 @@ class _Gif(_Format):
     def __init__(self) -> None:
         self._pending = bytearray()
         self._skip = 0
-        self._needed, self._next = 13, self._screen
+        self._needed = 13
+        self._next: Callable[[bytes], None] = self._screen
         self._ended = False
 
     def feed(self, chunk: bytes) -> None:

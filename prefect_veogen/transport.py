@@ -120,7 +120,8 @@ class MediaAnswer:
             AnswerLost: the connection broke.
         """
         try:
-            async for chunk in self._answer.aiter_raw(64 * 1024):
+            # As they come, not in pieces of a size: what is collected for one is lost when the connection breaks.
+            async for chunk in self._answer.aiter_raw():
                 yield chunk
         except httpx.HTTPError as error:
             raise AnswerLost(_reason(error)) from None

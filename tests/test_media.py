@@ -9,6 +9,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import cast
 
 import av
 import pytest
@@ -41,7 +42,7 @@ def clip(name: str, **options: str) -> bytes:
     codec = "libvpx" if name == "webm" else "mpeg4"
     with NamedTemporaryFile() as file:  # one with a name, because an index is moved by opening the file again
         with av.open(file.name, "w", format=name, options=options) as container:
-            stream = container.add_stream(codec, rate=5)
+            stream = cast("av.VideoStream", container.add_stream(codec, rate=5))
             stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
             for _ in range(5):
                 container.mux(stream.encode(av.VideoFrame(64, 48, "yuv420p")))

@@ -30,11 +30,12 @@ from urllib.parse import urlsplit
 
 import boto3
 import pytest
-from hypothesis import settings, strategies
+from hypothesis import Phase, settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from prefect_veogen import Asset, GenerationRequest
-from prefect_veogen.errors import BudgetExceeded, UnknownSubmission, VeogenError
+from prefect_veogen.errors import BudgetExceeded, GenerationFailed, UnknownSubmission, VeogenError
+from prefect_veogen.iothread import io_loop
 from prefect_veogen.sandbox import Sandbox
 from tests.conftest import s3_environment
 from tests.paid_once_worker import Order, Report, one, work
@@ -48,7 +49,8 @@ CHAIN_USD = Decimal("0.32")  # $0.02 for the picture, $0.30 for the clip
 GRACE_SECONDS = "0.2"
 PATIENCE_SECONDS = 60.0
 RANDOM_KILLS = 14
-EXAMPLES = int(os.environ.get("EXAMPLES", 15))
+EXAMPLES = int(os.environ.get("EXAMPLES", "15"))
+VISIBLE = ("assets", "receipts", "claims", "budgets", "rejected")
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -188,7 +190,7 @@ def objects(store: str, s3: str) -> dict[str, bytes]:
     """Return everything that lies in a store, read without our own code."""
     if not store.startswith("s3://"):
         root = Path(store)
-        paths = [path for path in root.rglob("*") if path.is_file() and not path.is_relative_to(root / ".locks")]
+        paths = [path for folder in VISIBLE for path in (root / folder).rglob("*") if path.is_file()]
         return {path.relative_to(root).as_posix(): path.read_bytes() for path in paths}
     client, (bucket, _, prefix) = s3_client(s3), store.removeprefix("s3://").partition("/")
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=f"{prefix}/")
@@ -542,6 +544,8 @@ class AnyOrder(RuleBasedStateMachine):
         self.lane.sandbox.clear_faults()
         for key in sorted(self.tried):
             (answer,) = self.run([wanted(key)])
+            if isinstance(answer, GenerationFailed):  # nobody had heard of it before
+                (answer,) = self.run([wanted(key)])
             if isinstance(answer, UnknownSubmission):
                 (answer,) = self.run([wanted(key)], VEOGEN_BUY_AGAIN_WHEN_UNKNOWN="true")
             assert isinstance(answer, Asset), answer
@@ -567,8 +571,11 @@ class AnyOrder(RuleBasedStateMachine):
 
         with pytest.MonkeyPatch.context() as patch:
             for name, value in {**self.environment, **more}.items():
-                patch.setenv(name, value)
+                if name not in self.lane.proxy.environment:
+                    patch.setenv(name, value)
             answers = asyncio.run(all_of_them())
+            while asyncio.all_tasks(io_loop()):  # what is cancelled still leaves its notes
+                time.sleep(0.001)
         for answer in answers:
             assert isinstance(answer, Asset | VeogenError | asyncio.CancelledError), repr(answer)
         return answers
@@ -587,7 +594,14 @@ def test_in_any_order_everything_is_bought_once(
 ) -> None:
     lane = lanes.get()
     AnyOrder.context, AnyOrder.lane, AnyOrder.new_store = processes, lane, staticmethod(new_directory)
-    examples = settings(max_examples=EXAMPLES, stateful_step_count=10, deadline=None, derandomize=True, database=None)
+    examples = settings(
+        max_examples=EXAMPLES,
+        stateful_step_count=10,
+        deadline=None,
+        derandomize="SEED" not in os.environ,
+        database=None,
+        phases=[Phase.generate],
+    )
     run_state_machine_as_test(AnyOrder, settings=examples)
     lanes.put(lane)
 
@@ -625,7 +639,7 @@ def promise_table(figures: list[Row]) -> str:
         "|---|--:|--:|--:|--:|--:|",
     ]
     for figure in figures:
-        asked = "–" if figure.asked is None else figure.asked
+        asked = "-" if figure.asked is None else figure.asked
         lines.append(
             f"| {figure.where} | {figure.kills} | {figure.wanted} | {figure.purchases} | {figure.lost} | {asked} |"
         )

@@ -37,9 +37,9 @@ def demo(options: Namespace) -> int:
     """Buy, wait for and download a picture and a clip in the sandbox, twice, and show what came of it."""
     signal.signal(signal.SIGTERM, _stop)
     progress = _Progress()
-    folder = _fresh_folder(options.store)
     say("A Veogen Studio of your own, offline: nothing here costs money.", "")
     with progress, _running_sandbox() as sandbox:
+        folder = _fresh_folder(options.store)
         progress.done(f"The sandbox runs at {sandbox.base_url}, with {usd(sandbox.balance_usd)} of play money")
         told = _run(sandbox, folder, progress)
         image, video = Asset(**told["image"]), Asset(**told["video"])

@@ -202,5 +202,5 @@ def _session(options: Namespace) -> Session:
 
 def _offline_session(options: Namespace) -> Session:
     """Return a session for looking at the store alone: the service is asked nothing, so that no token is needed."""
-    token = Settings().api_token or SecretStr("not needed")
+    token = Settings().api_token or SecretStr("none-needed")
     return open_session(token=token, store=getattr(options, "store", None))

@@ -24,10 +24,15 @@ if TYPE_CHECKING:
 _PIPE_WIDTH = 10_000
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        raise  # noqa: PLE0704 - called while handling it; rich would end the program, `main` knows better
+
+
 def console() -> Console:
     """Return a console on stdout which shows text as it is: prompts may hold brackets and emoji codes."""
     width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return Console(highlight=False, markup=False, emoji=False, width=width)
+    return _Console(highlight=False, markup=False, emoji=False, width=width)
 
 
 def wants_json(options: Namespace) -> bool:
