@@ -17,6 +17,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_veogen.errors import BudgetExceeded, StoreUnavailable, UnreadableReceipt
+from prefect_veogen.models import in_usd
 from prefect_veogen.store import AlreadyThere, Changed
 
 if TYPE_CHECKING:
@@ -161,13 +162,13 @@ def _released(account: Account, name: str, settled_usd: Decimal | None) -> Accou
 def _explanation(account: Account, cap: Cap, usd: Decimal) -> str:
     left = max(cap.usd - account.committed_usd, Decimal(0))
     text = (
-        f"The budget {cap.budget!r} allows ${cap.usd}: ${account.spent_usd} is spent, "
-        f"${account.committed_usd - account.spent_usd} is reserved, ${left} is left, and ${usd} was wanted"
+        f"The budget {cap.budget!r} allows {in_usd(cap.usd)}: {in_usd(account.spent_usd)} is spent, "
+        f"{in_usd(account.committed_usd - account.spent_usd)} is reserved, {in_usd(left)} is left, and {in_usd(usd)} was wanted"
     )
     holders: dict[str, Decimal] = {}
     for reservation in account.reserved.values():
         holders[reservation.by] = holders.get(reservation.by, Decimal(0)) + reservation.usd
-    shown = ", ".join(f"${held} by {by}" for by, held in list(holders.items())[:5])
+    shown = ", ".join(f"{in_usd(held)} by {by}" for by, held in list(holders.items())[:5])
     return f"{text}. Reserved: {shown}{' and others' if len(holders) > 5 else ''}" if shown else text
 
 

@@ -27,6 +27,7 @@ from prefect_veogen.budgets import Cap
 from prefect_veogen.contact_sheet import make_tiles, page
 from prefect_veogen.iothread import on_io
 from prefect_veogen.manifest import Manifest, Row, read_manifest
+from prefect_veogen.models import in_usd
 from prefect_veogen.rows import (
     CampaignItem,
     CampaignReport,
@@ -76,7 +77,7 @@ async def check_campaign(
     """
     session = await session_for_task(credentials, store, _cap(name, budget_usd))
     left_to_pay = await check_rows(session, rows)
-    session.log.info("%d rows, $%s to pay", len(rows), left_to_pay)
+    session.log.info("%d rows, %s to pay", len(rows), in_usd(left_to_pay))
     return left_to_pay
 
 

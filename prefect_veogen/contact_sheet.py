@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefect_veogen.iothread import on_io
+from prefect_veogen.models import in_usd
 from prefect_veogen.thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _figure(tile: Tile) -> str:
         f'<a href="{html.escape(asset.uri)}">{html.escape(asset.content_type)}</a>' for asset in item.assets
     )
     error = f"<br>{html.escape(item.error.splitlines()[0])}" if item.error else ""
-    caption = f"<b>{html.escape(item.id)}</b> · {item.status.value} · ${item.price_usd}<br>{links}{error}"
+    caption = f"<b>{html.escape(item.id)}</b> · {item.status.value} · {in_usd(item.price_usd)}<br>{links}{error}"
     return f'<figure class="{item.status.value}">{pictures}<figcaption>{caption}</figcaption></figure>'
 
 

@@ -17,6 +17,7 @@ from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.errors import VeogenError
 from prefect_veogen.ledger import Ledger, Receipt
 from prefect_veogen.ledger import State as ReceiptState
+from prefect_veogen.models import in_usd
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import open_store
 from prefect_veogen.tasks import may_be_repeated, session_for_task
@@ -64,11 +65,11 @@ async def compare_with_statement(
     found = await reconcile(session, datetime.now(UTC) - timedelta(days=days))
     say = session.log.info if found.adds_up else session.log.warning
     say(
-        "%d receipts of $%s, %d charges of $%s: %s",
+        "%d receipts of %s, %d charges of %s: %s",
         found.receipts,
-        found.ledger_usd,
+        in_usd(found.ledger_usd),
         found.charges,
-        found.statement_usd,
+        in_usd(found.statement_usd),
         "they add up" if found.adds_up else "they do not add up",
     )
     await acreate_table_artifact(_differences(found), key="veogen-reconciliation", description="What does not add up")
@@ -89,12 +90,12 @@ async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
     for receipt in receipts:
         name = receipt.generation.id if receipt.generation else "a purchase whose answer is not known"
         log.warning(
-            "%s: %s of %s goes on at the service, which can't cancel it; it costs $%s. The next run of the same "
+            "%s: %s of %s goes on at the service, which can't cancel it; it costs %s. The next run of the same "
             "request, or `prefect-veogen sweep`, adopts it and pays nothing.",
             state.name,
             name,
             receipt.request["model"],
-            receipt.price_usd,
+            in_usd(receipt.price_usd),
         )
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import csv
+import difflib
 import io
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import yaml
 
@@ -79,10 +82,16 @@ async def _text(source: str) -> tuple[str, str]:
 
 
 async def _read(source: str) -> str:
-    if source.startswith(("http://", "https://")):
+    scheme = source.partition("://")[0].lower() if "://" in source else ""
+    if scheme in ("http", "https"):
         return await fetch_text(source)
-    folder, _, name = source.rpartition("/")
-    document = await open_store(folder or ("/" if source.startswith("/") else ".")).read(name)
+    if scheme not in ("", "file", "s3"):
+        raise ConfigurationError(
+            f"There is no way to read {source}", next_step="Give a path or a link: http(s)://, s3:// or file://."
+        )
+    path = unquote(urlsplit(source).path) if scheme == "file" else source
+    folder, slash, name = path.rpartition("/")
+    document = await open_store(folder or slash or ".").read(name)
     if document is None:
         raise ConfigurationError(f"There is no manifest at {source}", next_step="Check its path.")
     try:
@@ -95,20 +104,56 @@ def _records(text: str, form: str) -> list[Any]:
     try:
         match form:
             case "csv":
-                return list(csv.DictReader(io.StringIO(text), strict=True, restkey="(cells without a heading)"))
+                return _cells(text)
             case "jsonl":
-                return [json.loads(line) for line in text.splitlines() if line.strip()]
+                return _lines(text)
             case "json":
                 found = json.loads(text)
             case _:
-                found = yaml.safe_load(text)
-    except (ValueError, csv.Error, yaml.YAMLError) as error:
+                found = yaml.load(text, _Scalars)  # noqa: S506 - a safe loader with fewer types
+    except (ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
         raise InvalidManifest([f"it is no valid {form.upper()}: {error}"]) from None
     if isinstance(found, dict) and isinstance(found.get("rows"), list):
         found = found["rows"]
     if not isinstance(found, list):
         raise InvalidManifest([f"it holds {type(found).__name__}, where a list of rows is due"])
     return found
+
+
+class _Scalars(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """Reads what is written: to YAML 1.1, 16:9 is the number 969, and 2026-11-24 no text."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 - what the base class calls it
+        first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+
+def _cells(text: str) -> list[Any]:
+    table = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="(cells without a heading)")
+    names = [name.strip() for name in table.fieldnames or ()]
+    if len(names) == 1 and (separator := re.search(r"[;\t|]", names[0])):
+        raise InvalidManifest([f"its cells are separated by {separator[0]!r}, where commas are due"])
+    problems = [
+        f"it has more than one column {name!r}" for name in sorted(set(names)) if name and names.count(name) > 1
+    ]
+    if problems:
+        raise InvalidManifest(problems)
+    # Spreadsheets like to end with rows of nothing but commas.
+    return [row for row in table if any(cell and str(cell).strip() for cell in row.values())]
+
+
+def _lines(text: str) -> list[Any]:
+    records, problems = [], []
+    # Not `splitlines`: a JSON text may hold other line breaks than this one.
+    for number, line in enumerate(text.split("\n"), start=1):
+        try:
+            records += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            problems.append(f"line {number} is no valid JSON: {error}")
+    if problems:
+        raise InvalidManifest(problems)
+    return records
 
 
 # ---------------------------------------------------------------- rows
@@ -123,42 +168,51 @@ def _rows(records: Sequence[Any], take: int | str) -> list[Row]:
             f"row {number} ({record['id']})" if isinstance(record, Mapping) and record.get("id") else f"row {number}"
         )
         try:
-            row = _row(record, take)
+            fields = _fields(record)
+            if "id" in fields and (first := seen.setdefault(str(fields["id"]), number)) != number:
+                problems.append(f"{label}: id: is row {first}'s already")
+            rows.append(_row(fields, take))
         except InvalidManifest as error:
             problems += [f"{label}: {problem}" for problem in error.problems]
-            continue
-        if row.id in seen:
-            problems.append(f"{label}: id: is row {seen[row.id]}'s already")
-        seen[row.id] = number
-        rows.append(row)
     if problems:
         raise InvalidManifest(problems)
     return rows
 
 
-def _row(record: Any, take: int | str) -> Row:
+def _fields(record: Any) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         raise InvalidManifest([f"is {type(record).__name__}, where a mapping of fields is due"])
     fields = {str(name).strip(): _cell(str(name).strip(), value) for name, value in record.items()}
-    fields = {name: value for name, value in fields.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _row(fields: dict[str, Any], take: int | str) -> Row:
     identity = fields.pop("id", None)
     motion = {name.removeprefix(MOTION): fields.pop(name) for name in list(fields) if name.startswith(MOTION)}
-    problems = []
-    if identity is None:
-        problems.append("id: is required")
-    unknown = [name for name in motion if name not in MOTION_FIELDS]
-    problems += [f"{MOTION}{name}: is no field of a row" for name in unknown]
-    if motion and "prompt" not in motion:
-        problems.append(f"{MOTION}prompt: is required by the other {MOTION} fields")
+    problems = ["id: is required"] if identity is None else []
     request = _collected(lambda: GenerationRequest(**{"take": take, **fields}), problems)
+    if motion:
+        problems += _motion_problems(motion)
     if request is None or problems:
         raise InvalidManifest(problems)
-    row = Row(str(identity), request, _motion_of(request, motion) if motion else None)
-    if row.motion is not None:
-        _collected(lambda: row.motion_request(placeholder_image()), problems, prefix=MOTION)
-    if problems:
-        raise InvalidManifest(problems)
-    return row
+    return Row(str(identity), request, _motion_of(request, motion) if motion else None)
+
+
+def _motion_problems(motion: dict[str, Any]) -> list[str]:
+    problems = [f"{MOTION}{name}: is no field of a row{_nearest(name)}" for name in motion if name not in MOTION_FIELDS]
+    if "prompt" not in motion:
+        problems.append(f"{MOTION}prompt: is required by the other {MOTION} fields")
+    known = {name: value for name, value in motion.items() if name in MOTION_FIELDS}
+    # The picture isn't made yet, and says nothing about the other fields.
+    _collected(
+        lambda: GenerationRequest(**{"model": DEFAULT_MOTION_MODEL, "prompt": "-", **known}), problems, prefix=MOTION
+    )
+    return problems
+
+
+def _nearest(name: str) -> str:
+    close = difflib.get_close_matches(name, MOTION_FIELDS, n=1)
+    return f"; nearest: {MOTION}{close[0]}" if close else ""
 
 
 def _motion_of(request: GenerationRequest, motion: dict[str, Any]) -> dict[str, Any]:
@@ -184,7 +238,7 @@ def _cell(name: str, value: Any) -> Any:
     if not text:
         return None
     if name.removeprefix(MOTION) == "duration" or name == "take":
-        return int(text) if text.lstrip("-").isdigit() else text
+        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
     if name in ("watermark", "private"):
         return True if text.lower() in _YES else False if text.lower() in _NO else text
     if name in ("image_urls", "video_urls", "audio_urls"):

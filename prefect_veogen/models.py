@@ -199,6 +199,14 @@ class GenerationRequest(_Value):
         return f"{KEY_VERSION}-{visible[:12]}-{_digest({'api': api, 'request': self.canonical()})[:32]}"
 
 
+def in_usd(amount: Decimal | None) -> str:
+    """Return an amount as people write it: all its digits, but at least cents."""
+    if amount is None:
+        return "unknown"
+    whole, _, cents = f"{abs(amount).normalize():f}".partition(".")
+    return f"{'-' if amount < 0 else ''}${whole}.{cents:0<2}"
+
+
 def normal_base_url(base_url: str) -> str:
     """Return the base URL in the one form that keys and requests use."""
     scheme, separator, rest = base_url.strip().rstrip("/").partition("://")

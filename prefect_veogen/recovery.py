@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.errors import UnknownSubmission, VeogenError
 from prefect_veogen.ledger import Entry, Receipt, State
-from prefect_veogen.models import Generation, GenerationRequest, Kind, Status
+from prefect_veogen.models import Generation, GenerationRequest, Kind, Status, in_usd
 from prefect_veogen.store import Changed
 
 if TYPE_CHECKING:
@@ -231,7 +231,10 @@ def _warn_if_dearer(session: Session, receipt: Receipt) -> None:
     price = receipt.price_usd
     if price is not None and receipt.quote_usd is not None and price > receipt.quote_usd:
         session.log.warning(
-            "%s cost $%s, more than the $%s that its model object promised", receipt.key, price, receipt.quote_usd
+            "%s cost %s, more than the %s that its model object promised",
+            receipt.key,
+            in_usd(price),
+            in_usd(receipt.quote_usd),
         )
 
 

@@ -24,7 +24,7 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.iothread import each, on_io
 from prefect_veogen.manifest import MOTION, Row, placeholder_image
-from prefect_veogen.models import Asset, GenerationRequest
+from prefect_veogen.models import Asset, GenerationRequest, in_usd
 from prefect_veogen.planning import make_plan, priced
 from prefect_veogen.purchase import buy
 from prefect_veogen.waiting import wait
@@ -82,7 +82,7 @@ class CampaignReport:
 
     def __str__(self) -> str:
         told = ", ".join(f"{count} {status.value}" for status, count in self.counts.items())
-        return f"Campaign {self.name}: {told or 'no rows'}; ${self.price_usd}"
+        return f"Campaign {self.name}: {told or 'no rows'}; {in_usd(self.price_usd)}"
 
 
 def campaign_name(rows: Sequence[Row]) -> str:
@@ -148,15 +148,15 @@ async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
     for budget in plan.budgets:
         if plan.total_usd > budget.left_usd:
             raise BudgetExceeded(
-                f"The campaign would cost ${plan.total_usd} more, and the budget {budget.budget!r} of "
-                f"${budget.cap_usd} has ${budget.left_usd} left",
+                f"The campaign would cost {in_usd(plan.total_usd)} more, and the budget {budget.budget!r} of "
+                f"{in_usd(budget.cap_usd)} has {in_usd(budget.left_usd)} left",
                 wanted_usd=plan.total_usd,
                 left_usd=budget.left_usd,
                 cap_usd=budget.cap_usd,
             )
     if plan.balance_usd is not None and plan.total_usd > plan.balance_usd:
         raise InsufficientBalance(
-            f"The campaign would cost ${plan.total_usd} more, and the account holds ${plan.balance_usd}",
+            f"The campaign would cost {in_usd(plan.total_usd)} more, and the account holds {in_usd(plan.balance_usd)}",
             required_usd=plan.total_usd,
             balance_usd=plan.balance_usd,
         )

@@ -8,6 +8,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.events import emit_event
 
 from prefect_veogen.iothread import on_io
+from prefect_veogen.models import in_usd
 from prefect_veogen.thumbnails import thumbnail
 
 if TYPE_CHECKING:
@@ -33,5 +34,5 @@ async def show(session: Session, asset: Asset) -> None:
 
 def _card(asset: Asset, picture: str | None) -> str:
     shown = f"![{asset.content_type}]({picture})\n\n" if picture else ""
-    price = "" if asset.price_usd is None else f" · ${asset.price_usd}"
+    price = "" if asset.price_usd is None else f" · {in_usd(asset.price_usd)}"
     return f"{shown}`{asset.uri}`\n\n{asset.content_type} · {asset.size:,} bytes{price} · {asset.model or ''}\n"

@@ -20,14 +20,15 @@ def take_of_slot(take: int | str) -> int | str:
     """
     if not isinstance(take, str) or "{" not in take:
         return take
-    scheduled = flow_run.scheduled_start_time
+    # Outside of a flow run Prefect gives the present time: a take of its own, and a purchase, for every call.
+    scheduled = flow_run.scheduled_start_time if flow_run.id else None
     if scheduled is None:
         raise ConfigurationError(
             f"take={take!r} needs a flow run with a scheduled start", next_step="Give a plain take, such as a date."
         )
     try:
         return take.format(scheduled=scheduled.astimezone(UTC))
-    except (KeyError, IndexError, ValueError) as error:
+    except (LookupError, AttributeError, TypeError, ValueError) as error:
         raise ConfigurationError(
             f"take={take!r} can't be filled in: {error!r}", next_step='Write it like "{scheduled:%Y-%m-%d}".'
         ) from None

@@ -20,7 +20,7 @@ from prefect_veogen.delivery import deliver
 from prefect_veogen.errors import MediaRejected, TryAgainLater, UnexpectedAnswer
 from prefect_veogen.iothread import on_io
 from prefect_veogen.joining import joined_limit
-from prefect_veogen.models import Asset, Generation, GenerationRequest
+from prefect_veogen.models import Asset, Generation, GenerationRequest, in_usd
 from prefect_veogen.purchase import buy
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.showing import show
@@ -95,7 +95,7 @@ async def submit_generation(
         _show_as_reused()
         session.log.info("Generation %s was bought before: nothing to pay", generation.id)
     else:
-        session.log.info("Bought generation %s for $%s", generation.id, generation.price_usd)
+        session.log.info("Bought generation %s for %s", generation.id, in_usd(generation.price_usd))
     return generation
 
 
@@ -132,10 +132,10 @@ async def wait_for_generation(
         return await on_io(wait(session, generation, timeout_seconds))
     except asyncio.CancelledError:
         session.log.warning(
-            "Stopped waiting. Generation %s goes on at the service, which can't cancel it; it cost $%s. "
+            "Stopped waiting. Generation %s goes on at the service, which can't cancel it; it cost %s. "
             "The next run of the same request adopts it and pays nothing.",
             generation.id,
-            generation.price_usd,
+            in_usd(generation.price_usd),
         )
         raise
 

@@ -182,4 +182,7 @@ async def fetch_text(url: str) -> str:
         raise ConfigurationError(f"{url.partition('?')[0]} can't be read: {_reason(error)}") from None
     if not answer.is_success:
         raise ConfigurationError(f"{url.partition('?')[0]} can't be read: HTTP {answer.status_code}")
-    return body.decode("utf-8-sig", "replace")
+    try:
+        return body.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{url.partition('?')[0]} can't be read: it is not UTF-8 text") from None

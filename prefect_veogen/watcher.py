@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from prefect_veogen.client import MAX_PER_PAGE
 from prefect_veogen.errors import AuthenticationError, OutputMissing, StillRunning, VeogenError
-from prefect_veogen.models import Generation, Kind, Status
+from prefect_veogen.models import Generation, Kind, Status, in_usd
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -321,7 +321,7 @@ class Watcher:
 
 def _still_running(last: Generation, asked: Generation, timeout_seconds: float) -> StillRunning:
     status = last.status_text or last.status.value
-    price = f", paid ${asked.price_usd}" if asked.price_usd is not None else ""
+    price = f", paid {in_usd(asked.price_usd)}" if asked.price_usd is not None else ""
     return StillRunning(
         f"Generation {asked.id} is still {status} after {timeout_seconds:g} s{price}", generation_id=asked.id
     )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from uuid import uuid4
 
 import pytest
-from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
 from prefect.testing.standard_test_suites import BlockStandardTestSuite
 from pydantic import SecretStr
 
@@ -16,17 +17,17 @@ from prefect_veogen.sandbox import Sandbox
 TOKEN = "vg-secret-4711"
 
 # Prefect's suite without its fixture and without the test which fetches the logo from the network.
-CHECKS = [name for name in dir(BlockStandardTestSuite) if name.startswith("test_") and "logo" not in name]
+CHECKS = [name for name in dir(BlockStandardTestSuite) if name.startswith("test_") and "image" not in name]
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_the_block_passes_prefects_suite(check: str) -> None:
-    getattr(BlockStandardTestSuite(), check)(VeogenCredentials)
+    getattr(BlockStandardTestSuite, check)(None, VeogenCredentials)
 
 
 def test_prefects_suite_still_checks_something() -> None:
     assert "test_has_a_description" in CHECKS
-    assert len(CHECKS) >= 5
+    assert len(CHECKS) >= 4
 
 
 def test_the_slug_under_which_servers_know_the_block_never_changes() -> None:
@@ -40,12 +41,12 @@ def test_the_slug_under_which_servers_know_the_block_never_changes() -> None:
 
 def test_the_token_is_masked_wherever_the_block_is_shown() -> None:
     block = VeogenCredentials(api_token=SecretStr(TOKEN))
-    document = block._to_block_document(name="x", block_schema_id=_id(), block_type_id=_id())
+    document = block._to_block_document(name="x", block_schema_id=uuid4(), block_type_id=uuid4())
     shown = (
         f"{block} {block!r} {block.model_dump()} {block.model_dump_json()} {document!r} {document.model_dump_json()}"
     )
     assert TOKEN not in shown
-    assert "api_token" in VeogenCredentials._to_block_schema(block_type_id=_id()).fields["secret_fields"]
+    assert "api_token" in VeogenCredentials._to_block_schema(block_type_id=uuid4()).fields["secret_fields"]
 
 
 def test_the_client_of_a_block_is_its_accounts(sandbox: Sandbox) -> None:
@@ -83,13 +84,8 @@ def test_a_stored_block_gives_back_its_token_and_the_server_shows_stars(prefect_
         assert isinstance(loaded, VeogenCredentials)
         assert loaded.api_token == SecretStr(TOKEN)
         assert loaded.base_url == "https://x/api"
-        document, _ = await Block._get_block_document(f"veogen-credentials/{name}")
-        assert TOKEN not in repr(document)
+        async with get_client() as server:
+            document = await server.read_block_document_by_name(name, "veogen-credentials", include_secrets=False)
+        assert set(document.data["api_token"]) == {"*"}
 
     asyncio.run(story())
-
-
-def _id() -> object:
-    from uuid import uuid4
-
-    return uuid4()

@@ -6,7 +6,6 @@ import asyncio
 import base64
 import hashlib
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -69,6 +68,13 @@ async def served(sandbox: Sandbox, generation_id: str) -> bytes:
 
 def media_requests(sandbox: Sandbox) -> list[Any]:
     return [record for record in sandbox.requests if record.origin == "media"]
+
+
+def delete(store: Store, key: str) -> None:
+    if isinstance(store, S3Store):
+        store.client().delete_object(Bucket=store.bucket, Key=store.prefix + key)
+    else:
+        Path(store.uri(key).removeprefix("file://")).unlink()
 
 
 def leftovers(store: Store) -> int:
@@ -396,10 +402,8 @@ async def test_an_asset_that_is_harmed_is_fetched_again_without_a_purchase(
     asset = (await delivered(generation)).asset
     store = open_session().store
     key, whole = str(store.key(asset.uri)), await content(store, asset.uri)
-    if harm == "deleted" and isinstance(store, S3Store):
-        store.client().delete_object(Bucket=store.bucket, Key=store.prefix + key)
-    elif harm == "deleted":
-        os.remove(asset.uri.removeprefix("file://"))
+    if harm == "deleted":
+        delete(store, key)
     else:
         await store.put(key, b"X" + whole[1:] if harm == "altered" else whole[:-1], "image/png")
     again = await delivered((await on_io(buy(open_session(), PICTURE))).generation)

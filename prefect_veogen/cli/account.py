@@ -7,9 +7,9 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.catalogue import quote
-from prefect_veogen.cli.terminal import say, table, usd, wants_json, write_json
+from prefect_veogen.cli.terminal import say, table, wants_json, write_json
 from prefect_veogen.client import balance_of
-from prefect_veogen.models import CatalogueModel, GenerationRequest
+from prefect_veogen.models import CatalogueModel, GenerationRequest, in_usd
 from prefect_veogen.session import open_session
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def balance(options: Namespace) -> int:
     if wants_json(options):
         write_json({"remaining_usd": found.remaining_usd, "spent_usd": found.spent_usd})
         return 0
-    say(f"The account holds {usd(found.remaining_usd)} and has spent {usd(found.spent_usd)}.")
+    say(f"The account holds {in_usd(found.remaining_usd)} and has spent {in_usd(found.spent_usd)}.")
     return 0
 
 
@@ -98,7 +98,7 @@ def _price_range(model: CatalogueModel) -> str:
         ends = sorted(price for price in every if price is not None)
     if not ends:
         return "unknown"
-    return usd(ends[0]) if ends[0] == ends[-1] else f"{usd(ends[0])} to {usd(ends[-1])}"
+    return in_usd(ends[0]) if ends[0] == ends[-1] else f"{in_usd(ends[0])} to {in_usd(ends[-1])}"
 
 
 def _billed(model: CatalogueModel) -> str:
@@ -144,7 +144,7 @@ def _write_model(model: CatalogueModel) -> None:
     lengths = sorted({min(model.durations), max(model.durations)}) if per_second and model.durations else []
     heads = ["RESOLUTION", "A SECOND" if per_second else "PRICE", *(f"{length} S" for length in lengths)]
     rows = [
-        [name or "(one only)", usd(price), *(usd(_price(model, name or None, length)) for length in lengths)]
+        [name or "(one only)", in_usd(price), *(in_usd(_price(model, name or None, length)) for length in lengths)]
         for name, price in _unit_prices(model).items()
     ]
     table(heads, rows, right=heads[1:])

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.cli.demo_run import FLOW, flow_file
-from prefect_veogen.cli.terminal import console, say, table, usd
+from prefect_veogen.cli.terminal import console, say, table
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.models import Asset
+from prefect_veogen.models import Asset, in_usd
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -40,7 +40,7 @@ def demo(options: Namespace) -> int:
     say("A Veogen Studio of your own, offline: nothing here costs money.", "")
     with progress, _running_sandbox() as sandbox:
         folder = _fresh_folder(options.store)
-        progress.done(f"The sandbox runs at {sandbox.base_url}, with {usd(sandbox.balance_usd)} of play money")
+        progress.done(f"The sandbox runs at {sandbox.base_url}, with {in_usd(sandbox.balance_usd)} of play money")
         told = _run(sandbox, folder, progress)
         image, video = Asset(**told["image"]), Asset(**told["video"])
         progress.close()
@@ -234,7 +234,7 @@ class _Progress:
 def _show(sandbox: Sandbox, folder: Path, image: Asset, video: Asset) -> None:
     say("")
     rows = [
-        (what, _size(asset.size), usd(asset.price_usd), asset.sha256[:12], _path(asset))
+        (what, _size(asset.size), in_usd(asset.price_usd), asset.sha256[:12], _path(asset))
         for what, asset in (("picture", image), ("clip", video))
     ]
     table(("", "SIZE", "PRICE", "SHA256", "FILE"), rows, right=("SIZE", "PRICE"))
@@ -242,7 +242,7 @@ def _show(sandbox: Sandbox, folder: Path, image: Asset, video: Asset) -> None:
     say(
         "",
         f"The sandbox's bill after two runs: {len(sandbox.bill)} purchases, "
-        f"{usd(sandbox.bill.total_usd)} of play money.",
+        f"{in_usd(sandbox.bill.total_usd)} of play money.",
     )
     say("", "Look at them:", style="bold")
     say(f"  {opener} {_shown(folder)}/assets", f"  {_program()} receipts --store {_shown(folder)}")

@@ -6,10 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.budgets import Cap
-from prefect_veogen.cli.terminal import say, shortened, table, usd, wants_json, write_json
+from prefect_veogen.cli.terminal import say, shortened, table, wants_json, write_json
 from prefect_veogen.iothread import on_io
 from prefect_veogen.manifest import read_manifest
-from prefect_veogen.models import Certainty, GenerationRequest
+from prefect_veogen.models import Certainty, GenerationRequest, in_usd
 from prefect_veogen.planning import Plan, PlanItem, make_plan
 from prefect_veogen.rows import requests_of
 from prefect_veogen.session import open_session
@@ -89,9 +89,9 @@ def _write(made: Plan) -> None:
         if item.problem is not None:
             say("", f"Item {number} would be refused. {item.problem.message}", style="red")
     say("", f"Total: {_total(made)}", style="bold")
-    say(f"Balance: {usd(made.balance_usd)}")
+    say(f"Balance: {in_usd(made.balance_usd)}")
     for budget in made.budgets:
-        say(f"Budget {budget.budget}: {usd(budget.left_usd)} of {usd(budget.cap_usd)} left")
+        say(f"Budget {budget.budget}: {in_usd(budget.left_usd)} of {in_usd(budget.cap_usd)} left")
     if not made.is_affordable:
         say("This can't be paid: it costs more than is left.", style="red")
 
@@ -100,8 +100,8 @@ def _told(item: PlanItem, seen: list[GenerationRequest]) -> tuple[str, str]:
     if item.problem is not None:
         return "-", "would be refused"
     if item.already_bought:
-        return usd(item.usd), "the same as above" if item.request in seen else "bought already"
-    return usd(item.usd), "" if item.certainty is Certainty.EXACT else _how_sure(item.certainty)
+        return in_usd(item.usd), "the same as above" if item.request in seen else "bought already"
+    return in_usd(item.usd), "" if item.certainty is Certainty.EXACT else _how_sure(item.certainty)
 
 
 def _how_sure(certainty: Certainty) -> str:
@@ -115,8 +115,8 @@ def _how_sure(certainty: Certainty) -> str:
 def _total(made: Plan) -> str:
     match made.certainty:
         case Certainty.EXACT:
-            return usd(made.total_usd)
+            return in_usd(made.total_usd)
         case Certainty.UPPER_BOUND:
-            return f"at most {usd(made.total_usd)}"
+            return f"at most {in_usd(made.total_usd)}"
         case _:
-            return f"at least {usd(made.total_usd)}: not every price is known"
+            return f"at least {in_usd(made.total_usd)}: not every price is known"

@@ -10,9 +10,10 @@ from pydantic import SecretStr
 
 from prefect_veogen import upkeep
 from prefect_veogen.cli.arguments import a_month_ago
-from prefect_veogen.cli.terminal import say, shortened, table, usd, wants_json, write_json
+from prefect_veogen.cli.terminal import say, shortened, table, wants_json, write_json
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Receipt, State
+from prefect_veogen.models import in_usd
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.settings import Settings
 
@@ -62,8 +63,8 @@ def reconcile(options: Namespace) -> int:
     table(
         ("", "PURCHASES", "USD"),
         [
-            ("receipts in this store", str(found.receipts), usd(found.ledger_usd)),
-            ("charges on the statement", str(found.charges), usd(found.statement_usd)),
+            ("receipts in this store", str(found.receipts), in_usd(found.ledger_usd)),
+            ("charges on the statement", str(found.charges), in_usd(found.statement_usd)),
         ],
         right=("PURCHASES", "USD"),
     )
@@ -79,7 +80,7 @@ def reconcile(options: Namespace) -> int:
         rows = [
             (
                 f"{charge.created_at:%Y-%m-%d %H:%M}" if charge.created_at else "?",
-                usd(charge.amount_usd),
+                in_usd(charge.amount_usd),
                 charge.model_key or "?",
                 charge.id,
             )
@@ -112,7 +113,7 @@ def _list(options: Namespace) -> int:
         table(_HEADS, [_row(item) for item in found], right=("PRICE",))
         say(
             "",
-            f"{len(found)} receipts, {usd(_paid(found))} paid. Everything about one: prefect-veogen receipts show KEY",
+            f"{len(found)} receipts, {in_usd(_paid(found))} paid. All about one: prefect-veogen receipts show KEY",
         )
     return 0
 
@@ -130,7 +131,8 @@ def _show(options: Namespace) -> int:
         "prompt": str(found.request.get("prompt")),
         "options": ", ".join(f"{k}={v}" for k, v in found.request.items() if k not in ("model", "prompt")),
         "take": found.take,
-        "price": usd(found.price_usd) + ("" if generation is None or generation.price_usd is None else ", as charged"),
+        "price": in_usd(found.price_usd)
+        + ("" if generation is None or generation.price_usd is None else ", as charged"),
         "generation": generation.id if generation else "",
         "asset": asset.uri if asset else "",
         "sha256": asset.sha256 if asset else "",
@@ -183,7 +185,7 @@ def _row(receipt: Receipt) -> tuple[str, ...]:
     return (
         receipt.state.value,
         str(receipt.request.get("model")),
-        "-" if price is None else usd(price),
+        "-" if price is None else in_usd(price),
         f"{when:%Y-%m-%d %H:%M}" if when else "",
         shortened(str(receipt.request.get("prompt")), 40),
         receipt.key,

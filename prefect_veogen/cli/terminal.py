@@ -70,15 +70,6 @@ def _padded(cell: str, width: int, to_the_right: bool) -> str:  # noqa: FBT001 -
     return space + cell if to_the_right else cell + space
 
 
-def usd(amount: Decimal | None) -> str:
-    """Return an amount as people write it: all its digits, but at least cents."""
-    if amount is None:
-        return "unknown"
-    text = f"{amount.normalize():f}"
-    whole, _, cents = text.partition(".")
-    return f"${whole}.{cents:0<2}".replace("$-", "-$")
-
-
 def shortened(text: str, most: int = 48) -> str:
     """Return a text on one line, with an ellipsis if it is long."""
     line = " ".join(text.split())
