@@ -7,11 +7,12 @@ import json
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any
 
 from prefect import flow
+from prefect.client.schemas.objects import State
 
 from benchmarks.peer import by_hand
 from flows.campaign import campaign
@@ -33,6 +34,7 @@ async def chained(rows: Sequence[dict[str, Any]], at_once: int) -> dict[str, str
 
 async def run(way: str, rows: list[dict[str, Any]], place: str, at_once: int) -> dict[str, Any]:
     """Return what making the rows took this process, and where each row's file is."""
+    work: Awaitable[State[Any]]
     match way:
         case "campaign":
             work = campaign(rows, at_once=at_once, return_state=True)
@@ -43,9 +45,9 @@ async def run(way: str, rows: list[dict[str, Any]], place: str, at_once: int) ->
         case _:
             raise ValueError(f"no way to make rows: {way}")
     before, began = _cpu_seconds(), time.monotonic()
-    state = await work  # type: ignore[misc]
+    state = await work
     wall_seconds, ended_at, cpu_seconds = time.monotonic() - began, time.time(), _cpu_seconds() - before
-    stored = await state.aresult()
+    stored: Any = await state.aresult()
     if way == "campaign":
         stored = {item.id: item.asset.uri if item.asset else None for item in stored.items}
     return {
@@ -65,5 +67,6 @@ def _cpu_seconds() -> float:
 
 if __name__ == "__main__":
     chosen, manifest, where, most, result = sys.argv[1:]
+    Path(where).mkdir(parents=True, exist_ok=True)
     told = asyncio.run(run(chosen, json.loads(Path(manifest).read_text()), where, int(most)))
     Path(result).write_text(json.dumps(told))

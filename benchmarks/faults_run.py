@@ -82,7 +82,8 @@ def _start(
     manifest, store = folder / "rows.json", folder / "store"
     manifest.write_text(json.dumps(rows))
     environment = servers.plain_environment(prefect, sandbox.environment, pace(_SPEED, limited=False))
-    return [way, str(manifest), str(store), "50"], environment | {"VEOGEN_STORE": str(store)}
+    environment |= {"VEOGEN_STORE": str(store), "PREFECT_LOCAL_STORAGE_PATH": str(folder / "results")}
+    return [way, str(manifest), str(store), "50"], environment
 
 
 def _purchases(sandbox: servers.SandboxProcess, row: Mapping[str, Any]) -> int:

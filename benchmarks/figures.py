@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _LABEL, _VALUE = 720, 170, 130
+_WIDTH, _LABEL, _VALUE = 720, 190, 130
 _BAR, _STEP = 14, 20
 _STYLE = """
 text { font: 13px system-ui, -apple-system, "Segoe UI", sans-serif; fill: #1f2430 }
 .title { font-size: 16px; font-weight: 600 } .panel { font-weight: 600 } .quiet { fill: #667085 }
 .ours { fill: #0f766e } .first { fill: #98a2b3 } .second { fill: #d0a24c }
 @media (prefers-color-scheme: dark) {
-  text { fill: #e6e9ef } .quiet { fill: #98a2b3 } .ours { fill: #2dd4bf } .first { fill: #7a8496 } .second { fill: #b98a36 }
+  text { fill: #e6e9ef } .quiet { fill: #98a2b3 } .ours { fill: #2dd4bf }
+  .first { fill: #7a8496 } .second { fill: #b98a36 }
 }
 """
 
@@ -54,7 +55,7 @@ def _rule(column: int, width: int) -> str:
 def ratio(ours: float, peer: float) -> str:
     """Return how many times the peer's figure ours is."""
     if not peer or ours == peer:
-        return "1" if ours == peer else "–"
+        return "1" if ours == peer else "-"
     return f"{ours / peer:.2g}" if ours / peer < 100 else f"{ours / peer:.0f}"
 
 
@@ -86,9 +87,10 @@ def chart(title: str, panels: Sequence[Panel], classes: dict[str, str]) -> str:
             for number, bar in enumerate(bars):
                 label = f"{name} · {bar.series}" if name else bar.series
                 width = max(round(bar.value / longest * (_WIDTH - _LABEL - _VALUE), 1), 1)
+                place = f'x="{_LABEL}" y="{y}" width="{width}" height="{_BAR}"'
                 body += [
                     f'<text class="quiet" x="{_LABEL - 8}" y="{y + 11}" text-anchor="end">{escape(label)}</text>',
-                    f'<rect class="{classes[bar.series]}" x="{_LABEL}" y="{y}" width="{width}" height="{_BAR}" rx="2"/>',
+                    f'<rect class="{classes[bar.series]}" {place} rx="2"/>',
                     f'<text x="{_LABEL + width + 6}" y="{y + 11}">{escape(bar.text)}</text>',
                 ]
                 y += _STEP if number < len(bars) - 1 else _STEP + 4

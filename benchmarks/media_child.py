@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import boto3
 import httpx
@@ -65,7 +65,7 @@ def streamed_to_bucket(link: str, bucket: str) -> Callable[[], int]:
     def move() -> int:
         with httpx.stream("GET", link, timeout=60) as answer:
             answer.raise_for_status()
-            s3.upload_fileobj(_Reader(answer.iter_bytes(_CHUNK_BYTES)), bucket, "streamed.mp4")
+            s3.upload_fileobj(cast("IO[bytes]", _Reader(answer.iter_bytes(_CHUNK_BYTES))), bucket, "streamed.mp4")
         return int(s3.head_object(Bucket=bucket, Key="streamed.mp4")["ContentLength"])
 
     return move

@@ -14,6 +14,8 @@ _SPEED = 200.0
 _PROMPT = "a very long clip"
 _POLLS = {"VEOGEN_VIDEO_POLL_SECONDS": "0.1", "VEOGEN_REQUESTS_PER_MINUTE": "100000"}
 _COMPLETED_WITHIN_SECONDS = 60.0
+# Reading a file whole holds it twice here, and the S3 server of this machine holds it once more.
+_MOST_IN_MEMORY = 1024**3
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def moves(size_bytes: int, folder: Path) -> list[Moved]:
             ("streamed", "bucket", link, _BUCKET),
             ("whole", "bucket", link, _BUCKET),
         ):
+            if way == "whole" and size_bytes > _MOST_IN_MEMORY:
+                continue
             arguments = [way if way == "ours" else f"{way}_to_{place}", source, target]
             told = servers.measured_by_child("benchmarks.media_child", arguments, environment, folder)
             if told["size"] != size_bytes:

@@ -61,7 +61,6 @@ async def download(media: httpx.AsyncClient, generation: Mapping[str, Any], fold
 @flow(name="by hand")
 async def by_hand(rows: Sequence[Mapping[str, Any]], folder: str, at_once: int) -> dict[str, str | None]:
     """Return where each row's file lies, or nothing for a row that could not be made."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
     pace = {kind: float(os.environ[f"VEOGEN_{kind}_POLL_SECONDS"]) for kind in ("IMAGE", "VIDEO")}
     headers = {"Authorization": f"Bearer {os.environ['VEOGEN_API_TOKEN']}", "Accept": "application/json"}
     places = asyncio.Semaphore(at_once)

@@ -31,7 +31,8 @@ class SandboxProcess:
     control_url: str
 
     def ask(self, what: str) -> dict[str, Any]:
-        return fetched(f"{self.control_url}/{what}")
+        answer: dict[str, Any] = fetched(f"{self.control_url}/{what}")
+        return answer
 
     def arm(self, name: str, **options: Any) -> None:
         fetched(f"{self.control_url}/faults", {"name": name, **options})

@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
+import weakref
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -21,11 +23,11 @@ from prefect_veogen.models import in_usd
 from prefect_veogen.store import AlreadyThere, Changed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
-
     from prefect_veogen.store import Store
 
 _TRIES = 200
+
+Change = Callable[["Account"], "Account | None"]
 
 
 class Cap(NamedTuple):
@@ -88,8 +90,8 @@ class Budgets:
         taken: list[str] = []
         try:
             for cap in caps:
-                await self._change(cap.budget, lambda account, cap=cap: _reserved(account, cap, name, usd, by))  # type: ignore[misc]
                 taken.append(cap.budget)
+                await self._change(cap.budget, lambda account, cap=cap: _reserved(account, cap, name, usd, by))  # type: ignore[misc]
         except BaseException:
             await asyncio.shield(self.release(taken, name))
             raise
@@ -109,24 +111,78 @@ class Budgets:
         document = await self._store.read(_path(budget))
         return Account(budget=budget) if document is None else _account_of(budget, document.body)
 
-    async def _change(self, budget: str, change: Callable[[Account], Account | None]) -> None:
+    async def _change(self, budget: str, change: Change) -> None:
+        await _desk(self._store, budget).change(change)
+
+
+class _Desk:
+    """Where all changes to one budget from one event loop queue up, so that one write serves all that wait.
+
+    Hundreds of purchases under one cap would otherwise spend their time on overwriting each other.
+    """
+
+    def __init__(self, store: Store, budget: str) -> None:
+        self._store = store
+        self._budget = budget
+        self._waiting: list[tuple[Change, asyncio.Future[None]]] = []
+        self._clerk: asyncio.Task[None] | None = None
+
+    async def change(self, change: Change) -> None:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((change, done))
+        if self._clerk is None or self._clerk.done():
+            # A task of its own: that one caller is stopped must not stop what it does for the others.
+            self._clerk = asyncio.create_task(self._serve())
+        await done
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            served, self._waiting = self._waiting, []
+            try:
+                refused = await self._apply([change for change, _ in served])
+            except Exception as error:  # noqa: BLE001 - whatever it is, the callers have to hear of it
+                refused = dict.fromkeys(range(len(served)), error)
+            for number, (_, done) in enumerate(served):
+                if done.done():
+                    continue
+                if number in refused:
+                    done.set_exception(refused[number])
+                else:
+                    done.set_result(None)
+
+    async def _apply(self, changes: Sequence[Change]) -> dict[int, Exception]:
+        """Write all changes at once, and return the refusals of those that can't be made."""
         for attempt in range(_TRIES):
-            document = await self._store.read(_path(budget))
-            account = Account(budget=budget) if document is None else _account_of(budget, document.body)
-            changed = change(account)
-            if changed is None:
-                return
-            body = changed.model_copy(update={"written": uuid.uuid4().hex}).model_dump_json(indent=1).encode()
+            document = await self._store.read(_path(self._budget))
+            before = Account(budget=self._budget) if document is None else _account_of(self._budget, document.body)
+            account, refused = before, {}
+            for number, change in enumerate(changes):
+                try:
+                    account = change(account) or account
+                except BudgetExceeded as error:
+                    refused[number] = error
+            if account is before:
+                return dict(refused)
+            body = account.model_copy(update={"written": uuid.uuid4().hex}).model_dump_json(indent=1).encode()
             try:
                 if document is None:
-                    await self._store.create(_path(budget), body)
+                    await self._store.create(_path(self._budget), body)
                 else:
-                    await self._store.replace(_path(budget), body, document.version)
+                    await self._store.replace(_path(self._budget), body, document.version)
             except (AlreadyThere, Changed):
                 await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
             else:
-                return
-        raise StoreUnavailable(f"The budget {budget} is changed by too many at once")
+                return dict(refused)
+        raise StoreUnavailable(f"The budget {self._budget} is changed by too many at once")
+
+
+_desks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Store, str], _Desk]]
+_desks = weakref.WeakKeyDictionary()
+
+
+def _desk(store: Store, budget: str) -> _Desk:
+    known = _desks.setdefault(asyncio.get_running_loop(), {})
+    return known.setdefault((store, budget), _Desk(store, budget))
 
 
 def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> Account | None:
@@ -163,7 +219,8 @@ def _explanation(account: Account, cap: Cap, usd: Decimal) -> str:
     left = max(cap.usd - account.committed_usd, Decimal(0))
     text = (
         f"The budget {cap.budget!r} allows {in_usd(cap.usd)}: {in_usd(account.spent_usd)} is spent, "
-        f"{in_usd(account.committed_usd - account.spent_usd)} is reserved, {in_usd(left)} is left, and {in_usd(usd)} was wanted"
+        f"{in_usd(account.committed_usd - account.spent_usd)} is reserved, {in_usd(left)} is left, "
+        f"and {in_usd(usd)} was wanted"
     )
     holders: dict[str, Decimal] = {}
     for reservation in account.reserved.values():

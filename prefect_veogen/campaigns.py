@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import re
 import time
 from collections import Counter
@@ -25,6 +26,7 @@ from prefect.client.schemas.objects import State
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
 from prefect_veogen.contact_sheet import make_tiles, page
+from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.manifest import Manifest, Row, read_manifest
 from prefect_veogen.models import in_usd
@@ -121,6 +123,8 @@ async def make_campaign(
 
     One row's failure stops no other. Safe to repeat: only what is missing is bought.
     """
+    if at_once < 1:
+        raise ConfigurationError(f"at_once={at_once} makes nothing", next_step="Give 1 or more.")
     items: dict[str, CampaignItem] = {}
     waiting = iter(rows)
 
@@ -225,5 +229,6 @@ def _cap(name: str, budget_usd: Decimal | float | None) -> Cap | None:
 
 
 def _plain(name: str) -> str:
-    """Return a name as Prefect's artifacts want their keys."""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "campaign"
+    """Return a name as Prefect's artifacts want their keys; names that differ in more than punctuation stay apart."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    return plain if name.isascii() and plain else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")

@@ -90,8 +90,7 @@ class VeogenClient:
     @property
     def account(self) -> str:
         """Return a name for the account which gives the token away to nobody."""
-        secret = f"{self.base_url}\n{self._token.get_secret_value()}"
-        return hashlib.sha256(secret.encode()).hexdigest()[:16]
+        return _account(self._token, self.base_url)
 
     async def turn_to_buy(self) -> None:
         """Return when a purchase may be sent under the rate limit; `create_generation` is to follow at once."""
@@ -213,11 +212,20 @@ _clients = weakref.WeakKeyDictionary()
 
 def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout_seconds: float) -> VeogenClient:
     """Return the process's one client for an account, so that everybody shares its limiter and connections."""
-    client = VeogenClient(
-        token, base_url, requests_per_minute=requests_per_minute, request_timeout_seconds=timeout_seconds
-    )
     known = _clients.setdefault(io_loop(), {})
-    return known.setdefault((client.account, requests_per_minute, timeout_seconds), client)
+    account = _account(_sendable_token(token), _usable_base_url(base_url))
+    client = known.get((account, requests_per_minute, timeout_seconds))
+    if client is None:
+        # Never on suspicion: making one reads the system's certificates, which takes some 20 ms.
+        client = VeogenClient(
+            token, base_url, requests_per_minute=requests_per_minute, request_timeout_seconds=timeout_seconds
+        )
+    return known.setdefault((account, requests_per_minute, timeout_seconds), client)
+
+
+def _account(token: SecretStr, base_url: str) -> str:
+    secret = f"{base_url}\n{token.get_secret_value()}"
+    return hashlib.sha256(secret.encode()).hexdigest()[:16]
 
 
 def _usable_base_url(base_url: str) -> str:

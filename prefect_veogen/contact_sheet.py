@@ -12,11 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from prefect_veogen.errors import VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import in_usd
 from prefect_veogen.thumbnails import thumbnail
 
 if TYPE_CHECKING:
+    from prefect_veogen.models import Asset
     from prefect_veogen.rows import CampaignItem, CampaignReport
     from prefect_veogen.session import Session
 
@@ -72,7 +74,14 @@ async def _make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[T
 
     async def tile(item: CampaignItem) -> Tile:
         async with bound:
-            pictures = [await thumbnail(session.store, asset) for asset in item.assets]
+            pictures = [await _picture(session, asset) for asset in item.assets]
         return Tile(item, tuple(picture for picture in pictures if picture))
 
     return list(await asyncio.gather(*(tile(item) for item in items)))
+
+
+async def _picture(session: Session, asset: Asset) -> str | None:
+    try:
+        return await thumbnail(session.store, asset)
+    except VeogenError:
+        return None  # everything is made and paid for: a store that stumbles now must not spoil that

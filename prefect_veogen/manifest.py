@@ -63,9 +63,9 @@ async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
     return _rows(records, take)
 
 
-def placeholder_image(row_id: str = "") -> Asset:
-    """Return what stands for the picture of a row that isn't made yet, where only the form of a request matters."""
-    return Asset(uri="", sha256=f"of {row_id}", size=0, content_type="image/png", generation_id="")
+def placeholder_image(of: str = "") -> Asset:
+    """Return what stands for a picture that isn't made yet, where only the form of a request matters."""
+    return Asset(uri="", sha256=f"of {of}", size=0, content_type="image/png", generation_id="")
 
 
 # ---------------------------------------------------------------- reading

@@ -16,6 +16,7 @@ from prefect_veogen.models import Certainty, GenerationRequest, Quote
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from prefect_veogen.budgets import Cap
     from prefect_veogen.session import Session
 
 
@@ -32,7 +33,7 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True)
 class BudgetLeft:
-    """What one budget still allows."""
+    """What one budget still allows, what is set aside for these very requests included."""
 
     budget: str
     cap_usd: Decimal
@@ -85,14 +86,11 @@ async def _make_plan(session: Session, requests: Sequence[GenerationRequest]) ->
     bought = {
         key for key, known in zip(keys, await each(keys, lambda key: _is_bought(session, key)), strict=True) if known
     }
-    items = []
+    items, unpaid = [], {*keys} - bought
     for key, request in zip(keys, requests, strict=True):
         items.append(await _item(session, request, bought=key in bought))
         bought.add(key)
-    budgets = [
-        BudgetLeft(cap.budget, cap.usd, cap.usd - (await session.budgets.account(cap.budget)).committed_usd)
-        for cap in session.caps
-    ]
+    budgets = [BudgetLeft(cap.budget, cap.usd, await _left(session, cap, unpaid)) for cap in session.caps]
     balance = await balance_of(session.client)
     return Plan(tuple(items), balance.remaining_usd if balance else None, tuple(budgets))
 
@@ -116,6 +114,13 @@ async def priced(session: Session, request: GenerationRequest) -> Quote:
     model = await session.catalogue.model(request.model)
     check(request, model)
     return quote(request, model)
+
+
+async def _left(session: Session, cap: Cap, unpaid: set[str]) -> Decimal:
+    """Return what a budget still allows these purchases, with what runs that died have set aside for them."""
+    account = await session.budgets.account(cap.budget)
+    own = sum((held.usd for name, held in account.reserved.items() if name.rpartition("#")[0] in unpaid), Decimal(0))
+    return cap.usd - account.committed_usd + own
 
 
 async def _is_bought(session: Session, key: str) -> bool:

@@ -94,6 +94,14 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
     since = (receipt.sent_at or receipt.history[0].at) - _CLOCK_TOLERANCE
     listed = await _listed_since(session, receipt, since)
     matching = [generation for generation in listed if looks_like(receipt, generation)]
+    # The rivals before the claims: whoever is no rival any more by now has made his claim before.
+    rivals = []
+    if matching:
+        rivals = [
+            entry.receipt
+            for entry in await session.ledger.family(receipt, since - _FAMILY_AGE)
+            if entry.receipt.state in (State.SENDING, State.UNKNOWN)
+        ]
     free = []
     for generation in matching:
         claimant = await session.ledger.claimant(receipt.api, generation.id)
@@ -103,11 +111,6 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
             free.append(generation)
     if not free:
         return Search()
-    rivals = [
-        entry.receipt
-        for entry in await session.ledger.family(receipt, since - _FAMILY_AGE)
-        if entry.receipt.state in (State.SENDING, State.UNKNOWN)
-    ]
     if any(rival.state is State.SENDING and not is_abandoned(rival) for rival in rivals):
         return Search(candidates=tuple(generation.id for generation in free), wait=True)
     return _chosen(receipt, free, rivals)

@@ -24,7 +24,7 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.iothread import each, on_io
 from prefect_veogen.manifest import MOTION, Row, placeholder_image
-from prefect_veogen.models import Asset, GenerationRequest, in_usd
+from prefect_veogen.models import Asset, Certainty, GenerationRequest, in_usd
 from prefect_veogen.planning import make_plan, priced
 from prefect_veogen.purchase import buy
 from prefect_veogen.waiting import wait
@@ -131,21 +131,26 @@ async def item_of_failure(session: Session, row: Row, error: BaseException) -> C
 
 async def requests_of(session: Session, rows: Sequence[Row]) -> list[GenerationRequest]:
     """Return all requests that rows come to, as far as they are known before the pictures are made. Free."""
+    api = session.client.base_url
 
     async def requests_of_row(row: Row) -> list[GenerationRequest]:
         if row.motion is None:
             return [row.request]
         # What a clip costs doesn't depend on its picture; whether it was bought does.
-        picture = await _stored(session, row.request) or placeholder_image(row.id)
+        picture = await _stored(session, row.request) or placeholder_image(row.request.receipt_key(api))
         return [row.request, row.motion_request(picture)]
 
     return [request for requests in await each(rows, requests_of_row) for request in requests]
 
 
 async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
+    await session.store.check()
     await _check_against_catalogue(session, rows)
     plan = await make_plan(session, await requests_of(session, rows))
     for budget in plan.budgets:
+        if plan.certainty is Certainty.UNKNOWN:
+            nameless = ", ".join(sorted({item.request.model for item in plan.items if item.usd is None}))
+            raise BudgetExceeded(f"The service names no price for {nameless}, so it can't be kept under a cap")
         if plan.total_usd > budget.left_usd:
             raise BudgetExceeded(
                 f"The campaign would cost {in_usd(plan.total_usd)} more, and the budget {budget.budget!r} of "

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from prefect_veogen.delivery import deliver, is_intact
 from prefect_veogen.errors import (
@@ -14,6 +13,7 @@ from prefect_veogen.errors import (
     GenerationFailed,
     StillRunning,
     UnknownSubmission,
+    UnreadableReceipt,
     VeogenError,
 )
 from prefect_veogen.iothread import each, on_io
@@ -23,8 +23,6 @@ from prefect_veogen.store import Changed
 from prefect_veogen.waiting import wait
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from prefect_veogen.protocol import Charge
     from prefect_veogen.session import Session
 
@@ -111,11 +109,17 @@ async def release(session: Session, key: str) -> Receipt:
 
 async def _sweep(session: Session) -> list[Swept]:
     await session.store.clear_unfinished(_UNFINISHED_SECONDS)
-    swept = await each(await _entries(session), lambda entry: _sweep_one(session, entry))
+    swept = await each(await session.ledger.keys(), lambda key: _sweep_one(session, key))
     return [item for item in swept if item is not None]
 
 
-async def _sweep_one(session: Session, entry: Entry) -> Swept | None:
+async def _sweep_one(session: Session, key: str) -> Swept | None:
+    try:
+        entry = await session.ledger.read(key)
+    except UnreadableReceipt as error:
+        return Swept(key, State.UNKNOWN, State.UNKNOWN, str(error))  # one damaged receipt must not hold up the others
+    if entry is None:
+        return None
     receipt = entry.receipt
     try:
         note = await _finish(session, entry)
@@ -141,6 +145,8 @@ async def _finish(session: Session, entry: Entry) -> str | None:
         case State.STORED if await is_intact(session.store, receipt):
             await _settle_leftover(session, receipt)
             return None
+        case State.STORED | State.BOUGHT | State.UNKNOWN | State.SENDING if receipt.api != session.client.base_url:
+            return f"was bought at {receipt.api}, which is not asked here: sweep with VEOGEN_BASE_URL set to it"
         case State.STORED | State.BOUGHT:
             return await _fetch(session, receipt)
         case State.UNKNOWN:
@@ -152,6 +158,10 @@ async def _finish(session: Session, entry: Entry) -> str | None:
             await session.ledger.move(entry, State.RELEASED, "released", "the buyer died before sending", holder=None)
             await session.budgets.release(receipt.budgets, receipt.reservation)
             return "its buyer died before anything was sent: nothing was bought"
+        case State.RELEASED:
+            # Its buyer may have died before giving back what was set aside; giving it back again changes nothing.
+            await session.budgets.release(receipt.budgets, receipt.reservation)
+            return None
         case _:
             return None
 
@@ -173,42 +183,69 @@ async def _settle_leftover(session: Session, receipt: Receipt) -> None:
 
 
 async def _reconcile(session: Session, since: datetime) -> Reconciliation:
-    bought = [
+    before = since - _STATEMENT_TOLERANCE
+    receipts = [
         entry.receipt
-        for entry in await _entries(session, since - _STATEMENT_TOLERANCE)
+        for entry in await _entries(session, before)
         if entry.receipt.state in (State.BOUGHT, State.STORED)
-        and (entry.receipt.sent_at or datetime.min.replace(tzinfo=UTC)) >= since
+        and _sent_at(entry.receipt) >= before
         and entry.receipt.api == session.client.base_url
     ]
-    charges = await _charges(session, since - _STATEMENT_TOLERANCE)
-    unmatched = Counter[Decimal](charge.amount_usd.normalize() for charge in charges)
-    missing = []
-    for receipt in bought:
-        price = (receipt.price_usd or Decimal(0)).normalize()
-        if unmatched[price] > 0:
-            unmatched[price] -= 1
-        else:
-            missing.append(receipt)
-    extra = _left_over(charges, unmatched, since)
+    charges = await _charges(session, before)
+    found = [
+        _compared(
+            sorted((receipt for receipt in receipts if _amount(receipt) == amount), key=_sent_at),
+            sorted(
+                (charge for charge in charges if charge.amount_usd == amount), key=lambda it: it.created_at or since
+            ),
+            since,
+        )
+        for amount in sorted({*map(_amount, receipts), *(charge.amount_usd for charge in charges)})
+    ]
+    bought = [receipt for receipt in receipts if _sent_at(receipt) >= since]
+    charged = [charge for item in found for charge in item.charged]
     return Reconciliation(
         since=since,
         receipts=len(bought),
-        charges=len(charges),
-        ledger_usd=sum((receipt.price_usd or Decimal(0) for receipt in bought), Decimal(0)),
-        statement_usd=sum((charge.amount_usd for charge in charges), Decimal(0)),
-        only_in_ledger=tuple(missing),
-        only_in_statement=tuple(extra),
+        charges=len(charged),
+        ledger_usd=sum(map(_amount, bought), Decimal(0)),
+        statement_usd=sum((charge.amount_usd for charge in charged), Decimal(0)),
+        only_in_ledger=tuple(receipt for item in found for receipt in item.missing),
+        only_in_statement=tuple(charge for item in found for charge in item.extra),
     )
 
 
-def _left_over(charges: Iterable[Charge], unmatched: Counter[Decimal], since: datetime) -> list[Charge]:
-    extra = []
-    for charge in charges:
-        amount = charge.amount_usd.normalize()
-        if unmatched[amount] > 0 and (charge.created_at is None or charge.created_at >= since):
-            unmatched[amount] -= 1
-            extra.append(charge)
-    return extra
+class _Compared(NamedTuple):
+    charged: list[Charge]
+    missing: list[Receipt]
+    extra: list[Charge]
+
+
+def _compared(receipts: list[Receipt], charges: list[Charge], since: datetime) -> _Compared:
+    """Compare purchases and charges of one amount, oldest first; what came before `since` explains what crosses it."""
+    sent = [receipt for receipt in receipts if _sent_at(receipt) >= since]
+    charged = [charge for charge in charges if charge.created_at is None or charge.created_at >= since]
+    # More purchases than charges before: so many were charged after. More charges: so many were charged too early.
+    crossing = (len(receipts) - len(sent)) - (len(charges) - len(charged))
+    late = min(max(crossing, 0), max(len(charged) - len(sent), 0))
+    charged = charged[late:]
+    over = [receipt for receipt in sent if not _may_be_running(receipt)]
+    missing = len(over) - len(charged) - max(-crossing, 0)
+    extra = len(charged) - len(sent)
+    return _Compared(charged, over[-missing:] if missing > 0 else [], charged[-extra:] if extra > 0 else [])
+
+
+def _sent_at(receipt: Receipt) -> datetime:
+    return receipt.sent_at or datetime.min.replace(tzinfo=UTC)
+
+
+def _amount(receipt: Receipt) -> Decimal:
+    return receipt.price_usd or Decimal(0)
+
+
+def _may_be_running(receipt: Receipt) -> bool:
+    """Tell whether a purchase may not be on the statement yet."""
+    return receipt.state is State.BOUGHT and _sent_at(receipt) > datetime.now(UTC) - _STATEMENT_TOLERANCE
 
 
 async def _charges(session: Session, since: datetime) -> list[Charge]:
@@ -236,16 +273,25 @@ async def _adopt(session: Session, key: str, generation_id: str) -> Receipt:
         raise ConfigurationError(f"Generation {generation.id} belongs to the receipt {owner}")
     detail = f"{generation.id}, by a person's decision"
     known = recorded(entry.receipt, generation)
-    moved = await session.ledger.move(entry, State.BOUGHT, "adopted", detail, generation=known, holder=None)
+    moved = await _decided(session, entry, State.BOUGHT, "adopted", detail, generation=known, holder=None)
     await _settle_leftover(session, moved.receipt)
     return moved.receipt
 
 
 async def _release(session: Session, key: str) -> Receipt:
     entry = await _unknown_entry(session, key)
-    moved = await session.ledger.move(entry, State.RELEASED, "released", "by a person's decision", holder=None)
+    moved = await _decided(session, entry, State.RELEASED, "released", "by a person's decision", holder=None)
     await session.budgets.release(entry.receipt.budgets, entry.receipt.reservation)
     return moved.receipt
+
+
+async def _decided(session: Session, entry: Entry, state: State, event: str, detail: str, **changes: Any) -> Entry:
+    try:
+        return await session.ledger.move(entry, state, event, detail, **changes)
+    except Changed:
+        raise ConfigurationError(
+            f"The receipt {entry.receipt.key} has just been changed by a run", next_step="Look at it again."
+        ) from None
 
 
 async def _unknown_entry(session: Session, key: str) -> Entry:

@@ -52,6 +52,7 @@ class _Awaited:
     singles_left: int = 0
     times_missing: int = 0
     looks_without_output: int = 0
+    confirmed: set[str | None] = field(default_factory=set)
     waiters: list[tuple[asyncio.Future[Generation], Callable[[Generation], None]]] = field(default_factory=list)
 
 
@@ -248,7 +249,11 @@ class Watcher:
             if awaited is not None:
                 self._put(awaited, look.kind, (look.page - 1) * MAX_PER_PAGE + shown[generation.id])
                 awaited.times_missing = 0
+                doubted, due_at, looked_at = awaited.singles_left, awaited.due_at, awaited.looked_at
                 self._told(awaited, generation)
+                if doubted:
+                    # The list does not put off the look at the generation itself, however often it is read.
+                    awaited.due_at, awaited.looked_at = due_at, looked_at
         for awaited in expected:
             if awaited.generation.id not in shown:
                 self._missing(awaited, look, has_more=answer.has_more)
@@ -274,6 +279,7 @@ class Watcher:
         if not awaited.singles_left:
             for kind in self._lists_of(told):
                 self._put(awaited, kind, 0)
+        awaited.confirmed.add(told.status_text)
         self._told(awaited, told)
 
     def _told(self, awaited: _Awaited, told: Generation) -> None:
@@ -295,7 +301,7 @@ class Watcher:
             if awaited.looks_without_output > _LOOKS_FOR_AN_OUTPUT:
                 message = f"Generation {told.id} is completed, but the service names no output for it"
                 self._end(awaited, OutputMissing(message, generation_id=told.id))
-        elif told.status is Status.UNKNOWN and told.status_text != before.status_text:
+        elif told.status is Status.UNKNOWN and told.status_text not in awaited.confirmed:
             # A list that contradicts the documentation: see, once, whether the generation itself does.
             awaited.singles_left = max(awaited.singles_left, 1)
 

@@ -162,7 +162,7 @@ async def test_the_message_says_what_is_left_and_who_holds_the_rest(store: Store
     with pytest.raises(BudgetExceeded) as caught:
         await budgets.reserve([DOLLAR], "r4", Decimal("0.30"), "carol/3")
     assert str(caught.value).startswith(
-        "The budget 'day' allows $1: $0.25 is spent, $0.60 is reserved, $0.15 is left, and $0.30 was wanted. "
+        "The budget 'day' allows $1.00: $0.25 is spent, $0.60 is reserved, $0.15 is left, and $0.30 was wanted. "
         "Reserved: $0.60 by alice/1"
     )
     error = caught.value
@@ -195,7 +195,8 @@ async def test_any_name_is_a_budget_of_its_own(name: str, store: Store) -> None:
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b'{"format": 2, "budget": "day"}', b"\xff"])
-async def test_a_record_that_cannot_be_read_stops_the_spending(body: bytes, store: Store) -> None:
+async def test_a_record_that_cannot_be_read_stops_the_spending(body: bytes, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
     await store.put("budgets/day.json", body, "application/json")
     with pytest.raises(UnreadableReceipt, match="budget day"):
         await Budgets(store).reserve([DOLLAR], "r1", Decimal("0.3"), "me")

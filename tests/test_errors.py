@@ -9,7 +9,7 @@ import re
 from decimal import Decimal
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
 from prefect_veogen import errors

@@ -6,6 +6,7 @@ import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -120,7 +121,8 @@ def _whole() -> dict[str, Any]:
         (b"[]", "object|dictionary|dict"),
     ],
 )
-async def test_a_damaged_or_newer_receipt_is_not_interpreted(body: bytes, words: str, store: Store) -> None:
+async def test_a_damaged_or_newer_receipt_is_not_interpreted(body: bytes, words: str, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
     key = FOX.receipt_key(API)
     await store.put(f"receipts/{key}.json", body, "application/json")
     with pytest.raises(UnreadableReceipt, match=words):
@@ -128,7 +130,8 @@ async def test_a_damaged_or_newer_receipt_is_not_interpreted(body: bytes, words:
 
 
 @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null"])
-async def test_a_damaged_claim_is_not_taken_for_none(body: bytes, store: Store) -> None:
+async def test_a_damaged_claim_is_not_taken_for_none(body: bytes, tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
     ledger = Ledger(store)
     await ledger.claim(receipt_for(), "gen-1")
     (claim,) = await store.find("claims/")

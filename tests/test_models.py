@@ -211,7 +211,7 @@ def test_a_wrong_value_names_field_value_and_reason(field: str, value: Any, says
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
     with pytest.raises(InvalidRequest) as caught:
-        GenerationRequest(prompt="", duration="8", seed=1)  # type: ignore[call-arg, arg-type]
+        GenerationRequest(prompt="", duration="8", seed=1)
     assert {problem.field for problem in caught.value.problems} == {"model", "prompt", "duration", "seed"}
     assert all(f"- {problem.field}: " in str(caught.value) for problem in caught.value.problems)
 

@@ -433,7 +433,7 @@ def test_an_empty_page_is_the_last_whatever_it_claims() -> None:
 
 
 def test_what_is_no_generation_is_passed_over_and_twins_are_one() -> None:
-    body = {"data": [None, 7, {}, {"id": ""}, {"id": "a"}, [], {"id": "a", "status": "failed"}]}
+    body: Any = {"data": [None, 7, {}, {"id": ""}, {"id": "a"}, [], {"id": "a", "status": "failed"}]}
     assert [(one.id, one.status) for one in read_generations(answer(body), 1).items] == [("a", Status.FAILED)]
 
 
@@ -597,6 +597,7 @@ BODIES = (
 @settings(max_examples=60, deadline=timedelta(seconds=2))
 @given(body=BODIES, status=st.sampled_from([200, 201, 302, 400, 402, 404, 408, 422, 429, 500, 999]))
 def test_no_body_whatever_makes_a_reader_raise_anything_but_ours(reader: str, body: bytes, status: int) -> None:
+    value: Any
     try:
         value = READERS[reader](Answer(status, {}, body))
     except VeogenError as error:
@@ -630,4 +631,5 @@ def test_a_number_beyond_all_bounds_breaks_no_reader(reader: str, number: bytes)
 
 def test_only_an_object_with_an_id_is_a_generation() -> None:
     assert generation_of({"id": 7}) == Generation(id="7")
-    assert all(generation_of(value) is None for value in (None, [], "g", {"id": True}, {"id": 1.5}, {"id": " "}))
+    others: list[Any] = [None, [], "g", {"id": True}, {"id": 1.5}, {"id": " "}]
+    assert [generation_of(value) for value in others] == [None] * len(others)

@@ -207,7 +207,7 @@ class _Progress:
     def doing(self, text: str) -> None:
         """Show what goes on now."""
         if not self._out.is_terminal:
-            self._out.print(f"  ... {text}")
+            self._out.print(f"  ... {text}", soft_wrap=True)
         elif self._status is None:
             self._status = self._out.status(text)
             self._status.start()

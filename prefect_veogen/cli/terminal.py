@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Iterable, Sequence
 
-# A pipe has no width: whoever greps wants one line per row.
-_PIPE_WIDTH = 10_000
-
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
@@ -31,8 +28,7 @@ class _Console(Console):
 
 def console() -> Console:
     """Return a console on stdout which shows text as it is: prompts may hold brackets and emoji codes."""
-    width = None if sys.stdout.isatty() else _PIPE_WIDTH
-    return _Console(highlight=False, markup=False, emoji=False, width=width)
+    return _Console(highlight=False, markup=False, emoji=False)
 
 
 def wants_json(options: Namespace) -> bool:

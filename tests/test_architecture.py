@@ -1,0 +1,233 @@
+"""Imports go one way, every outside library has one door, and what users see is what `__all__` says.
+
+The rows below are the drawing in ARCHITECTURE.md: a module may import what stands in a row below its own, or left of it
+in its own row. A new module has to be given a place.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import prefect_veogen
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "prefect_veogen"
+
+ROWS = {
+    "values": "errors models settings protocol catalogue media",
+    "edges": "iothread limiter liveness transport client watcher store ledger budgets manifest thumbnails",
+    "session": "session",
+    "work": "addresses links delivery recovery purchase waiting planning rows upkeep contact_sheet",
+    "Prefect": "slots joining blocks showing tasks campaigns maintenance",
+    "surface": "__init__",
+    "command": "cli",
+}
+ORDER = [name for row in ROWS.values() for name in row.split()]
+BESIDE = "sandbox"
+
+# Outside libraries and who may import them; pydantic, which makes the values, may be imported everywhere.
+DOORS = {
+    "httpx": {"transport"},
+    "boto3": {"store"},
+    "botocore": {"store"},
+    "prefect": {*ROWS["Prefect"].split(), "cli"},
+    "pydantic_settings": {"settings"},
+    "yaml": {"manifest"},
+    "rich": {"cli"},
+    "av": {"thumbnails", BESIDE},
+    "PIL": {"thumbnails", BESIDE},
+    "uvicorn": {BESIDE},
+    "starlette": {BESIDE},
+    "fastapi": {BESIDE},
+    "pytest": {BESIDE},
+}
+PUBLIC_MODULES = ["errors", "campaigns", "maintenance", "slots", "upkeep"]
+MOST_LINES = 45
+# Tables, not logic: one row per endpoint, one row per model.
+TABLES = {"sandbox/app.py:routes", "sandbox/catalogue.py:_pictures"}
+
+
+def sources(folder: Path = PACKAGE) -> list[Path]:
+    return sorted(folder.rglob("*.py"))
+
+
+@cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def part_of(path: Path) -> str:
+    """Return the part of the package that a file belongs to: a module, or a folder of its own."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports_of(path: Path) -> Iterator[str]:
+    """Give everything a file imports anywhere in it, for the type checker too, as dotted names."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports_of(path: Path) -> set[str]:
+    """Return the parts of the package that a file imports."""
+    known = {part_of(source) for source in sources()}
+    found = set()
+    for name in imports_of(path):
+        top, _, rest = name.partition(".")
+        if top == "prefect_veogen":
+            part = rest.partition(".")[0]
+            found.add(part if part in known else "__init__")
+    return found - {part_of(path)}
+
+
+def test_every_module_has_its_place_in_the_drawing() -> None:
+    assert sorted({part_of(path) for path in sources()} - {BESIDE}) == sorted(ORDER)
+    drawn = set(re.findall(r"\w+", (ROOT / "ARCHITECTURE.md").read_text().split("```")[1]))
+    assert {*ORDER, BESIDE} - drawn == {"__init__", "iothread"}
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    part = part_of(path)
+    if part == BESIDE:
+        assert own_imports_of(path) == set(), "the sandbox shares no code with what it tests"
+    else:
+        below = set(ORDER[: ORDER.index(part)]) | ({BESIDE} if part == "cli" else set())
+        assert own_imports_of(path) <= below
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_an_outside_library_has_one_door(library: str) -> None:
+    users = {part_of(path) for path in sources() if any(name.split(".")[0] == library for name in imports_of(path))}
+    assert users <= DOORS[library]
+
+
+def test_every_outside_library_is_known() -> None:
+    outside = {name.split(".")[0] for path in sources() for name in imports_of(path)}
+    assert outside - sys.stdlib_module_names <= {*DOORS, "prefect_veogen", "pydantic"}
+
+
+def test_the_sandbox_is_free_of_cycles_too() -> None:
+    graph = {
+        path.stem: {name.split(".")[2] for name in imports_of(path) if name.startswith("prefect_veogen.sandbox.")}
+        for path in sources(PACKAGE / BESIDE)
+    }
+    while leaves := [name for name, below in graph.items() if not below & graph.keys() - {name}]:
+        for name in leaves:
+            del graph[name]
+    assert graph == {}
+
+
+# ---------------------------------------------------------------- what users see
+
+
+def test_all_is_sorted_and_complete() -> None:
+    shown = {
+        name
+        for name, thing in vars(prefect_veogen).items()
+        if not name.startswith("_") and not isinstance(thing, ModuleType)
+    }
+    assert prefect_veogen.__all__ == sorted(shown)
+    assert shown == {
+        "Asset",
+        "Generation",
+        "GenerationRequest",
+        "Settings",
+        "VeogenCredentials",
+        "download_asset",
+        "generate",
+        "submit_generation",
+        "wait_for_generation",
+    }
+
+
+@pytest.mark.parametrize("path", sources(ROOT / "flows"), ids=lambda path: path.name)
+def test_a_flow_is_a_short_reading_of_public_names(path: Path) -> None:
+    public = {"prefect_veogen", *(f"prefect_veogen.{name}" for name in PUBLIC_MODULES)}
+    ours = [name for name in imports_of(path) if name.startswith("prefect_veogen")]
+    assert {name.rpartition(".")[0] for name in ours} <= public
+    assert not [name for name in ours if name.rpartition(".")[2].startswith("_")]
+    assert all(name.rpartition(".")[2] in prefect_veogen.__all__ for name in ours if name.count(".") == 1)
+    assert len(path.read_text().splitlines()) <= 60
+
+
+def test_importing_the_package_loads_nothing_it_does_not_need_and_reads_no_settings() -> None:
+    story = """
+import sys, threading
+import prefect
+before, threads = set(sys.modules), threading.active_count()
+import prefect_veogen
+heavy = ("boto3", "botocore", "av", "PIL", "uvicorn", "fastapi", "prefect_veogen.sandbox", "prefect_veogen.cli")
+print([name for name in heavy if name in sys.modules.keys() - before], threading.active_count() - threads)
+"""
+    wrong = {"VEOGEN_REQUESTS_PER_MINUTE": "many", "VEOGEN_BASE_URL": "nowhere"}
+    ran = subprocess.run(
+        [sys.executable, "-c", story], env={**os.environ, **wrong}, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.split("\n")[0] == "[] 0"
+
+
+# ---------------------------------------------------------------- house style
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for path in [*sources(), *sources(ROOT / "flows")]:
+        shown = path.relative_to(PACKAGE) if path.is_relative_to(PACKAGE) else path.relative_to(ROOT)
+        for node in ast.walk(parsed(path)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                yield f"{shown}:{node.name}", node
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = {name: (node.end_lineno or 0) - node.lineno + 1 for name, node in functions()}
+    assert {name: lines for name, lines in long.items() if lines > MOST_LINES and name not in TABLES} == {}
+    assert all(long[name] > MOST_LINES for name in TABLES)
+
+
+def test_the_library_prints_nothing() -> None:
+    printing = {
+        str(path.relative_to(PACKAGE))
+        for path in sources()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert {name for name in printing if not name.startswith("cli/")} <= {"sandbox/__main__.py"}
+
+
+def test_every_module_is_named_for_what_it_does() -> None:
+    vague = {"utils", "util", "helpers", "helper", "common", "base", "misc", "core", "shared", "types"}
+    assert {path.stem for path in sources()} & vague == set()
+
+
+def test_no_client_is_made_and_no_environment_read_while_importing() -> None:
+    for path in sources():
+        for node in parsed(path).body:
+            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+                called = {ast.unparse(call.func) for call in ast.walk(node.value) if isinstance(call, ast.Call)}
+                assert not called & {"Settings", "VeogenClient", "open_session", "os.getenv", "os.environ.get"}, path
+
+
+def test_nothing_of_ours_is_mocked_by_the_tests() -> None:
+    forbidden = ("unittest.mock", "mock", "respx", "pytest_mock", "httpx_mock")
+    for path in sources(ROOT / "tests"):
+        assert not [name for name in imports_of(path) if name.startswith(forbidden)], path
+        replaced = [
+            ast.unparse(node)
+            for node in ast.walk(parsed(path))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "monkeypatch.setattr"
+        ]
+        assert replaced == [], path

@@ -1,0 +1,203 @@
+"""One rate limit over many processes: joined through the Prefect server where there is a limit, alone where not."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_veogen import GenerationRequest, generate
+from prefect_veogen.joining import create_limit, joined_limit
+from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.session import Session, open_session
+from tests.support.servers import serving
+
+ROOT = Path(__file__).parent.parent
+PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse")
+
+# Two of them together look for some seconds, each of them as fast as its own limit lets it.
+LOOKING = """
+import asyncio, sys, time
+from prefect_veogen.joining import joined_limit
+from prefect_veogen.session import open_session
+
+async def look() -> None:
+    session = open_session()
+    await joined_limit(session)
+    assert session.client.join is not None
+    print("ready", flush=True)
+    until = float(sys.stdin.readline())
+    while time.time() < until:
+        await session.client.get_account()
+
+asyncio.run(look())
+"""
+
+
+@pytest.fixture
+def name(sandbox: Sandbox, prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A limit's name that nobody has used, and which the settings name."""
+    name = f"limit-{uuid.uuid4().hex[:8]}"
+    monkeypatch.setenv("VEOGEN_REQUESTS_LIMIT_NAME", name)
+    return name
+
+
+async def limit_of(name: str) -> GlobalConcurrencyLimitResponse:
+    async with get_client() as client:
+        return await client.read_global_concurrency_limit_by_name(name)
+
+
+async def joined_session() -> Session:
+    session = open_session()
+    await joined_limit(session)
+    return session
+
+
+@pytest.mark.server
+async def test_the_limit_lets_a_few_through_at_once_and_then_keeps_the_pace(name: str) -> None:
+    await create_limit(name, 120)
+    limit = await limit_of(name)
+    assert (limit.limit, limit.active) == (3, True)
+    # A window of a minute must never see more than the 120: the burst, and what decays in the minute.
+    assert limit.slot_decay_per_second * 60 + limit.limit <= 120
+    assert limit.slot_decay_per_second * 60 >= 115
+
+
+@pytest.mark.server
+async def test_making_the_limit_again_changes_it(name: str) -> None:
+    await create_limit(name, 120)
+    await create_limit(name, 60)
+    limit = await limit_of(name)
+    assert limit.slot_decay_per_second * 60 + limit.limit <= 60
+
+
+@pytest.mark.slow
+@pytest.mark.server
+async def test_two_processes_together_keep_the_pace(
+    name: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    per_minute, seconds = 600, 5.0
+    await create_limit(name, per_minute)
+    environment = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(ROOT)}
+    processes = [
+        await asyncio.create_subprocess_exec(
+            sys.executable, "-c", LOOKING, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        for _ in range(2)
+    ]
+    for process in processes:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"ready\n"
+    until = datetime.now().timestamp() + seconds  # noqa: DTZ005 - the same clock on both ends
+    assert [await told(process, until) for process in processes] == [0, 0]
+    moments = [record.at for record in sandbox.requests if record.path.endswith("/account")]
+    # Each alone may send 200 a second.
+    assert most_within(moments, 2.0) <= 2 * per_minute / 60 + 3 + 2
+    assert len(moments) >= 0.5 * per_minute / 60 * seconds
+
+
+async def told(process: asyncio.subprocess.Process, until: float) -> int:
+    await process.communicate(f"{until}\n".encode())
+    assert process.returncode is not None
+    return process.returncode
+
+
+def most_within(moments: list[datetime], seconds: float) -> int:
+    """Return how many moments fall into the fullest window."""
+    ordered = sorted(moments)
+    return max(sum(begin <= moment < begin + timedelta(seconds=seconds) for moment in ordered) for begin in ordered)
+
+
+@pytest.mark.server
+async def test_a_joined_purchase_goes_through(name: str, sandbox: Sandbox) -> None:
+    await create_limit(name, 6000)
+    asset = await generate(PICTURE)
+    assert open_session().client.join is not None
+    assert (len(sandbox.bill), asset.size > 0) == (1, True)
+
+
+@pytest.mark.server
+async def test_without_the_limit_each_process_keeps_its_own(name: str, sandbox: Sandbox) -> None:
+    assert (await joined_session()).client.join is None
+    await generate(PICTURE)
+    assert len(sandbox.bill) == 1
+
+
+@pytest.mark.server
+async def test_a_limit_that_never_decays_stops_no_purchase(
+    name: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with get_client() as client:
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+    async with asyncio.timeout(60):
+        await generate(PICTURE)
+    assert len(sandbox.bill) == 1
+    assert f"limit {name} can't be used" in caplog.text
+
+
+@pytest.mark.server
+async def test_a_limit_that_is_deleted_meanwhile_stops_no_purchase(name: str, sandbox: Sandbox) -> None:
+    await create_limit(name, 6000)
+    session = await joined_session()
+    async with get_client() as client:
+        await client.delete_global_concurrency_limit_by_name(name)
+    async with asyncio.timeout(60):
+        await session.client.get_account()
+        await generate(PICTURE)
+    assert len(sandbox.bill) == 1
+
+
+@pytest.fixture
+def dead_server(sandbox: Sandbox) -> Iterator[None]:
+    """A Prefect server which is named but gone."""
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        yield
+
+
+async def test_an_unreachable_server_stops_nothing(dead_server: None) -> None:
+    session = await joined_session()
+    assert session.client.join is None
+    await session.client.get_account()
+
+
+@pytest.mark.server
+async def test_a_server_that_goes_away_meanwhile_stops_nothing(name: str, caplog: pytest.LogCaptureFixture) -> None:
+    await create_limit(name, 6000)
+    session = await joined_session()
+    with (
+        caplog.at_level(logging.WARNING),
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
+    ):
+        async with asyncio.timeout(60):
+            await session.client.get_account()
+    assert session.client.join is None
+    assert "can't be used" in caplog.text
+
+
+@pytest.mark.slow
+async def test_a_server_that_never_answers_delays_but_does_not_stop(sandbox: Sandbox) -> None:
+    with (
+        serving(lambda request: None) as origin,
+        temporary_settings({PREFECT_API_URL: f"{origin}/api"}),
+    ):
+        async with asyncio.timeout(30):
+            session = await joined_session()
+    assert session.client.join is None
+
+
+async def test_without_a_server_there_is_nobody_to_join(sandbox: Sandbox) -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert PREFECT_API_URL.value() is None
+        assert (await joined_session()).client.join is None

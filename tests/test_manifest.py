@@ -1,0 +1,349 @@
+"""A manifest: rows from a list, a file or a link; all that is wrong with them is told at once, nothing is guessed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prefect_veogen import Asset, GenerationRequest
+from prefect_veogen.errors import ConfigurationError, InvalidManifest, VeogenError
+from prefect_veogen.manifest import Row, read_manifest
+from tests.support.servers import Reply, serving
+
+ROWS: list[dict[str, Any]] = [
+    {"id": "hero", "model": "gpt-4o-image", "prompt": 'a "red" lighthouse, at dusk', "aspect_ratio": "16:9"},
+    {"id": "clip", "model": "gpt-4o-image", "prompt": "Zürich\u2028at night", "take": 7, "motion_prompt": "trams pass"},
+    {"id": "long", "model": "sora-2", "prompt": "waves", "duration": 10, "watermark": False, "take": "2026-11-24"},
+    {
+        "id": "edit",
+        "model": "gpt-4o-image",
+        "prompt": "blend",
+        "image_urls": ["https://a.b/1.png", "https://a.b/2.png"],
+    },
+]
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, sorted({name for row in rows for name in row}))
+    table.writeheader()
+    for row in rows:
+        table.writerow({name: " ".join(value) if isinstance(value, list) else value for name, value in row.items()})
+    return text.getvalue()
+
+
+def as_json(rows: list[dict[str, Any]]) -> str:
+    return json.dumps(rows)
+
+
+def as_json_with_heading(rows: list[dict[str, Any]]) -> str:
+    return json.dumps({"made by": "hand", "rows": rows})
+
+
+def as_jsonl(rows: list[dict[str, Any]]) -> str:
+    return "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+
+
+def as_yaml(rows: list[dict[str, Any]]) -> str:
+    return yaml.safe_dump(rows, allow_unicode=True)
+
+
+FORMS: dict[str, Callable[[list[dict[str, Any]]], str]] = {
+    "rows.csv": as_csv,
+    "rows.CSV": as_csv,
+    "rows.json": as_json,
+    "heading.json": as_json_with_heading,
+    "rows.jsonl": as_jsonl,
+    "rows.ndjson": as_jsonl,
+    "rows.yaml": as_yaml,
+    "rows.yml": as_yaml,
+}
+
+
+async def problems_of(manifest: Any) -> tuple[str, ...]:
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest(manifest)
+    return caught.value.problems
+
+
+async def read_or_judged(record: dict[str, Any]) -> tuple[list[Row], tuple[str, ...]]:
+    try:
+        return await read_manifest([record]), ()
+    except InvalidManifest as error:
+        return [], error.problems
+
+
+async def problems_in(tmp_path: Path, name: str, text: str | bytes) -> tuple[str, ...]:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return await problems_of(tmp_path / name)
+
+
+# ---------------------------------------------------------------- where it is, and how it is written
+
+
+@pytest.mark.parametrize("name", FORMS)
+async def test_every_form_says_the_same(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(FORMS[name](ROWS), encoding="utf-8", newline="")
+    assert await read_manifest(tmp_path / name) == await read_manifest(ROWS)
+
+
+async def test_rows_become_requests_with_the_campaigns_take_unless_they_have_their_own() -> None:
+    rows = await read_manifest(ROWS, take="autumn")
+    assert [row.id for row in rows] == ["hero", "clip", "long", "edit"]
+    assert [row.request.take for row in rows] == ["autumn", 7, "2026-11-24", "autumn"]
+    assert rows[2].request == GenerationRequest(
+        model="sora-2", prompt="waves", duration=10, watermark=False, take="2026-11-24"
+    )
+    assert rows[3].request.image_urls == ("https://a.b/1.png", "https://a.b/2.png")
+    assert [row.motion is None for row in rows] == [True, False, True, True]
+
+
+async def test_a_windows_spreadsheets_csv_is_read_as_it_looks(tmp_path: Path) -> None:
+    text = 'id , model,prompt,duration,motion_prompt,\r\n a ,gpt-4o-image,"one ""two"",\r\nthree",,,\r\n,,,,,\r\n\r\n'
+    (tmp_path / "rows.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    request = GenerationRequest(model="gpt-4o-image", prompt='one "two",\r\nthree')
+    assert await read_manifest(tmp_path / "rows.csv") == [Row("a", request)]
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("aspect_ratio: 16:9", "16:9"), ("aspect_ratio: 9:16", "9:16"), ("take: 2026-11-24", "2026-11-24")],
+)
+async def test_yaml_is_read_as_it_looks(written: str, read: str, tmp_path: Path) -> None:
+    text = f"- id: 007\n  model: gpt-4o-image\n  prompt: yes\n  motion_prompt:\n  motion_mode: ~\n  {written}\n"
+    (tmp_path / "rows.yaml").write_text(text)
+    (row,) = await read_manifest(tmp_path / "rows.yaml")
+    assert (row.id, row.request.prompt, row.motion) == ("007", "yes", None)
+    assert getattr(row.request, written.partition(":")[0]) == read
+
+
+async def test_yaml_has_numbers_and_truths_where_they_belong(tmp_path: Path) -> None:
+    text = "rows:\n- {id: 1, model: sora-2, prompt: waves, duration: 10, watermark: true, private: no, take: 3}\n"
+    (tmp_path / "rows.yaml").write_text(text)
+    (row,) = await read_manifest(tmp_path / "rows.yaml")
+    assert (row.request.duration, row.request.watermark, row.request.private, row.request.take) == (10, True, False, 3)
+
+
+@pytest.mark.parametrize("text", ["!!python/object/apply:os.system [exit]", "- !!python/name:os.system"])
+async def test_yaml_runs_nothing(text: str, tmp_path: Path) -> None:
+    assert "is no valid YAML" in (await problems_in(tmp_path, "rows.yaml", text))[0]
+
+
+async def test_a_path_may_be_relative_or_begin_at_home_or_be_a_file_link(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / "my rows.csv"
+    path.write_text(as_csv(ROWS), encoding="utf-8", newline="")
+    for source in (path, str(path), "my rows.csv", "./my rows.csv", "~/my rows.csv", path.as_uri()):
+        assert len(await read_manifest(source)) == 4, source
+
+
+async def test_it_may_lie_in_a_bucket(bucket: str) -> None:
+    client = boto3.client("s3")
+    for key in ("rows.jsonl", "deep/er/rows.jsonl"):
+        client.put_object(Bucket=bucket, Key=key, Body=as_jsonl(ROWS).encode())
+        assert await read_manifest(f"s3://{bucket}/{key}") == await read_manifest(ROWS)
+    with pytest.raises(ConfigurationError, match="no manifest at"):
+        await read_manifest(f"s3://{bucket}/gone.csv")
+
+
+async def test_it_may_be_a_link_that_redirects_and_whose_signature_is_never_shown() -> None:
+    answers = {
+        "/rows.csv?secret=1": Reply(302, {"Location": "/there.csv"}),
+        "/there.csv": Reply(body=as_csv(ROWS).encode()),
+        "/latin.csv?secret=1": Reply(body="id,model,prompt\na,gpt-4o-image,Zürich\n".encode("latin-1")),
+    }
+    with serving(lambda request: answers.get(request.path, Reply(404))) as origin:
+        assert await read_manifest(f"{origin}/rows.csv?secret=1") == await read_manifest(ROWS)
+        for path, said in (("gone.csv", "HTTP 404"), ("latin.csv", "not UTF-8")):
+            with pytest.raises(ConfigurationError, match=said) as caught:
+                await read_manifest(f"{origin}/{path}?secret=1")
+            assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("", "no known ending"),
+        ("rows", "no known ending"),
+        ("rows.xlsx", ".csv, .json"),
+        ("gone.csv", "no manifest at gone.csv"),
+        ("gone/gone.csv", "no manifest at gone/gone.csv"),
+        ("ftp://host/rows.csv", "http"),
+        ("http://127.0.0.1:9/rows.csv", "can't be read"),
+        ("http://[/rows.csv", "can't be read"),
+    ],
+)
+async def test_a_place_without_a_manifest_is_named(source: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await read_manifest(source)
+    assert said in str(caught.value)
+    assert "VEOGEN_STORE" not in str(caught.value)
+
+
+async def test_a_directory_is_no_manifest(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").mkdir()
+    with pytest.raises(VeogenError):
+        await read_manifest(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("rows.csv", "", "no rows"),
+        ("rows.csv", "id,model,prompt\n", "no rows"),
+        ("rows.csv", "id;model;prompt\na;gpt-4o-image;b\n", "separated by ';', where commas are due"),
+        ("rows.csv", "id\tmodel\na\tgpt-4o-image\n", r"separated by '\t'"),
+        ("rows.csv", "id,model,prompt,prompt\na,gpt-4o-image,b,c\n", "more than one column 'prompt'"),
+        ("rows.csv", 'id,model,prompt\na,gpt-4o-image,"b', "no valid CSV"),
+        ("rows.csv", b"\xff\xfei\x00d\x00", "not UTF-8"),
+        ("rows.json", b"\xe9", "not UTF-8"),
+        ("rows.json", "[{]", "no valid JSON"),
+        ("rows.json", "[" * 100_000, "no valid JSON"),
+        ("rows.json", "[]", "no rows"),
+        ("rows.json", '"rows"', "str, where a list"),
+        ("rows.json", '{"rows": 3}', "dict, where a list"),
+        ("rows.json", "[3]", "row 1: is int"),
+        ("rows.jsonl", '{"id": 1}\n{\n\n[\n', "line 2 is no valid JSON"),
+        ("rows.jsonl", '{"id": 1}\n{\n\n[\n', "line 4 is no valid JSON"),
+        ("rows.yaml", "a: [", "no valid YAML"),
+        ("rows.yaml", "", "NoneType, where a list"),
+    ],
+)
+async def test_what_is_no_table_of_rows_is_refused(name: str, text: str | bytes, said: str, tmp_path: Path) -> None:
+    assert any(said in problem for problem in await problems_in(tmp_path, name, text))
+
+
+# ---------------------------------------------------------------- what is wrong with rows
+
+
+async def test_every_problem_of_every_row_is_told_at_once_with_number_and_id(tmp_path: Path) -> None:
+    text = (
+        "id,model,prompt,duration,take,motion_prompt,motion_duration,image_urls\n"
+        "a,gpt-4o-image,fine,,,,,\n"
+        "b,,,ten,,,8.5,\n"
+        ",gpt-4o-image,c,,,,,ftp://a.b/c.png\n"
+        "a,gpt-4o-image,d,,,,,,one,two\n"
+    )
+    told = await problems_in(tmp_path, "rows.csv", text)
+    expected = [
+        "row 2 (b): model: is required",
+        "row 2 (b): prompt: is required",
+        "row 2 (b): duration: Input should be a valid integer (got 'ten')",
+        "row 2 (b): motion_prompt: is required by the other motion_ fields",
+        "row 2 (b): motion_duration: Input should be a valid integer (got '8.5')",
+        "row 3: id: is required",
+        "row 3: image_urls: item 0 ('ftp://a.b/c.png') is no http:// or https:// URL",
+        "row 4 (a): id: is row 1's already",
+        "row 4 (a): (cells without a heading): is no field of a generation request (got ['one', 'two'])",
+    ]
+    assert len(told) == len(expected)
+    for problem, begin in zip(told, expected, strict=True):
+        assert problem.startswith(begin)
+
+
+async def test_the_id_of_a_wrong_row_is_taken_too() -> None:
+    told = await problems_of([{"id": "a"}, {"id": "a", "model": "gpt-4o-image", "prompt": "fine"}])
+    assert "row 2 (a): id: is row 1's already" in told
+
+
+@pytest.mark.parametrize(
+    ("field", "nearest"),
+    [
+        ("promt", "nearest: prompt"),
+        ("aspectratio", "nearest: aspect_ratio"),
+        ("motion_promt", "nearest: motion_prompt"),
+        ("motion_durations", "nearest: motion_duration"),
+        ("motion_take", "motion_take: is no field of a row"),
+        ("motion_image_urls", "motion_image_urls: is no field of a row"),
+    ],
+)
+async def test_an_unknown_field_is_refused_with_the_nearest_known_one(field: str, nearest: str) -> None:
+    row = {"id": "a", "model": "gpt-4o-image", "prompt": "x", "motion_prompt": "y", field: "z"}
+    (problem,) = await problems_of([row])
+    assert problem.startswith(f"row 1 (a): {field}: ")
+    assert nearest in problem
+
+
+@pytest.mark.parametrize(
+    ("field", "cell"),
+    [
+        ("take", "x" * 10_000),
+        ("take", "9" * 5000),
+        ("take", "²"),
+        ("take", "--5"),
+        ("take", "٣"),
+        ("take", "-"),
+        ("duration", "²"),
+        ("duration", "--5"),
+        ("duration", "9" * 5000),
+        ("watermark", "maybe"),
+        ("image_urls", "nonsense"),
+        ("prompt", "x" * 2001),
+        ("prompt", "\ud800"),
+    ],
+)
+async def test_a_strange_cell_is_judged_by_the_request_alone(field: str, cell: str) -> None:
+    row = {"id": "a", "model": "gpt-4o-image", "prompt": "x", field: cell}
+    rows, problems = await read_or_judged(row)
+    assert [problem.partition(": ")[2].partition(":")[0] for problem in problems] == [field] * (not rows)
+    assert [getattr(made.request, field) for made in rows] in ([], [cell])
+
+
+@given(
+    record=st.dictionaries(
+        st.sampled_from(["id", "model", "prompt", "take", "duration", "watermark", "image_urls", "motion_prompt", "x"])
+        | st.text(max_size=5),
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.text()),
+    )
+)
+async def test_no_row_breaks_the_reading(record: dict[str, Any]) -> None:
+    rows, problems = await read_or_judged(record)
+    assert len(rows) == 1 or problems
+    assert all(problem.startswith("row 1") for problem in problems)
+
+
+# ---------------------------------------------------------------- image, then animate
+
+
+async def test_motion_fields_make_the_clip_that_begins_with_the_picture() -> None:
+    picture = Asset(uri="file:///p.png", sha256="ab", size=1, content_type="image/png", generation_id="g")
+    row = {"id": "a", "model": "gpt-4o-image", "prompt": "x", "aspect_ratio": "9:16", "take": 3, "motion_prompt": "y"}
+    (made,) = await read_manifest([row])
+    assert made.motion_request(picture) == GenerationRequest(
+        model="veo-3.1-fast", prompt="y", aspect_ratio="9:16", image_urls=[picture], take=3
+    )
+
+
+async def test_motion_fields_override_what_the_clip_takes_from_the_picture() -> None:
+    own = {"model": "grok-video-1", "aspect_ratio": "1:1", "resolution": "720p", "duration": 6, "mode": "fun"}
+    row = {"id": "a", "model": "gpt-4o-image", "prompt": "x", "aspect_ratio": "16:9", "motion_prompt": "y"}
+    (made,) = await read_manifest([row | {f"motion_{name}": value for name, value in own.items()}])
+    assert made.motion == {"prompt": "y", **own}
+
+
+# ---------------------------------------------------------------- size
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.yaml"])
+async def test_five_thousand_rows_are_read_in_a_moment(name: str, tmp_path: Path) -> None:
+    rows = [
+        {"id": f"r{number}", "model": "gpt-4o-image", "prompt": f"picture {number}", "motion_prompt": "it turns"}
+        for number in range(5000)
+    ]
+    (tmp_path / name).write_text(FORMS[name](rows), encoding="utf-8", newline="")
+    began = time.perf_counter()
+    assert len(await read_manifest(tmp_path / name)) == 5000
+    assert time.perf_counter() - began < 5

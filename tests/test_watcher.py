@@ -1,0 +1,416 @@
+"""One watcher answers all waits with few requests, and nothing that happens to a look happens to the generation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from prefect_veogen import Generation
+from prefect_veogen.client import VeogenClient
+from prefect_veogen.errors import AuthenticationError, OutputMissing, StillRunning
+from prefect_veogen.iothread import on_io
+from prefect_veogen.models import Kind, Status
+from prefect_veogen.protocol import Accepted
+from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.watcher import Watcher
+from tests.support.servers import Reply, Request, serving
+
+IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse"}
+VIDEO = {"model": "veo-3.1-fast", "prompt": "waves"}
+LONG = 5000.0
+POLL = 0.05
+
+
+class Account:
+    """A watcher on a sandbox whose clock only moves when told."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self.sandbox = sandbox
+        self.client = VeogenClient(SecretStr(sandbox.token), sandbox.base_url, requests_per_minute=60_000)
+        self.watcher = Watcher(self.client, POLL, POLL)
+        self.changes: list[str | None] = []
+
+    async def buy(self, body: dict[str, Any], *, known: bool = True) -> Generation:
+        """Buy; `known` tells the watcher of it, as a purchase of this process does."""
+        submission = await self.client.create_generation(body)
+        assert isinstance(submission, Accepted)
+        generation = submission.generation.model_copy(update={"receipt": "v1-key"})
+        if known:
+            await on_io(self._told(generation))
+        return generation
+
+    async def _told(self, generation: Generation) -> None:
+        self.watcher.bought(generation)
+
+    async def wait(self, generation: Generation, timeout_seconds: float | None = 20) -> Generation:
+        return await on_io(self._waited(generation, timeout_seconds))
+
+    async def _waited(self, generation: Generation, timeout_seconds: float | None) -> Generation:
+        return await self.watcher.until_over(
+            generation, timeout_seconds, lambda told: self.changes.append(told.status_text)
+        )
+
+    def looks(self) -> Counter[str]:
+        """Count the looks at the list by its query, and at single generations."""
+        asked = [request for request in self.sandbox.requests if request.method == "GET"]
+        return Counter(request.query if request.path.endswith("/generations") else "single" for request in asked)
+
+    async def after_looks(self, number: int) -> None:
+        """Return when so many more looks were made."""
+        wanted = self.looks().total() + number
+        assert await soon(lambda: self.looks().total() >= wanted)
+
+    async def idle(self) -> bool:
+        """Tell whether the watcher remembers nobody and runs nothing, soon after."""
+        return await soon(
+            lambda: not self.watcher._awaited and (self.watcher._runner is None or self.watcher._runner.done())
+        )
+
+
+async def soon(happened: Callable[[], bool]) -> bool:
+    """Tell whether something comes true within some seconds."""
+    for _ in range(500):
+        if happened():
+            return True
+        await asyncio.sleep(0.01)
+    return False
+
+
+@pytest.fixture
+def account() -> Iterator[Account]:
+    with Sandbox(speed=0, tiny_media=True, requests_per_minute=None) as sandbox:
+        yield Account(sandbox)
+
+
+async def finished(account: Account, *generations: Generation) -> list[Generation]:
+    """Wait for all, and let them finish once the watcher has looked."""
+    waits = [asyncio.create_task(account.wait(generation)) for generation in generations]
+    await account.after_looks(1)
+    account.sandbox.advance(LONG)
+    return await asyncio.gather(*waits)
+
+
+# ---------------------------------------------------------------- few requests
+
+
+async def test_hundreds_of_waits_in_many_threads_and_loops_cost_a_few_requests(account: Account) -> None:
+    made = await asyncio.gather(*(account.buy(IMAGE if number % 2 else VIDEO) for number in range(240)))
+    results: list[Generation] = []
+
+    async def wait_for(some: list[Generation]) -> None:
+        results.extend(await asyncio.gather(*(account.wait(generation) for generation in some)))
+
+    threads = [threading.Thread(target=lambda n=n: asyncio.run(wait_for(made[n::6]))) for n in range(6)]
+    for thread in threads:
+        thread.start()
+    assert await soon(lambda: len(account.watcher._awaited) == 240)
+    account.sandbox.advance(LONG)
+    before = account.looks().total()
+    for thread in threads:
+        await asyncio.to_thread(thread.join, 30)
+    assert {generation.status for generation in results} == {Status.COMPLETED}
+    assert {generation.id for generation in results} == {generation.id for generation in made}
+    assert account.looks().total() - before <= 10
+    assert account.looks()["single"] == 0
+
+
+async def test_one_wait_looks_once_per_poll(account: Account) -> None:
+    wait = asyncio.create_task(account.wait(await account.buy(VIDEO)))
+    await asyncio.sleep(10 * POLL)
+    assert 5 <= account.looks().total() <= 13
+    account.sandbox.advance(LONG)
+    assert (await wait).status is Status.COMPLETED
+
+
+async def test_nobody_is_looked_for_before_anything_of_its_model_was_ever_done(account: Account) -> None:
+    first = asyncio.create_task(account.wait(await account.buy(VIDEO)))
+    await asyncio.sleep(0.6)
+    account.sandbox.advance(LONG)
+    await first
+    looks = account.looks().total()
+    second = asyncio.create_task(account.wait(await account.buy(VIDEO)))
+    await asyncio.sleep(0.4)
+    assert account.looks().total() == looks
+    account.sandbox.advance(LONG)
+    assert (await second).status is Status.COMPLETED
+
+
+async def test_a_generation_behind_more_than_a_page_of_newer_ones_is_found_in_the_list(account: Account) -> None:
+    old = await account.buy(VIDEO)
+    await asyncio.gather(*(account.buy(VIDEO, known=False) for _ in range(230)))
+    [done] = await finished(account, old)
+    assert (done.id, done.status) == (old.id, Status.COMPLETED)
+    assert account.looks()["per_page=100&type=video&page=3"] >= 1
+    assert account.looks().total() <= 12
+
+
+async def test_the_page_is_known_beforehand_where_this_process_bought_the_newer_ones(account: Account) -> None:
+    old = await account.buy(VIDEO)
+    waiting = asyncio.create_task(account.wait(old))
+    await account.after_looks(1)
+    await asyncio.gather(*(account.buy(VIDEO) for _ in range(120)))
+    account.sandbox.advance(LONG)
+    assert (await waiting).status is Status.COMPLETED
+    assert account.looks()["single"] == 0
+    assert account.looks()["per_page=100&type=video&page=2"] >= 1
+
+
+async def test_a_generation_known_by_its_id_alone_is_found(account: Account) -> None:
+    bought = await account.buy(VIDEO, known=False)
+    [done] = await finished(account, Generation(id=bought.id))
+    assert (done.status, done.model, done.type) == (Status.COMPLETED, "veo-3.1-fast", Kind.VIDEO)
+    assert done.output is not None
+
+
+# ---------------------------------------------------------------- what a wait ends with
+
+
+async def test_what_is_known_of_a_purchase_is_not_lost_on_the_way(account: Account) -> None:
+    bought = await account.buy({**VIDEO, "resolution": "4k"})
+    [done] = await finished(account, bought)
+    assert (done.price_usd, done.receipt) == (Decimal("0.9"), "v1-key")
+    assert done.output is not None
+    assert done.output.url.startswith(account.sandbox.media_url)
+
+
+async def test_a_failed_generation_is_returned_with_the_services_reason(account: Account) -> None:
+    account.sandbox.fault("failed", reason="GPU on fire")
+    [done] = await finished(account, await account.buy(IMAGE))
+    assert (done.status, done.error, done.output) == (Status.FAILED, "GPU on fire", None)
+
+
+async def test_every_change_of_status_is_told_once() -> None:
+    with Sandbox(speed=100, tiny_media=True, image_seconds=60.0) as sandbox:
+        account = Account(sandbox)
+        await account.wait(await account.buy(IMAGE))
+    assert account.changes in (["processing", "completed"], ["completed"])
+
+
+async def test_the_end_of_the_wait_says_what_still_runs_and_was_paid(account: Account) -> None:
+    bought = await account.buy(VIDEO)
+    started = time.monotonic()
+    with pytest.raises(StillRunning, match=r"still pending after 0\.3 s, paid \$0\.3") as caught:
+        await account.wait(bought, 0.3)
+    assert 0.3 <= time.monotonic() - started < 2
+    assert caught.value.generation_id == bought.id
+    assert await account.idle()
+
+
+async def test_a_wait_that_ended_can_be_taken_up_again(account: Account) -> None:
+    account.sandbox.fault("stuck")
+    bought = await account.buy(VIDEO)
+    for _ in range(2):
+        with pytest.raises(StillRunning):
+            await account.wait(bought, 0.2)
+    assert len(account.sandbox.bill) == 1
+
+
+async def test_completed_without_an_output_is_looked_at_again(account: Account) -> None:
+    account.sandbox.fault("completed-without-output", times=3)
+    [done] = await finished(account, await account.buy(IMAGE))
+    assert done.output is not None
+
+
+async def test_an_output_that_never_appears_is_for_a_person(account: Account) -> None:
+    account.sandbox.fault("completed-without-output", times=None)
+    bought = await account.buy(IMAGE)
+    with pytest.raises(OutputMissing) as caught:
+        await finished(account, bought)
+    assert caught.value.generation_id == bought.id
+    assert await account.idle()
+
+
+# ---------------------------------------------------------------- lists that can't be trusted
+
+
+async def test_a_generation_which_the_list_hides_is_looked_at_by_its_id(account: Account) -> None:
+    account.sandbox.fault("hidden-from-list", times=None, prompt="waves")
+    hidden, shown = await account.buy(VIDEO), await account.buy(IMAGE)
+    done = await finished(account, hidden, shown)
+    assert {generation.status for generation in done} == {Status.COMPLETED}
+    assert account.looks()["single"] >= 1
+
+
+async def test_an_undocumented_status_ends_nothing(account: Account) -> None:
+    account.sandbox.fault("unknown-status", times=8)
+    [done] = await finished(account, await account.buy(VIDEO))
+    assert done.status is Status.COMPLETED
+    assert "awaiting_review" in account.changes
+
+
+async def test_an_undocumented_status_of_many_is_confirmed_once_and_not_polled_one_by_one(account: Account) -> None:
+    account.sandbox.fault("unknown-status", times=None, status="queued")
+    made = await asyncio.gather(*(account.buy(IMAGE) for _ in range(30)))
+    waits = await asyncio.gather(*(account.wait(generation, 1.5) for generation in made), return_exceptions=True)
+    assert {str(end).split(" ")[4] for end in waits} == {"queued"}
+    assert account.looks()["single"] == 30
+    assert account.looks().total() >= 40
+
+
+def answering(generations: dict[str, dict[str, Any]], listed: dict[str, str]) -> Callable[[Request], Reply]:
+    """Return an API whose list shows other statuses than the generations themselves."""
+
+    def answer(request: Request) -> Reply:
+        if "?" in request.path:
+            data: Any = [{**generations[name], "status": status} for name, status in listed.items()]
+        else:
+            data = generations[request.path.rpartition("/")[2]]
+        return Reply(body=json.dumps({"data": data}).encode())
+
+    return answer
+
+
+@pytest.mark.parametrize("said", ["cancelled", "queued", "", "COMPLETED"])
+async def test_a_list_that_contradicts_the_generation_itself_is_not_believed(said: str) -> None:
+    done = {"id": "g", "status": "completed", "type": "video", "output": {"url": "https://media.example/g.mp4"}}
+    with serving(answering({"g": done}, {"g": said})) as origin:
+        client = VeogenClient(SecretStr("t"), f"{origin}/api/v1", requests_per_minute=60_000)
+        watcher = Watcher(client, POLL, POLL)
+        ended = await on_io(watcher.until_over(Generation(id="g"), 5, lambda _: None))
+    assert (ended.status, ended.output is not None) == (Status.COMPLETED, True)
+
+
+# ---------------------------------------------------------------- looks that fail
+
+
+@pytest.mark.parametrize(
+    "fault", ["look-500", "look-dropped", "look-garbled", "look-html", "look-401", "look-404", "list-500", "look-429"]
+)
+async def test_a_failed_look_fails_no_generation(fault: str, account: Account) -> None:
+    parameters: dict[str, Any] = {"retry_after": 0} if fault == "look-429" else {}
+    account.sandbox.fault(fault, **parameters)
+    made = [await account.buy(IMAGE), await account.buy(VIDEO)]
+    done = await finished(account, *made)
+    assert [generation.status for generation in done] == [Status.COMPLETED] * 2
+
+
+async def test_a_broken_list_is_asked_less_and_less_often(account: Account) -> None:
+    account.sandbox.fault("list-500", times=None)
+    with pytest.raises(StillRunning):
+        await account.wait(await account.buy(VIDEO), 2)
+    assert 2 <= account.looks().total() <= 4
+
+
+async def test_a_token_refused_once_may_be_the_services_mistake_but_not_thrice(account: Account) -> None:
+    account.sandbox.fault("look-401", times=3)
+    made = [await account.buy(VIDEO), await account.buy(IMAGE)]
+    ends = await asyncio.gather(*(account.wait(generation) for generation in made), return_exceptions=True)
+    assert [type(end) for end in ends] == [AuthenticationError] * 2
+    assert account.looks().total() == 3
+    assert await account.idle()
+    account.sandbox.advance(LONG)
+    assert (await account.wait(made[0])).status is Status.COMPLETED
+
+
+async def test_an_id_that_nobody_knows_holds_up_nobody_else(account: Account) -> None:
+    nobody = asyncio.create_task(account.wait(Generation(id="no-such-id"), 1.5))
+    done = await finished(account, await account.buy(IMAGE))
+    assert done[0].status is Status.COMPLETED
+    with pytest.raises(StillRunning) as caught:
+        await nobody
+    assert caught.value.generation_id == "no-such-id"
+
+
+# ---------------------------------------------------------------- who waits
+
+
+async def test_with_nobody_waiting_nothing_is_asked(account: Account) -> None:
+    await account.buy(VIDEO)
+    await asyncio.sleep(5 * POLL)
+    assert account.looks().total() == 0
+    [_] = await finished(account, await account.buy(VIDEO))
+    assert await account.idle()
+    looks = account.looks()
+    await asyncio.sleep(5 * POLL)
+    assert account.looks() == looks
+
+
+async def test_a_cancelled_wait_leaves_nothing_behind(account: Account) -> None:
+    waits = [asyncio.create_task(account.wait(await account.buy(VIDEO))) for _ in range(5)]
+    await account.after_looks(1)
+    for wait in waits:
+        wait.cancel()
+    assert await account.idle()
+    looks = account.looks()
+    await asyncio.sleep(5 * POLL)
+    assert account.looks() == looks
+
+
+async def test_a_cancelled_wait_does_not_keep_the_watcher_until_its_next_look(account: Account) -> None:
+    account.watcher = Watcher(account.client, 3600, 3600)
+    wait = asyncio.create_task(account.wait(await account.buy(VIDEO)))
+    await asyncio.sleep(0.1)
+    wait.cancel()
+    assert await account.idle()
+
+
+async def test_everybody_who_waits_for_the_same_generation_is_answered(account: Account) -> None:
+    bought = await account.buy(VIDEO)
+    impatient = asyncio.create_task(account.wait(bought, 0.2))
+    leaving = asyncio.create_task(account.wait(bought))
+    await account.after_looks(2)
+    leaving.cancel()
+    done = await finished(account, bought, bought, bought)
+    assert {generation.status for generation in done} == {Status.COMPLETED}
+    await asyncio.wait([impatient])
+    assert account.looks()["single"] == 0
+
+
+async def test_a_wait_that_begins_as_another_ends_is_answered_too(account: Account) -> None:
+    # The first one's leaving must not take the second one's record with it.
+    bought = await account.buy(VIDEO)
+    later: list[asyncio.Task[Generation]] = []
+
+    async def story() -> list[Generation]:
+        def begin_again(told: Generation) -> None:
+            if told.status is Status.COMPLETED and not later:
+                again = account.watcher.until_over(bought, 5, lambda _: None)
+                later.append(asyncio.get_running_loop().create_task(again))
+
+        first = await account.watcher.until_over(bought, 5, begin_again)
+        return [first, await later[0]]
+
+    account.sandbox.advance(LONG)
+    done = await on_io(story())
+    assert [generation.status for generation in done] == [Status.COMPLETED] * 2
+    assert await account.idle()
+
+
+async def test_a_look_begun_for_somebody_who_left_answers_whoever_waits_then(account: Account) -> None:
+    account.sandbox.fault("hidden-from-list", times=None)
+    account.sandbox.fault("look-slow", seconds=0.5, times=None, after=1)
+    bought = await account.buy(VIDEO)
+    account.sandbox.advance(LONG)
+    first = asyncio.create_task(account.wait(bought))
+    await asyncio.sleep(0.4)
+    first.cancel()
+    assert (await account.wait(bought, 10)).status is Status.COMPLETED
+    assert await account.idle()
+
+
+async def test_looks_go_on_while_purchases_queue_for_their_turns() -> None:
+    with Sandbox(speed=60, requests_per_minute=120, tiny_media=True, image_seconds=10.0) as sandbox:
+        account = Account(sandbox)
+        account.client = VeogenClient(SecretStr(sandbox.token), sandbox.base_url, requests_per_minute=120 * 60)
+        account.watcher = Watcher(account.client, POLL, POLL)
+        first = await account.buy(IMAGE)
+
+        async def buy_more() -> None:
+            await account.client.turn_to_buy()
+            await account.buy(IMAGE)
+
+        queue = [asyncio.create_task(buy_more()) for _ in range(240)]
+        assert (await account.wait(first, 10)).status is Status.COMPLETED
+        assert not all(task.done() for task in queue)
+        for task in queue:
+            task.cancel()
+        await asyncio.gather(*queue, return_exceptions=True)
