@@ -1,9 +1,41 @@
-"""Run paid, generative media in a data pipeline: Veogen Studio as safe steps of a Prefect flow."""
+"""Run paid, generative media in a data pipeline: Veogen Studio as safe steps of a Prefect flow.
 
-from prefect_veogen.blocks import VeogenCredentials
-from prefect_veogen.models import Asset, Generation, GenerationRequest
-from prefect_veogen.settings import Settings
-from prefect_veogen.tasks import download_asset, generate, submit_generation, wait_for_generation
+The names below are imported when they are first used: the console command, the sandbox and pytest's plugin do without
+Prefect, whose import takes seconds.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect_veogen.blocks import VeogenCredentials
+    from prefect_veogen.models import Asset, Generation, GenerationRequest
+    from prefect_veogen.settings import Settings
+    from prefect_veogen.tasks import download_asset, generate, submit_generation, wait_for_generation
+else:
+    from importlib import import_module
+
+    _HOMES = {
+        "Asset": "models",
+        "Generation": "models",
+        "GenerationRequest": "models",
+        "Settings": "settings",
+        "VeogenCredentials": "blocks",
+        "download_asset": "tasks",
+        "generate": "tasks",
+        "submit_generation": "tasks",
+        "wait_for_generation": "tasks",
+    }
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = found
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *_HOMES})
+
 
 __all__ = [
     "Asset",

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -61,6 +61,8 @@ class Account(BaseModel):
     budget: str
     spent_usd: Decimal = Decimal(0)
     reserved: dict[str, Reservation] = Field(default_factory=dict)
+    # Whose money was given back after a failure: giving back is tried again after a kill, and must not count twice.
+    refunded: tuple[str, ...] = ()
     # Makes every write unlike every other, so that a repeated write is told from somebody else's.
     written: str = ""
 
@@ -205,14 +207,17 @@ def _settled(account: Account, name: str, usd: Decimal) -> Account | None:
 
 
 def _released(account: Account, name: str, settled_usd: Decimal | None) -> Account | None:
+    changes: dict[str, Any] = {}
     if name in account.reserved:
-        return account.model_copy(
-            update={"reserved": {key: value for key, value in account.reserved.items() if key != name}}
-        )
-    if not settled_usd:
+        changes["reserved"] = {key: value for key, value in account.reserved.items() if key != name}
+    elif settled_usd and name not in account.refunded:
+        # Never below nothing, even if the account was removed meanwhile: that would be money on top of the cap.
+        changes["spent_usd"] = max(account.spent_usd - settled_usd, Decimal(0))
+    else:
         return None
-    # Never below nothing, even if the account was removed meanwhile: that would be money to spend on top of the cap.
-    return account.model_copy(update={"spent_usd": max(account.spent_usd - settled_usd, Decimal(0))})
+    if settled_usd:
+        changes["refunded"] = (*account.refunded, name)
+    return account.model_copy(update=changes)
 
 
 def _explanation(account: Account, cap: Cap, usd: Decimal) -> str:

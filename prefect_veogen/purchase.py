@@ -143,7 +143,8 @@ class _Buyer:
             if left_over is not None:
                 # What an attempt that bought nothing had set aside, if whoever made it died before giving it back.
                 kept = entry.receipt.budgets if left_over.reservation == entry.receipt.reservation else ()
-                await self._session.budgets.release(set(left_over.budgets) - set(kept), left_over.reservation)
+                settled = left_over.price_usd if left_over.state is State.FAILED else None
+                await self._session.budgets.release(set(left_over.budgets) - set(kept), left_over.reservation, settled)
             await self._set_aside(entry)
         except BaseException:
             self._session.client.limiter.give_back()

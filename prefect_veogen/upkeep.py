@@ -56,7 +56,7 @@ class Reconciliation:
 
     @property
     def adds_up(self) -> bool:
-        """Whether every purchase has its charge and every charge its purchase."""
+        """Whether every finished purchase has its charge, and every charge its purchase."""
         return not self.only_in_ledger and not self.only_in_statement
 
 

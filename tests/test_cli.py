@@ -31,7 +31,7 @@ from prefect_veogen.models import GenerationRequest
 from prefect_veogen.purchase import Purchase, buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from tests.support.servers import Reply, Request, serving
+from tests.support.servers import Reply, Request, relayed, serving
 
 COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "setup")
 FOX = GenerationRequest(model="gpt-4o-image", prompt="a red fox")
@@ -57,9 +57,11 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 def process(*words: str, **environment: str) -> subprocess.Popen[str]:
     """Start a command in a process of its own, without a terminal and with nobody's home."""
+    home = Path.cwd() / "home"
+    home.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "prefect_veogen.cli", *words],
-        env={**os.environ, "HOME": str(Path.cwd() / "home"), "PYTHONUNBUFFERED": "1", **environment},
+        env={**os.environ, "HOME": str(home), "PYTHONUNBUFFERED": "1", **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
@@ -418,17 +420,25 @@ def test_a_terminal_without_unicode_shows_what_it_can(sandbox: Sandbox) -> None:
 def test_ctrl_c_is_130_and_says_that_nothing_was_bought(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, command: str
 ) -> None:
-    lost(sandbox, monkeypatch)
-    asked, over = threading.Event(), threading.Event()
+    hanging, asked, over = threading.Event(), threading.Event(), threading.Event()
 
-    def hang(_request: Request) -> None:
+    def answer(request: Request) -> Reply | None:
+        if not hanging.is_set():
+            return None if request.method == "POST" else relayed(sandbox.base_url, request)
         asked.set()
         over.wait(30)
+        return None
 
-    with serving(hang) as url, process(command, VEOGEN_BASE_URL=url) as running:
+    with serving(answer) as url:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{url}/api/v1")
+        monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "0")
+        with pytest.raises(UnknownSubmission):
+            bought()
+        hanging.set()
+        running = process(command)
         assert asked.wait(30)
         running.send_signal(signal.SIGINT)
-        out, err = running.communicate(timeout=10)
+        out, err = running.communicate(timeout=60)
         over.set()
     assert (running.returncode, out) == (130, "")
     assert "Stopped. Nothing was bought" in err
@@ -441,7 +451,7 @@ def test_the_sandboxs_first_line_is_its_base_url_and_ctrl_c_ends_it() -> None:
         base_url = command.stdout.readline().strip()
         answer = httpx.get(f"{base_url}/models", headers={"Authorization": "Bearer x"})
         command.send_signal(signal.SIGINT)
-        _, err = command.communicate(timeout=10)
+        _, err = command.communicate(timeout=60)
     assert answer.status_code == 200
     assert (command.returncode, err) == (0, "")
 
@@ -478,7 +488,7 @@ def test_the_demo_buys_in_the_sandbox_and_leaves_a_picture_a_clip_and_no_process
         ).stdout
         assert [line for line in _alive(mark) if "prefect_veogen.cli" not in line] == []
         demo.send_signal(signal.SIGINT)
-        _, err = demo.communicate(timeout=20)
+        _, err = demo.communicate(timeout=60)
     assert (demo.returncode, err, seen) == (0, "", [])
     assert "2 purchases, $0.32 of play money" in told
     assert balance == "The account holds $99.68 and has spent $0.32.\n"
@@ -500,8 +510,8 @@ def test_a_demo_that_is_stopped_leaves_no_server_behind(number: signal.Signals) 
     with process("demo", CLI_TEST_MARK=mark) as demo:
         _until(lambda: any("uvicorn" in line for line in _alive(mark)))
         demo.send_signal(number)
-        _, err = demo.communicate(timeout=20)
-    _until(lambda: _alive(mark) == [], 5)
+        _, err = demo.communicate(timeout=60)
+    _until(lambda: _alive(mark) == [], 20)
     assert demo.returncode == (-9 if number == signal.SIGKILL else 130)
     assert number == signal.SIGKILL or "nothing is still running" in err
 

@@ -35,6 +35,12 @@ CLIP = GenerationRequest(model="veo-3.1-fast", prompt="A red fox walks through s
 LARGE = 9 * 1024 * 1024
 
 MEDIA_FAULTS = [name for name, fault in FAULTS.items() if fault.place == "media"]
+PARAMETERS: dict[str, dict[str, Any]] = {
+    "media-slow": {"bytes_per_second": 50_000},
+    "media-stalled": {"seconds": 0.2},
+    "media-huge": {"size_bytes": 300_000},
+}
+# What needs no second call, because a download goes on by itself.
 HONEST = ["media-truncated", "media-reset", "media-slow", "media-stalled", "media-expired", "media-404", "media-410"]
 HONEST += ["media-500", "media-503", "media-redirect", "media-no-range", "media-changed"]
 
@@ -90,9 +96,8 @@ def leftovers(store: Store) -> int:
 async def test_whatever_the_host_does_the_served_bytes_are_stored_and_bought_once(
     name: str, sandbox: Sandbox, store_url: str
 ) -> None:
-    parameters = {"media-slow": {"bytes_per_second": 50_000}, "media-stalled": {"seconds": 0.2}}.get(name, {})
     generation = await bought(sandbox)
-    sandbox.fault(name, **(parameters or ({"size_bytes": 300_000} if name == "media-huge" else {})))
+    sandbox.fault(name, **PARAMETERS.get(name, {}))
     store, errors, delivery = open_session().store, [], None
     for _ in range(3):
         try:
@@ -149,7 +154,8 @@ async def test_a_stale_link_is_replaced_by_asking_the_generation(sandbox: Sandbo
 @pytest.mark.parametrize("fault", ["media-truncated", "media-500", "media-404"])
 async def test_a_host_that_never_delivers_is_given_up_without_leftovers(fault: str, sandbox: Sandbox) -> None:
     generation = await bought(sandbox)
-    sandbox.fault(fault, times=None, **({"share": 0.0} if fault == "media-truncated" else {}))
+    parameters: dict[str, Any] = {"share": 0.0} if fault == "media-truncated" else {}
+    sandbox.fault(fault, times=None, **parameters)
     with pytest.raises(DownloadBroken, match=generation.id):
         await delivered(generation)
     assert len(media_requests(sandbox)) <= 8
@@ -494,6 +500,7 @@ def s3_elsewhere() -> Iterator[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("kind", ["directory", "bucket"])
 async def test_a_gigabyte_passes_through_in_little_memory(
     kind: str, sandbox: Sandbox, s3_elsewhere: str, monkeypatch: pytest.MonkeyPatch

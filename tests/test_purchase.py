@@ -140,7 +140,8 @@ async def test_a_purchase_is_made_once_whatever_the_answer(
     fault: str, sandbox: Sandbox, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VEOGEN_BUDGET_USD", "1")
-    sandbox.fault(fault, **({"seconds": 0.3} if fault == "slow-answer" else {}))
+    parameters: dict[str, Any] = {"seconds": 0.3} if fault == "slow-answer" else {}
+    sandbox.fault(fault, **parameters)
     bought = await purchase()
     receipt = await receipt_of()
     middle = {"slow-answer": ["bought"], "429": ["waiting", "sending", "bought"]}.get(fault, ["unknown", "adopted"])
