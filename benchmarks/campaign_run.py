@@ -48,7 +48,8 @@ class Measured:
 
     @property
     def purchases_per_minute(self) -> float:
-        return (self.purchases - 1) / self.buying_seconds * 60 if self.buying_seconds else 0.0
+        # A minute is the least that tells a pace: in the sandbox a whole minute's allowance may be used at once.
+        return (self.purchases - 1) / max(self.buying_seconds, 60.0) * 60
 
     @property
     def cpu_per_generation(self) -> float:

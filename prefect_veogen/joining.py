@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from typing import TYPE_CHECKING
 
 from prefect.client.orchestration import get_client
@@ -12,6 +13,7 @@ from prefect.concurrency.asyncio import rate_limit
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
+from prefect_veogen.iothread import on_io
 from prefect_veogen.limiter import pace
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 _LOOKED_UP_EVERY_SECONDS = 300.0
 _known: dict[tuple[str, str], tuple[float, bool]] = {}
+_asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
 
 async def joined_limit(session: Session) -> None:
@@ -56,14 +59,26 @@ async def create_limit(name: str, requests_per_minute: int) -> None:
 
 
 async def _exists(server: str, name: str) -> bool:
-    looked_at, exists = _known.get((server, name), (-_LOOKED_UP_EVERY_SECONDS, False))
-    if time.monotonic() - looked_at < _LOOKED_UP_EVERY_SECONDS:
+    if (known := _still_known(server, name)) is not None:
+        return known
+    return await on_io(_asked_once(server, name))
+
+
+async def _asked_once(server: str, name: str) -> bool:
+    """Ask for all who want to know at the same time: at the start of a campaign, hundreds do."""
+    async with _asking.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        if (known := _still_known(server, name)) is not None:
+            return known
+        try:
+            async with asyncio.timeout(10), get_client() as client:
+                await client.read_global_concurrency_limit_by_name(name)
+            exists = True
+        except Exception:  # noqa: BLE001 - no limit, an old server, no server: each process keeps the limit for itself
+            exists = False
+        _known[server, name] = (time.monotonic(), exists)
         return exists
-    try:
-        async with asyncio.timeout(10), get_client() as client:
-            await client.read_global_concurrency_limit_by_name(name)
-        exists = True
-    except Exception:  # noqa: BLE001 - no limit, an old server, no server: each process then keeps the limit for itself
-        exists = False
-    _known[server, name] = (time.monotonic(), exists)
-    return exists
+
+
+def _still_known(server: str, name: str) -> bool | None:
+    looked_at, exists = _known.get((server, name), (-_LOOKED_UP_EVERY_SECONDS, False))
+    return exists if time.monotonic() - looked_at < _LOOKED_UP_EVERY_SECONDS else None

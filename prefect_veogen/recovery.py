@@ -93,7 +93,8 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
     """
     since = (receipt.sent_at or receipt.history[0].at) - _CLOCK_TOLERANCE
     listed = await _listed_since(session, receipt, since)
-    matching = [generation for generation in listed if looks_like(receipt, generation)]
+    earlier = _known_ids(receipt)
+    matching = [item for item in listed if item.id not in earlier and looks_like(receipt, item)]
     # The rivals before the claims: whoever is no rival any more by now has made his claim before.
     rivals = []
     if matching:
@@ -114,6 +115,12 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
     if any(rival.state is State.SENDING and not is_abandoned(rival) for rival in rivals):
         return Search(candidates=tuple(generation.id for generation in free), wait=True)
     return _chosen(receipt, free, rivals)
+
+
+def _known_ids(receipt: Receipt) -> set[str]:
+    """Return what earlier attempts had bought: claimed by the same receipt for ever, but never what is lost now."""
+    told = [event.detail for event in receipt.history if event.event in ("bought", "adopted", "also bought")]
+    return {detail.partition(",")[0] for detail in told if detail}
 
 
 def _chosen(receipt: Receipt, free: Sequence[Generation], rivals: Sequence[Receipt]) -> Search:

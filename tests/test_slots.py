@@ -17,8 +17,8 @@ from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.slots import take_of_slot
 
 DAILY = "{scheduled:%Y-%m-%d}"
-# Evening there, the next day by UTC.
-EVENING = datetime(2026, 11, 23, 22, 30, tzinfo=timezone(timedelta(hours=-5)))
+# Past, or the runs would wait for it. Evening there, the next day by UTC.
+EVENING = datetime(2024, 11, 23, 22, 30, tzinfo=timezone(timedelta(hours=-5)))
 PROMPTS = ("a lighthouse at dusk", "the beam turns")
 
 
@@ -38,9 +38,9 @@ async def run_of_slot(flow: Any, scheduled: datetime, **parameters: Any) -> Any:
 @pytest.mark.parametrize(
     ("take", "filled"),
     [
-        (DAILY, "2026-11-24"),
-        ("{scheduled:%G-W%V}", "2026-W48"),
-        ("{scheduled:%Y-%m-%dT%H}", "2026-11-24T03"),
+        (DAILY, "2024-11-24"),
+        ("{scheduled:%G-W%V}", "2024-W47"),
+        ("{scheduled:%Y-%m-%dT%H}", "2024-11-24T03"),
         ("poster {scheduled:%d} of {{all}}", "poster 24 of {all}"),
         ("plain", "plain"),
         (7, 7),
@@ -64,7 +64,7 @@ async def test_braces_that_hold_something_else_are_refused(take: str, prefect_se
 def test_outside_of_a_flow_run_there_is_no_slot() -> None:
     with pytest.raises(ConfigurationError, match="needs a flow run with a scheduled start"):
         take_of_slot(DAILY)
-    assert take_of_slot("2026-11-24") == "2026-11-24"
+    assert take_of_slot("2024-11-24") == "2024-11-24"
 
 
 @pytest.mark.server
@@ -84,7 +84,7 @@ async def test_all_runs_of_a_slot_buy_once_and_another_slot_buys_again(sandbox: 
 
     first, caught_up = await made(EVENING), await made(EVENING)
     assert (first, len(sandbox.bill)) == (caught_up, 2)
-    by_hand = await image_then_animate(*PROMPTS, take="2026-11-24")
+    by_hand = await image_then_animate(*PROMPTS, take="2024-11-24")
     assert (by_hand, len(sandbox.bill)) == (first, 2)
-    await made(EVENING + timedelta(days=1))
+    await made(EVENING - timedelta(days=1))
     assert len(sandbox.bill) == 4

@@ -386,15 +386,17 @@ async def test_a_wait_that_begins_as_another_ends_is_answered_too(account: Accou
 
 
 async def test_a_look_begun_for_somebody_who_left_answers_whoever_waits_then(account: Account) -> None:
-    account.sandbox.fault("hidden-from-list", times=None)
-    account.sandbox.fault("look-slow", seconds=0.5, times=None, after=1)
+    account.sandbox.fault("hidden-from-list", times=2)
+    slow = account.sandbox.fault("look-slow", seconds=0.5, after=2)
     bought = await account.buy(VIDEO)
-    account.sandbox.advance(LONG)
     first = asyncio.create_task(account.wait(bought))
-    await asyncio.sleep(0.4)
+    assert await soon(lambda: slow.applied == 1)
     first.cancel()
-    assert (await account.wait(bought, 10)).status is Status.COMPLETED
-    assert await account.idle()
+    second = asyncio.create_task(account.wait(bought))
+    await account.after_looks(6)
+    account.sandbox.advance(LONG)
+    assert (await second).status is Status.COMPLETED
+    assert account.looks()["single"] == 1
 
 
 async def test_looks_go_on_while_purchases_queue_for_their_turns() -> None:

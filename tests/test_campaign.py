@@ -1,0 +1,397 @@
+"""A campaign: all rows checked and priced before the first purchase, then each row on its own, paid once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    TaskRunFilter,
+    TaskRunFilterFlowRunId,
+)
+from prefect.client.schemas.objects import Artifact, TaskRun
+from prefect.settings import PREFECT_API_URL
+
+from flows.campaign import campaign
+from prefect_veogen import Asset
+from prefect_veogen.campaigns import CampaignItem, CampaignReport, ItemStatus, make_campaign, publish_campaign
+from prefect_veogen.contact_sheet import MOST_TILES, Tile, page
+from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InsufficientBalance, InvalidManifest
+from prefect_veogen.manifest import read_manifest
+from prefect_veogen.rows import campaign_name
+from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.session import open_session
+from tests.support.servers import Reply, Request, relayed, serving
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
+
+ROOT = Path(__file__).parent.parent
+SCRIPT = str(ROOT / "flows" / "campaign.py")
+PATIENCE_SECONDS = 120.0
+CENTS = Decimal("0.02")
+
+
+def row(identity: str, prompt: str | None = None, **fields: Any) -> dict[str, Any]:
+    return {"id": identity, "model": "gpt-4o-image", "prompt": prompt or f"picture of {identity}", **fields}
+
+
+def pictures(count: int) -> list[dict[str, Any]]:
+    return [row(f"r{number}") for number in range(count)]
+
+
+def ended(report: CampaignReport) -> dict[str, str]:
+    return {item.id: item.status.value for item in report.items}
+
+
+async def refused(error: type[Exception], rows: list[dict[str, Any]], **options: Any) -> str:
+    with pytest.raises(error) as caught:
+        await campaign(rows, **options)
+    return str(caught.value)
+
+
+# ---------------------------------------------------------------- before the first purchase
+
+
+async def test_every_row_is_checked_against_the_live_catalogue_before_anything_is_bought(sandbox: Sandbox) -> None:
+    rows = [
+        row("fine"),
+        row("gone", model="gpt-5o-image"),
+        row("large", model="gpt-image-2", resolution="8K"),
+        row("both", aspect_ratio="17:9", motion_prompt="x", motion_model="grok-video-1", motion_duration=99),
+        row("no picture", motion_prompt="x", motion_model="veo-3.1-lite"),
+    ]
+    told = await refused(InvalidManifest, rows)
+    assert "has 6 problem(s)" in told
+    for part in (
+        "row 2 (gone): model: ",
+        "row 3 (large): resolution: gpt-image-2 does not offer this (got '8K'); allowed: 1K, 2K, 4K; nearest: ",
+        "row 4 (both): aspect_ratio: ",
+        "row 4 (both): motion_aspect_ratio: ",
+        "row 4 (both): motion_duration: grok-video-1 does not offer this (got 99)",
+        "row 5 (no picture): motion_image_urls: veo-3.1-lite does not take this field",
+    ):
+        assert part in told
+    assert sandbox.bill.purchases == ()
+
+
+async def test_a_budget_too_small_for_all_rows_buys_none(sandbox: Sandbox) -> None:
+    told = await refused(BudgetExceeded, [*pictures(3), row("clip", motion_prompt="x")], budget_usd=0.37)
+    assert "would cost $0.38 more" in told
+    assert "has $0.37 left" in told
+    assert sandbox.bill.purchases == ()
+
+
+async def test_the_days_budget_counts_too(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.05")
+    assert "the budget 'day-" in await refused(BudgetExceeded, pictures(3), budget_usd=1)
+    assert sandbox.bill.purchases == ()
+
+
+async def test_a_balance_too_small_for_all_rows_buys_none(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox(balance_usd="0.05", tiny_media=True) as poor:
+        monkeypatch.setenv("VEOGEN_BASE_URL", poor.base_url)
+        assert "the account holds $0.05" in await refused(InsufficientBalance, pictures(3))
+        assert poor.bill.purchases == ()
+
+
+async def test_a_price_nobody_names_is_not_bought_under_a_cap(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_price(request: Request) -> Reply:
+        reply = relayed(sandbox.base_url, request)
+        return Reply(reply.status, reply.headers, reply.body.replace(b'"price_usd":0.03', b'"price_usd":null'))
+
+    with serving(without_price) as origin:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
+        told = await refused(BudgetExceeded, [row("a"), row("b", model="nano-banana-2")], budget_usd=10)
+    assert "no price for nano-banana-2" in told
+    assert sandbox.bill.purchases == ()
+
+
+@pytest.mark.parametrize("manifest", [[], [row("a"), row("a")], [row("a", promt="x")]])
+async def test_a_wrong_manifest_buys_nothing(manifest: list[dict[str, Any]], sandbox: Sandbox) -> None:
+    await refused(InvalidManifest, manifest)
+    assert sandbox.requests == ()
+
+
+@pytest.mark.parametrize("at_once", [0, -1])
+async def test_nobody_at_work_is_refused_before_anything_is_bought(at_once: int, sandbox: Sandbox) -> None:
+    assert f"at_once={at_once}" in await refused(ConfigurationError, pictures(2), at_once=at_once)
+    assert sandbox.bill.purchases == ()
+
+
+# ---------------------------------------------------------------- each row on its own
+
+
+async def test_every_row_ends_for_itself(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "0")
+    sandbox.fault("failed", prompt="refuses", reason="not in good taste")
+    sandbox.fault("402", prompt="penniless")
+    sandbox.fault("lost-answer-before-charge", prompt="vanishes")
+    sandbox.fault("stuck", prompt="never ends")
+    rows = [
+        row("a"),
+        row("f", "refuses"),
+        row("b", "penniless"),
+        row("u", "vanishes"),
+        row("s", "never ends"),
+        row("z"),
+    ]
+    report = await campaign(rows, name="mixed", timeout_seconds=2)
+    assert ended(report) == {"a": "ok", "f": "failed", "b": "blocked", "u": "unknown", "s": "unknown", "z": "ok"}
+    errors = {item.id: item.error or "" for item in report.items}
+    for identity, part in {
+        "f": "not in good taste",
+        "b": "402",
+        "u": "receipts adopt",
+        "s": "still processing after 2 s",
+    }.items():
+        assert part in errors[identity]
+    assert (errors["a"], errors["z"]) == ("", "")
+    assert [item.asset is not None for item in report.items] == [True, False, False, False, False, True]
+    assert report.price_usd == 2 * CENTS
+    assert str(report) == "Campaign mixed: 2 ok, 1 failed, 1 blocked, 2 unknown; $0.04"
+
+
+async def test_a_second_run_buys_only_what_is_missing(sandbox: Sandbox, store_url: str) -> None:
+    sandbox.fault("failed", prompt="picture of r1")
+    first = await campaign(pictures(4))
+    assert (Counter(ended(first).values()), len(sandbox.bill)) == (Counter(ok=3, failed=1), 3)
+    second = await campaign(pictures(4))
+    assert (Counter(ended(second).values()), len(sandbox.bill)) == (Counter(ok=4), 4)
+    assert [one.asset for one in first.items if one.asset] == [two.asset for two in second.items if two.id != "r1"]
+    assert (await campaign(pictures(4))).items == second.items
+    assert (await campaign(pictures(1), take=2)).items[0].asset != second.items[0].asset
+    assert len(sandbox.bill) == 5
+
+
+async def test_equal_rows_are_one_purchase(sandbox: Sandbox) -> None:
+    report = await campaign([row("a", "the same"), row("b", "the same"), row("c", "the same", take=2)], budget_usd=0.04)
+    assert [len({item.asset for item in report.items}), len(sandbox.bill)] == [2, 2]
+
+
+async def test_a_picture_is_animated_and_both_are_the_rows(sandbox: Sandbox) -> None:
+    rows = [row("still"), row("moves", motion_prompt="slowly", aspect_ratio="9:16")]
+    still, moves = (await campaign(rows, budget_usd=0.34)).items
+    assert [asset.content_type for asset in still.assets] == ["image/png"]
+    assert [asset.content_type for asset in moves.assets] == ["image/png", "video/mp4"]
+    assert moves.asset is moves.assets[1]
+    assert (still.price_usd, moves.price_usd) == (CENTS, Decimal("0.32"))
+    clip = next(generation for generation in sandbox.generations if generation.kind == "video")
+    assert clip.parameters["aspect_ratio"] == "9:16"
+
+
+async def test_a_clip_that_fails_keeps_its_picture_and_only_the_clip_is_tried_again(sandbox: Sandbox) -> None:
+    sandbox.fault("failed", kind="video")
+    rows = [row("moves", motion_prompt="slowly")]
+    (item,) = (await campaign(rows)).items
+    assert (item.status, item.price_usd, len(item.assets)) == (ItemStatus.FAILED, CENTS, 1)
+    (item,) = (await campaign(rows)).items
+    assert (item.status, item.price_usd, len(item.assets)) == (ItemStatus.OK, Decimal("0.32"), 2)
+    assert [purchase.model for purchase in sandbox.bill] == ["gpt-4o-image", "veo-3.1-fast"]
+
+
+# ---------------------------------------------------------------- budgets
+
+
+async def test_all_runs_of_a_name_share_its_budget(sandbox: Sandbox) -> None:
+    await campaign(pictures(3), name="autumn", budget_usd=0.1)
+    others = [row(f"other {number}") for number in range(3)]
+    told = await refused(BudgetExceeded, [*pictures(3), *others], name="autumn", budget_usd=0.1)
+    assert "would cost $0.06 more, and the budget 'campaign-autumn' of $0.10 has $0.04 left" in told
+    await campaign([*pictures(3), *others[:2]], name="autumn", budget_usd=0.1)
+    assert len(sandbox.bill) == 5
+    await campaign(others, name="winter", budget_usd=0.1)
+    assert len(sandbox.bill) == 6
+
+
+async def test_without_a_name_the_same_rows_share_a_budget(sandbox: Sandbox) -> None:
+    assert campaign_name(await read_manifest(pictures(3))) == campaign_name(await read_manifest(pictures(3)))
+    assert campaign_name(await read_manifest(pictures(3))) != campaign_name(await read_manifest(pictures(2)))
+    report = await campaign(pictures(2), budget_usd=0.04)
+    assert (await campaign(pictures(2), budget_usd=0.04)).name == report.name
+
+
+async def test_a_cap_reached_by_others_blocks_the_rest_and_loses_nothing(sandbox: Sandbox) -> None:
+    rows = await read_manifest(pictures(4))
+    report = await make_campaign(rows, name="autumn", budget_usd=0.04, at_once=1)  # as if checked before
+    assert Counter(ended(report).values()) == Counter(ok=2, blocked=2)
+    assert "The budget 'campaign-autumn' allows $0.04" in (report.items[3].error or "")
+    assert len(sandbox.bill) == 2
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+async def shown(state: Any) -> tuple[dict[str, Artifact], list[TaskRun]]:
+    """Return a flow run's artifacts by key and, as soon as the server has them all, its task runs."""
+    (mine,) = [state.state_details.flow_run_id]
+    async with get_client() as client:
+        artifacts = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[mine])), limit=200
+        )
+        for _ in range(100):
+            runs = await client.read_task_runs(
+                task_run_filter=TaskRunFilter(flow_run_id=TaskRunFilterFlowRunId(any_=[mine])), limit=200
+            )
+            if any(run.name.startswith("publish") and run.state_name == "Completed" for run in runs):
+                break
+            await asyncio.sleep(0.1)
+    return {artifact.key or "": artifact for artifact in artifacts}, runs
+
+
+async def test_progress_table_and_pictures_are_artifacts_and_each_row_is_one_task_run(sandbox: Sandbox) -> None:
+    sandbox.fault("failed", prompt="refuses")
+    rows = [*pictures(2), row("moves", motion_prompt="x"), row("bad", "refuses")]
+    state = await campaign(rows, name="Autumn / 2026", return_state=True)
+    artifacts, runs = await shown(state)
+    assert set(artifacts) == {
+        "campaign-autumn-2026",
+        "campaign-autumn-2026-progress",
+        "campaign-autumn-2026-pictures",
+    }
+    assert artifacts["campaign-autumn-2026-progress"].data == 100.0
+    table = json.loads(str(artifacts["campaign-autumn-2026"].data))
+    assert [line["id"] for line in table] == ["bad", "r0", "r1", "moves"]
+    assert str(artifacts["campaign-autumn-2026-pictures"].data).count("data:image/jpeg;base64,") == 3
+    assert sorted(run.name[:14] for run in runs) == sorted(
+        ["r0", "r1", "moves", "bad", "check campaign", "publish campai"]
+    )
+
+
+async def test_the_contact_sheet_shows_every_row_and_gives_nothing_away(sandbox: Sandbox, store_url: str) -> None:
+    sandbox.fault("failed", prompt="refuses")
+    rows = [row("<b>bold</b>"), row("moves", motion_prompt="x"), row("bad", "refuses")]
+    state = await campaign(rows, name="autumn", return_state=True)
+    sheet = await sheet_of("autumn")
+    assert sheet.count("data:image/jpeg;base64,") == 3
+    assert sheet.count("<figure") == 3
+    assert "&lt;b&gt;bold&lt;/b&gt;" in sheet
+    assert "<b>bold" not in sheet
+    artifacts, _ = await shown(state)
+    for text in (sheet, *map(str, artifacts.values())):
+        for secret in ("X-Amz-", "Signature", sandbox.token, sandbox.media_url):
+            assert secret not in text
+
+
+async def sheet_of(name: str) -> str:
+    document = await open_session().store.read(f"campaigns/{name}/contact-sheet.html")
+    assert document is not None
+    return document.body.decode()
+
+
+async def test_campaigns_whose_names_have_no_letter_a_to_z_have_sheets_of_their_own(sandbox: Sandbox) -> None:
+    sheets = [await publish_campaign(CampaignReport(name, ())) for name in ("秋", "冬", "Über", "ber", "autumn", "!")]
+    assert len(set(sheets)) == 6
+    assert sheets[4].endswith("/campaigns/autumn/contact-sheet.html")
+
+
+async def test_assets_that_are_gone_spoil_no_sheet(sandbox: Sandbox) -> None:
+    report = await campaign(pictures(2), name="autumn")
+    asset = report.items[0].asset
+    assert asset is not None
+    os.remove(asset.uri.removeprefix("file://"))  # noqa: PTH107 - in an async test there is no Path
+    await publish_campaign(report)
+    assert (await sheet_of("autumn")).count("data:image") == 1
+
+
+def test_a_sheet_of_many_rows_says_how_many_it_leaves_out() -> None:
+    asset = Asset(uri="s3://b/a.png", sha256="ab", size=1, content_type="image/png", generation_id="g")
+    items = tuple(CampaignItem(f"r{number}", ItemStatus.OK, (asset,)) for number in range(MOST_TILES + 20))
+    sheet = page(CampaignReport("large", items), [Tile(item, ()) for item in items[:MOST_TILES]])
+    assert "… and 20 rows more." in sheet
+    assert 'href="s3://b/a.png"' in sheet
+
+
+# ---------------------------------------------------------------- many, and killed
+
+
+def in_the_making(sandbox: Sandbox) -> int:
+    return sum(generation.status in ("pending", "processing") for generation in sandbox.generations)
+
+
+async def test_at_most_so_many_rows_are_in_the_making(sandbox: Sandbox) -> None:
+    most = 0
+    running = asyncio.create_task(campaign(pictures(12), at_once=3))
+    while not running.done():
+        most = max(most, in_the_making(sandbox))
+        await asyncio.sleep(0.005)
+    assert Counter(ended(await running).values()) == Counter(ok=12)
+    assert 2 <= most <= 3
+
+
+@pytest.mark.slow
+async def test_three_hundred_rows_take_a_moment(sandbox: Sandbox) -> None:
+    began = time.monotonic()
+    state = await campaign(pictures(300), name="many", budget_usd=6, return_state=True)
+    report = await state.aresult()
+    seconds = time.monotonic() - began
+    print(f"300 rows: {seconds:.1f} s")
+    assert Counter(ended(report).values()) == Counter(ok=300)
+    assert (len(sandbox.bill), report.price_usd) == (300, 6)
+    assert seconds < PATIENCE_SECONDS
+
+
+def child_environment() -> dict[str, str]:
+    return {**os.environ, "PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(ROOT)}
+
+
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.kill
+def test_killed_in_the_middle_and_run_again_it_pays_each_row_once(
+    sandbox: Sandbox, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_REQUESTS_PER_MINUTE", "1200")
+    monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.82")
+    manifest = tmp_path / "rows.json"
+    manifest.write_text(json.dumps([*pictures(25), row("moves", motion_prompt="x")]))
+    process = subprocess.Popen([sys.executable, SCRIPT, str(manifest)], env=child_environment())
+    wait_until(lambda: len(sandbox.bill) >= 8)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert 8 <= len(sandbox.bill) < 26
+    again = subprocess.run(
+        [sys.executable, SCRIPT, str(manifest)], env=child_environment(), capture_output=True, text=True, check=False
+    )
+    assert "26 ok; $0.82" in again.stdout, again.stderr
+    assert (len(sandbox.bill), sandbox.bill.total_usd) == (27, Decimal("0.82"))
+    assert len(stored(store_url, ".png")) == 26
+
+
+def stored(store: str, ending: str) -> list[str]:
+    """Return the assets in a store, found without our own code."""
+    if not store.startswith("s3://"):
+        return [str(path) for path in (Path(store) / "assets").rglob(f"*{ending}")]
+    bucket, _, prefix = store.removeprefix("s3://").partition("/")
+    listed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/assets/")
+    return [item["Key"] for item in listed.get("Contents", ()) if item["Key"].endswith(ending)]
+
+
+def test_as_a_script_without_a_manifest_it_says_how_it_is_used() -> None:
+    told = subprocess.run(
+        [sys.executable, SCRIPT], env=child_environment(), capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 1
+    assert told.stderr.strip() == "usage: python flows/campaign.py MANIFEST"

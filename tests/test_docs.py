@@ -1,0 +1,250 @@
+"""What the documentation says is so: commands exist, code runs, tables agree with the code, links lead somewhere."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import inspect
+import io
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_veogen import Asset, Settings, errors
+from prefect_veogen.cli import main
+from prefect_veogen.cli.arguments import parser
+from prefect_veogen.manifest import read_manifest
+from prefect_veogen.sandbox import Sandbox
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = [path for path in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md") if path.exists()]
+COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "setup")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def spans(text: str) -> list[str]:
+    """Return what stands between single backticks, outside of blocks."""
+    return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def command_lines() -> list[str]:
+    lines = [line.strip() for block in blocks("bash") for line in block.splitlines()]
+    return sorted({line.removeprefix(".venv/bin/") for line in [*lines, *map(str.strip, spans(README))] if line})
+
+
+def words_of(line: str) -> list[str]:
+    return shlex.split(line, comments=True)
+
+
+OWN_COMMANDS = [line for line in command_lines() if line.startswith("prefect-veogen ")]
+SCRIPTS = [line for line in command_lines() if line.startswith("python flows/")]
+
+
+# ---------------------------------------------------------------- commands
+
+
+def test_the_readme_shows_commands_of_every_kind() -> None:
+    assert len(OWN_COMMANDS) >= 6
+    assert len(SCRIPTS) >= 2
+
+
+@pytest.mark.parametrize("line", OWN_COMMANDS)
+def test_a_command_line_is_understood(line: str) -> None:
+    options = parser().parse_args(words_of(line)[1:])
+    assert options.command in COMMANDS
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_a_script_exists_and_takes_that_many_words(line: str) -> None:
+    _, script, *words = words_of(line)
+    source = (ROOT / script).read_text()
+    assert '__name__ == "__main__"' in source
+    taken = re.search(r"sys\.argv\[1:(\d)\]|sys\.argv\[(1)\]", source)
+    assert len(words) == (0 if taken is None else int(taken[1] or 2) - 1)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_an_example(command: str) -> None:
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert f"for example:\n  prefect-veogen {command}" in told.getvalue()
+
+
+def test_every_command_the_changelog_names_exists() -> None:
+    named = re.search(r"`prefect-veogen`: (.*)\.$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert named is not None
+    assert set(re.findall(r"`([a-z-]+)`", named[1])) == {*COMMANDS, "sandbox"}
+
+
+def test_every_make_target_named_anywhere_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    text = "\n".join([*(path.read_text() for path in PAGES), (ROOT / "pyproject.toml").read_text()])
+    named = set(re.findall(r"(?:`|^)make ([a-z]+)", text, re.MULTILINE))
+    assert {"demo", "test"} <= named <= targets
+
+
+# ---------------------------------------------------------------- code
+
+
+@pytest.mark.parametrize("source", blocks("python"))
+def test_code_compiles_and_what_it_imports_is_there(source: str) -> None:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module is not None:
+            module = importlib.import_module(node.module)
+            assert [name.name for name in node.names if not hasattr(module, name.name)] == []
+
+
+@pytest.mark.server
+async def test_the_flow_of_the_readme_runs(sandbox: Sandbox, prefect_server: None, tmp_path: Path) -> None:
+    (source,) = [source for source in blocks("python") if "async def poster" in source]
+    path = tmp_path / "poster.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("poster", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert (await module.poster("Nosferatu")).endswith(".mp4")
+    assert [purchase.model for purchase in sandbox.bill] == ["gpt-4o-image", "veo-3.1-fast"]
+    assert sandbox.generations[0].prompt == "A poster: Nosferatu"
+
+
+POSTER = """
+import asyncio
+from prefect_veogen import GenerationRequest
+from prefect_veogen.iothread import on_io
+from prefect_veogen.purchase import buy
+from prefect_veogen.session import open_session
+
+async def poster(title):
+    for take in (1, 2):
+        await on_io(buy(open_session(), GenerationRequest(model="gpt-4o-image", prompt=title, take=take)))
+"""
+
+
+@pytest.mark.slow
+def test_the_test_of_the_readme_passes_with_the_fixture_as_it_is(tmp_path: Path) -> None:
+    (source,) = [source for source in blocks("python") if "veogen_sandbox" in source]
+    (tmp_path / "test_readme.py").write_text(f"{POSTER}\n{source}")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
+    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 passed" in told.stdout, told.stdout
+
+
+async def test_the_manifest_of_the_readme_is_one(tmp_path: Path) -> None:
+    (text,) = blocks("csv")
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    rows = await read_manifest(path)
+    assert [(row.id, row.motion is not None) for row in rows] == [("hero", True), ("tile", False)]
+
+
+# ---------------------------------------------------------------- tables
+
+
+def settings_table() -> dict[str, str]:
+    """Return the defaults by variable, as the README tells them."""
+    told: dict[str, str] = {}
+    section = README.partition("## Settings")[2].partition("\n## ")[0]
+    for names, default in re.findall(r"^\| (`VEOGEN_[^|]*) \|([^|]*)\|", section, re.MULTILINE):
+        variables = re.findall(r"`(VEOGEN_\w+)`", names)
+        defaults = default.split(",") if len(variables) > 1 else [default]
+        told.update(zip(variables, (text.strip().strip("`") for text in defaults), strict=True))
+    return told
+
+
+def test_the_settings_table_has_every_setting() -> None:
+    assert {*settings_table()} == {f"VEOGEN_{name.upper()}" for name in Settings.model_fields}
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_the_settings_table_has_the_right_default(name: str) -> None:
+    told, default = settings_table()[f"VEOGEN_{name.upper()}"], Settings.model_fields[name].default
+    if default is None:
+        assert told in (
+            "",
+            "no cap",
+            "600 for images, 1800 for videos",
+            "only if the API itself is at a private address",
+        )
+    elif told.endswith("GiB"):
+        assert int(told.split()[0]) * 1024**3 == default
+    else:
+        assert told == str(default).lower()
+
+
+def test_every_variable_named_anywhere_is_a_setting() -> None:
+    known = {f"VEOGEN_{name.upper()}" for name in Settings.model_fields}
+    assert {name for path in PAGES for name in re.findall(r"VEOGEN_[A-Z_]+[A-Z]", path.read_text())} <= known
+
+
+def test_every_error_named_is_one() -> None:
+    known = {name for name, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, Exception)}
+    section = README.partition("## Errors")[2].partition("\n## ")[0]
+    named = {name for name in spans(section) if re.fullmatch(r"[A-Z][A-Za-z]+", name)}
+    assert named
+    assert named <= known
+    for name in ("UnknownSubmission", "StillRunning", "UnsafeStore"):
+        assert name in known
+        assert f"`{name}`" in README
+
+
+def test_the_tree_of_errors_in_their_docstring_is_the_tree() -> None:
+    text = inspect.getdoc(errors) or ""
+    above: list[str] = []
+    told = {}
+    for indent, name in re.findall(r"^([│├└─ ]*)([A-Z]\w+)\b(?:  |$)", text, re.MULTILINE):
+        above[len(indent) // 4 :] = [name]
+        told[name] = above[-2] if len(above) > 1 else None
+    real = {
+        name: next((base.__name__ for base in value.__mro__[1:] if not base.__name__.startswith("_")), None)
+        for name, value in inspect.getmembers(errors, inspect.isclass)
+        if issubclass(value, errors.VeogenError) and not name.startswith("_")
+    }
+    assert told == {name: None if name == "VeogenError" else base for name, base in real.items()}
+
+
+# ---------------------------------------------------------------- names and links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    assert [link for link in links if "://" not in link and not (ROOT / link.partition("#")[0]).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
+def test_every_file_named_exists(page: Path) -> None:
+    named = [span for span in spans(page.read_text()) if re.fullmatch(r"[\w./-]+\.(py|yaml|md|toml)|[a-z_]+/", span)]
+    in_a_store = {"assets/", "receipts/", "rejected/", "budgets/", "claims/", "campaigns/"}
+    places = (ROOT, ROOT / "prefect_veogen")
+    assert [name for name in named if name not in in_a_store and not any((it / name).exists() for it in places)] == []
+
+
+def test_every_public_name_of_the_readme_is_importable() -> None:
+    package: Any = importlib.import_module("prefect_veogen")
+    for name in ("submit_generation", "wait_for_generation", "download_asset", "generate", "VeogenCredentials"):
+        assert f"`{name}`" in README
+        assert hasattr(package, name)
+    assert Asset is package.Asset
+
+
+def test_the_version_is_told_alike_everywhere() -> None:
+    version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    assert version is not None
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
+        main(["--version"])
+    assert told.getvalue().strip() == f"prefect-veogen {version[1]}"
