@@ -22,16 +22,8 @@ import httpx
 import pytest
 
 from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, VeogenError
-from prefect_veogen.store import (
-    PART_BYTES,
-    AlreadyThere,
-    Changed,
-    LocalStore,
-    S3Store,
-    Store,
-    _S3Writer,
-    open_store,
-)
+from prefect_veogen.store import AlreadyThere, Changed, LocalStore, S3Store, Store, open_store
+from prefect_veogen.store.bucket import PART_BYTES, _S3Writer
 from tests.support.servers import Once, Reply, Request, relayed, serving, without
 
 MIB = 1024 * 1024

@@ -1,0 +1,342 @@
+"""An S3 bucket as a store: conditional PUTs, multipart uploads. The only door to boto3."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import threading
+from collections import deque
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore
+from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer, in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Coroutine, Iterator
+
+PART_BYTES = 8 * 1024 * 1024
+_PARTS_IN_FLIGHT = 3
+_READ_BYTES = 1024 * 1024
+_MAX_CONFLICTS = 100
+
+
+class S3Store(Store):
+    """A prefix of an S3 bucket, reached the way boto3 always is (environment, profile, role)."""
+
+    def __init__(self, bucket: str, prefix: str) -> None:
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self._client_lock = threading.Lock()
+        self._client: Any = None
+        self._checked = False
+
+    def uri(self, key: str) -> str:
+        return f"s3://{self.bucket}/{self.prefix}{key}"
+
+    def key(self, uri: str) -> str | None:
+        own = self.uri("")
+        return uri.removeprefix(own) if uri.startswith(own) else None
+
+    async def create(self, key: str, body: bytes) -> str:
+        try:
+            return await self._put_if(key, body, IfNoneMatch="*")
+        except Changed:
+            raise AlreadyThere(key) from None
+
+    async def replace(self, key: str, body: bytes, version: str) -> str:
+        return await self._put_if(key, body, IfMatch=version)
+
+    async def put(self, key: str, body: bytes, content_type: str) -> None:
+        try:
+            await self._call("put_object", Key=self.prefix + key, Body=body, ContentType=content_type)
+        except _Refused as refused:
+            raise self._unavailable(refused) from None
+
+    async def read(self, key: str) -> Document | None:
+        return await in_thread(self._read, key)
+
+    async def find(self, prefix: str) -> list[Found]:
+        return await in_thread(self._find, prefix)
+
+    async def stat(self, key: str) -> Stat | None:
+        try:
+            head = await self._call("head_object", Key=self.prefix + key)
+        except _Refused as refused:
+            if refused.status == 404:
+                return None
+            raise self._unavailable(refused) from None
+        return Stat(int(head["ContentLength"]), str(head["ETag"]))
+
+    async def sha256(self, key: str) -> str:
+        return await in_thread(self._sha256, key)
+
+    def writer(self, key: str, content_type: str) -> Writer:
+        return _S3Writer(self, key, content_type)
+
+    async def link(self, key: str, seconds: int) -> str | None:
+        return str(await in_thread(self._link, key, seconds))
+
+    async def check(self) -> None:
+        if self._checked:
+            return
+        probe, body = "receipts/.conditional-writes", b"This object shows that the store honours conditional writes.\n"
+        with contextlib.suppress(AlreadyThere):
+            await self.create(probe, body)
+        honoured = await self._refuses(probe, body, IfNoneMatch="*")
+        if not honoured or not await self._refuses(probe, body, IfMatch='"00000000000000000000000000000000"'):
+            raise self._unsafe()
+        self._checked = True
+
+    async def clear_unfinished(self, older_than_seconds: float) -> int:
+        return await in_thread(self._clear_unfinished, older_than_seconds)
+
+    def client(self) -> Any:
+        """Return the boto3 client, made on first use: importing boto3 takes its time."""
+        with self._client_lock:
+            if self._client is None:
+                import boto3
+                from botocore.config import Config
+                from botocore.exceptions import BotoCoreError
+
+                config = Config(signature_version="s3v4", max_pool_connections=50)
+                if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
+                    config = config.merge(Config(retries={"mode": "standard", "max_attempts": 5}))
+                try:
+                    self._client = boto3.session.Session().client("s3", config=config)
+                except (BotoCoreError, ValueError) as error:
+                    raise ConfigurationError(f"boto3 can't reach S3 as it is set up: {error}") from None
+            return self._client
+
+    async def _put_if(self, key: str, body: bytes, **condition: str) -> str:
+        for _ in range(_MAX_CONFLICTS):
+            try:
+                answer = await self._call(
+                    "put_object", Key=self.prefix + key, Body=body, ContentType="application/json", **condition
+                )
+            except _Refused as refused:
+                if refused.status == 409:
+                    await asyncio.sleep(0.05)
+                    continue
+                if refused.status == 501:
+                    raise self._unsafe() from None
+                # IfMatch on an object that is gone is answered with 404.
+                if refused.status not in (412, 404):
+                    raise self._unavailable(refused) from None
+                document = await self.read(key)
+                if document is not None and document.body == body:
+                    # boto3 repeats a write whose answer was lost; the second one then meets the first.
+                    return document.version
+                raise Changed(key) from None
+            return str(answer["ETag"])
+        raise StoreUnavailable(f"{self.uri(key)} is written to by too many at once")
+
+    async def _refuses(self, key: str, body: bytes, **condition: str) -> bool:
+        try:
+            await self._call("put_object", Key=self.prefix + key, Body=body, **condition)
+        except _Refused as refused:
+            if refused.status in (409, 412):
+                return True
+            if refused.status != 501:
+                raise self._unavailable(refused) from None
+        return False
+
+    def _read(self, key: str) -> Document | None:
+        try:
+            answer = self._call_now("get_object", Key=self.prefix + key)
+            with _store_errors(self):
+                return Document(answer["Body"].read(), str(answer["ETag"]))
+        except _Refused as refused:
+            if refused.code in ("NoSuchKey", "404"):
+                return None
+            raise self._unavailable(refused) from None
+
+    def _find(self, prefix: str) -> list[Found]:
+        found = []
+        with _store_errors(self):
+            pages = self.client().get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
+                for item in page.get("Contents", ()):
+                    key = str(item["Key"]).removeprefix(self.prefix)
+                    found.append(Found(key, item["LastModified"], int(item["Size"])))
+        return found
+
+    def _link(self, key: str, seconds: int) -> str:
+        target = {"Bucket": self.bucket, "Key": self.prefix + key}
+        with _store_errors(self):
+            return str(self.client().generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
+
+    def _sha256(self, key: str) -> str:
+        digest = hashlib.sha256()
+        try:
+            answer = self._call_now("get_object", Key=self.prefix + key)
+            with _store_errors(self):
+                for chunk in answer["Body"].iter_chunks(_READ_BYTES):
+                    digest.update(chunk)
+        except _Refused as refused:
+            raise self._unavailable(refused) from None
+        return digest.hexdigest()
+
+    def _clear_unfinished(self, older_than_seconds: float) -> int:
+        oldest, cleared = datetime.now(UTC).timestamp() - older_than_seconds, 0
+        with _store_errors(self):
+            pages = self.client().get_paginator("list_multipart_uploads")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + "assets/"):
+                for upload in page.get("Uploads", ()):
+                    if upload["Initiated"].timestamp() < oldest:
+                        self.client().abort_multipart_upload(
+                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
+                        )
+                        cleared += 1
+        return cleared
+
+    async def _call(self, operation: str, **arguments: Any) -> Any:
+        return await in_thread(self._call_now, operation, **arguments)
+
+    def _call_now(self, operation: str, **arguments: Any) -> Any:
+        from botocore.exceptions import ClientError
+
+        client = self.client()
+        with _store_errors(self):
+            try:
+                answer = getattr(client, operation)(Bucket=self.bucket, **arguments)
+            except ClientError as error:
+                raise _Refused(error.response) from None
+        if _TELLS.get(operation, "ResponseMetadata") not in answer:
+            raise StoreUnavailable(f"What answers at {self.uri('')} is no S3 server")
+        return answer
+
+    def _unsafe(self) -> UnsafeStore:
+        return UnsafeStore(f"The store at {self.uri('')} ignores conditional writes, so two workers could both buy")
+
+    def _unavailable(self, refused: _Refused) -> StoreUnavailable:
+        return StoreUnavailable(
+            f"The store at {self.uri('')} refused: {refused.code} (HTTP {refused.status}). {refused.text}"
+        )
+
+
+# What an answer is worth nothing without.
+_TELLS = {
+    "complete_multipart_upload": "ETag",
+    "create_multipart_upload": "UploadId",
+    "get_object": "ETag",
+    "head_object": "ETag",
+    "put_object": "ETag",
+    "upload_part": "ETag",
+}
+
+
+class _Refused(Exception):
+    """The bucket answered, and said no."""
+
+    def __init__(self, response: Any) -> None:
+        super().__init__()
+        self.status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+        self.code = str(response.get("Error", {}).get("Code", ""))
+        self.text = str(response.get("Error", {}).get("Message", ""))
+
+
+@contextlib.contextmanager
+def _store_errors(store: S3Store) -> Iterator[None]:
+    """Let no error of botocore leave this module."""
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.parsers import ResponseParserError
+
+    try:
+        yield
+    except ClientError as error:
+        raise store._unavailable(_Refused(error.response)) from None  # noqa: SLF001 - same module
+    except (BotoCoreError, HTTPClientError, ResponseParserError, RecursionError) as error:
+        raise StoreUnavailable(f"The store at {store.uri('')} could not be reached: {error}") from None
+
+
+class _S3Writer(Writer):
+    """A multipart upload, or a single PUT for what fits into one part."""
+
+    def __init__(self, store: S3Store, key: str, content_type: str) -> None:
+        self._store = store
+        self._key = store.prefix + key
+        self._content_type = content_type
+        self._buffer = bytearray()
+        self._upload_id: str | None = None
+        self._parts: dict[int, str] = {}
+        self._sent = 0
+        self._in_flight: deque[asyncio.Task[None]] = deque()
+
+    async def write(self, chunk: bytes) -> None:
+        self._buffer += chunk
+        while len(self._buffer) >= self._part_bytes():
+            part = bytes(self._buffer[: self._part_bytes()])
+            del self._buffer[: len(part)]
+            await self._send(part)
+
+    async def commit(self) -> str:
+        if self._upload_id is None:
+            answer = await self._call("put_object", Body=bytes(self._buffer), ContentType=self._content_type)
+            return str(answer["ETag"])
+        if self._buffer:
+            await self._send(bytes(self._buffer))
+        while self._in_flight:
+            await self._in_flight.popleft()
+        parts = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._parts.items())]
+        answer = await self._call(
+            "complete_multipart_upload", UploadId=self._upload_id, MultipartUpload={"Parts": parts}
+        )
+        return str(answer["ETag"])
+
+    async def abort(self) -> None:
+        for task in self._in_flight:
+            task.cancel()
+        # A part that is still being sent would survive the abort, so all of them are awaited first.
+        await asyncio.gather(*self._in_flight, return_exceptions=True)
+        self._in_flight.clear()
+        if self._upload_id is not None:
+            upload_id, self._upload_id = self._upload_id, None
+            await self._call("abort_multipart_upload", UploadId=upload_id)
+
+    async def set_aside(self, key: str) -> bool:
+        if self._upload_id is None or self._key == self._store.prefix + key:
+            self._key = self._store.prefix + key
+            await self.commit()
+            return True
+        # An upload under way can't be renamed.
+        await self.abort()
+        return False
+
+    def _part_bytes(self) -> int:
+        # S3 takes at most 10,000 parts: they grow with the object, so that its size needn't be known beforehand.
+        return PART_BYTES << (self._sent // 1000)
+
+    async def _send(self, part: bytes) -> None:
+        if self._upload_id is None:
+            await _uninterrupted(self._begin())
+        self._sent += 1
+        self._in_flight.append(asyncio.create_task(self._send_part(self._sent, part)))
+        if len(self._in_flight) >= _PARTS_IN_FLIGHT:
+            await self._in_flight.popleft()
+
+    async def _begin(self) -> None:
+        answer = await self._call("create_multipart_upload", ContentType=self._content_type)
+        self._upload_id = str(answer["UploadId"])
+
+    async def _send_part(self, number: int, part: bytes) -> None:
+        answer = await _uninterrupted(self._call("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part))
+        self._parts[number] = str(answer["ETag"])
+
+    async def _call(self, operation: str, **arguments: Any) -> Any:
+        try:
+            return await self._store._call(operation, Key=self._key, **arguments)  # noqa: SLF001 - same module
+        except _Refused as refused:
+            raise self._store._unavailable(refused) from None  # noqa: SLF001 - same module
+
+
+async def _uninterrupted(work: Coroutine[Any, Any, Any]) -> Any:
+    """Return the work's result; who is cancelled meanwhile waits for its end too, since a thread can't be stopped."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise

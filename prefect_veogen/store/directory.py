@@ -1,0 +1,231 @@
+"""A directory as a store: whole files by hard link and rename, changes under a lock the kernel releases."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import sys
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
+
+from prefect_veogen.errors import UnsafeStore
+from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer, in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+# Beside the objects of a directory, but none of them.
+_UNFINISHED = ".unfinished/"
+_LOCKS = ".locks/"
+
+
+class LocalStore(Store):
+    """A directory; several processes on one machine may share it."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def uri(self, key: str) -> str:
+        return (self.root / key).as_uri()
+
+    def key(self, uri: str) -> str | None:
+        if not uri.startswith("file:"):
+            return None
+        path = Path(unquote(urlsplit(uri).path))
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else None
+
+    async def create(self, key: str, body: bytes) -> str:
+        return await in_thread(self._create, key, body)
+
+    async def replace(self, key: str, body: bytes, version: str) -> str:
+        return await in_thread(self._replace, key, body, version)
+
+    async def put(self, key: str, body: bytes, content_type: str) -> None:
+        await in_thread(self._put, key, body)
+
+    async def read(self, key: str) -> Document | None:
+        return await in_thread(self._read, key)
+
+    async def find(self, prefix: str) -> list[Found]:
+        return await in_thread(lambda: list(self._find(prefix)))
+
+    async def stat(self, key: str) -> Stat | None:
+        return await in_thread(self._stat, key)
+
+    async def sha256(self, key: str) -> str:
+        return await in_thread(self._sha256, key)
+
+    def writer(self, key: str, content_type: str) -> Writer:
+        return _LocalWriter(self, key)
+
+    async def link(self, key: str, seconds: int) -> str | None:
+        return None
+
+    async def check(self) -> None:
+        if sys.platform == "win32":
+            raise UnsafeStore("A directory on Windows can't guard money", next_step="Use an S3 bucket as VEOGEN_STORE.")
+        await in_thread(self.root.mkdir, parents=True, exist_ok=True)
+
+    async def clear_unfinished(self, older_than_seconds: float) -> int:
+        return await in_thread(self._clear_unfinished, older_than_seconds)
+
+    def _create(self, key: str, body: bytes) -> str:
+        target = self._made_room_for(key)
+        temporary = self._temporary(body)
+        try:
+            # A link appears whole or not at all, and only if the name is free.
+            os.link(temporary, target)
+        except FileExistsError:
+            raise AlreadyThere(key) from None
+        finally:
+            temporary.unlink()
+        _sync_directory(target.parent)
+        return _digest(body)
+
+    def _replace(self, key: str, body: bytes, version: str) -> str:
+        with self._locked(key):
+            document = self._read(key)
+            if document is None or document.version != version:
+                raise Changed(key)
+            self._put(key, body)
+        return _digest(body)
+
+    def _put(self, key: str, body: bytes) -> None:
+        target = self._made_room_for(key)
+        self._temporary(body).replace(target)
+        _sync_directory(target.parent)
+
+    def _read(self, key: str) -> Document | None:
+        try:
+            body = (self.root / key).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return Document(body, _digest(body))
+
+    def _find(self, prefix: str) -> Iterator[Found]:
+        folder = self.root / prefix.rpartition("/")[0]
+        for path in sorted(folder.rglob("*")):
+            key = path.relative_to(self.root).as_posix()
+            with contextlib.suppress(FileNotFoundError):
+                if key.startswith(prefix) and not key.startswith((_UNFINISHED, _LOCKS)) and path.is_file():
+                    stat = path.stat()
+                    yield Found(key, datetime.fromtimestamp(stat.st_mtime, UTC), stat.st_size)
+
+    def _stat(self, key: str) -> Stat | None:
+        try:
+            return _file_stat(self.root / key)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _sha256(self, key: str) -> str:
+        with (self.root / key).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    def _made_room_for(self, key: str) -> Path:
+        target = self.root / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _temporary(self, body: bytes) -> Path:
+        path, file = self._open_temporary()
+        with file:
+            file.write(body)
+            _flush_to_disk(file)
+        return path
+
+    def _open_temporary(self) -> tuple[Path, BinaryIO]:
+        path = self._made_room_for(f"{_UNFINISHED}{uuid.uuid4().hex}")
+        return path, path.open("xb")
+
+    def _clear_unfinished(self, older_than_seconds: float) -> int:
+        oldest, cleared = datetime.now(UTC).timestamp() - older_than_seconds, 0
+        for path in (self.root / _UNFINISHED).glob("*"):
+            with contextlib.suppress(FileNotFoundError):
+                if path.is_file() and path.stat().st_mtime < oldest:
+                    path.unlink()
+                    cleared += 1
+        return cleared
+
+    @contextlib.contextmanager
+    def _locked(self, key: str) -> Iterator[None]:
+        import fcntl
+
+        # The kernel lets go of this lock when its holder dies, however it dies.
+        name = hashlib.sha256(key.encode()).hexdigest()[:2]
+        with self._made_room_for(f"{_LOCKS}{name}").open("wb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+class _LocalWriter(Writer):
+    def __init__(self, store: LocalStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._path: Path | None = None
+        self._file: BinaryIO | None = None
+
+    async def write(self, chunk: bytes) -> None:
+        await in_thread(self._write, chunk)
+
+    async def commit(self) -> str:
+        return await in_thread(self._commit)
+
+    async def abort(self) -> None:
+        await in_thread(self._abort)
+
+    async def set_aside(self, key: str) -> bool:
+        self._key = key
+        await self.commit()
+        return True
+
+    def _write(self, chunk: bytes) -> None:
+        self._opened().write(chunk)
+
+    def _opened(self) -> BinaryIO:
+        if self._file is None:
+            self._path, self._file = self._store._open_temporary()  # noqa: SLF001 - same module
+        return self._file
+
+    def _commit(self) -> str:
+        file = self._opened()
+        _flush_to_disk(file)
+        file.close()
+        target = self._store._made_room_for(self._key)  # noqa: SLF001 - same module
+        assert self._path is not None
+        self._path.replace(target)
+        self._path = None
+        _sync_directory(target.parent)
+        return _file_stat(target).etag
+
+    def _abort(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+
+
+def _file_stat(path: Path) -> Stat:
+    stat = path.stat()
+    return Stat(stat.st_size, f"{stat.st_mtime_ns:x}-{stat.st_size:x}")
+
+
+def _digest(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _flush_to_disk(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_directory(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
