@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import resource
 import sys
 import time
@@ -44,6 +45,8 @@ async def run(way: str, rows: list[dict[str, Any]], place: str, at_once: int) ->
             work = by_hand(rows, place, at_once, return_state=True)
         case _:
             raise ValueError(f"no way to make rows: {way}")
+    finished = _Finished()
+    logging.getLogger("prefect.task_runs").addHandler(finished)
     before, began = _cpu_seconds(), time.monotonic()
     state = await work
     wall_seconds, ended_at, cpu_seconds = time.monotonic() - began, time.time(), _cpu_seconds() - before
@@ -56,8 +59,20 @@ async def run(way: str, rows: list[dict[str, Any]], place: str, at_once: int) ->
         "cpu_seconds": cpu_seconds,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         "ended_at": ended_at,
+        "task_runs": finished.count,
         "stored": stored,
     }
+
+
+class _Finished(logging.Handler):
+    """Counts the task runs that end, by what Prefect logs of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += record.getMessage().startswith("Finished in state")
 
 
 def _cpu_seconds() -> float:

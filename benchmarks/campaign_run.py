@@ -14,8 +14,7 @@ from benchmarks import servers
 
 LIMIT_PER_MINUTE = 120
 _POLL_SECONDS = {"IMAGE": 3.0, "VIDEO": 5.0}
-# The server records some 25 task runs a second: when none was added for so long, all are there.
-_SETTLED_SECONDS = 3.0
+_RECORDED_WITHIN_SECONDS = 600.0
 
 
 @dataclass(frozen=True)
@@ -90,12 +89,12 @@ def measure(
         arguments = [way, str(manifest), str(folder / "store"), str(at_once)]
         told = servers.measured_by_child("benchmarks.campaign_child", arguments, environment, folder)
         seen = _seen_by(sandbox)
-    task_runs, recorded_at = recorded(prefect, told["flow_run_id"])
+    recorded_at = recorded(prefect, told["flow_run_id"], told["task_runs"])
     return Measured(
         way=way,
         rows=len(rows),
         stored=sum(path is not None for path in told["stored"].values()),
-        task_runs=task_runs,
+        task_runs=told["task_runs"],
         recorded_after_seconds=max(recorded_at - told["ended_at"], 0.0),
         wall_seconds=told["wall_seconds"],
         service_seconds=told["wall_seconds"] * speed,
@@ -143,14 +142,13 @@ def _moment(text: str) -> datetime:
     return datetime.fromisoformat(text)
 
 
-def recorded(prefect: Mapping[str, str], flow_run_id: str) -> tuple[int, float]:
-    """Return how many task runs of an ended flow run Prefect's server shows as completed, and since when it does."""
-    completed = {"state": {"type": {"any_": ["COMPLETED"]}}}
-    question = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": completed}
-    seen, since = -1, time.time()
-    while time.time() - since < _SETTLED_SECONDS:
-        found = servers.fetched(f"{prefect['PREFECT_API_URL']}/task_runs/count", question)
-        if found != seen:
-            seen, since = found, time.time()
+def recorded(prefect: Mapping[str, str], flow_run_id: str, task_runs: int) -> float:
+    """Return when Prefect's server showed how all task runs of a flow run ended."""
+    ended = {"state": {"type": {"any_": ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]}}}
+    question = {"flow_runs": {"id": {"any_": [flow_run_id]}}, "task_runs": ended}
+    give_up_at = time.monotonic() + _RECORDED_WITHIN_SECONDS
+    while servers.fetched(f"{prefect['PREFECT_API_URL']}/task_runs/count", question) < task_runs:
+        if time.monotonic() > give_up_at:
+            raise RuntimeError(f"Prefect did not record {task_runs} task runs of {flow_run_id}")
         time.sleep(0.1)
-    return seen, since
+    return time.time()

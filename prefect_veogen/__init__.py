@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from prefect_veogen.settings import Settings
     from prefect_veogen.tasks import download_asset, generate, submit_generation, wait_for_generation
 else:
-    from importlib import import_module
+    from importlib import import_module as _import_module
 
     _HOMES = {
         "Asset": "models",
@@ -29,7 +29,7 @@ else:
     def __getattr__(name: str) -> object:
         if name not in _HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        found = getattr(_import_module(f"{__name__}.{_HOMES[name]}"), name)
         globals()[name] = found
         return found
 

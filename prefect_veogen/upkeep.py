@@ -154,6 +154,11 @@ async def _finish(session: Session, entry: Entry) -> str | None:
         case State.SENDING if is_abandoned(receipt):
             lost = await session.ledger.move(entry, State.UNKNOWN, "unknown", "the buyer died")
             return await _fetch(session, (await find_lost(session, lost)).receipt)
+        case State.FAILED | State.RELEASED:
+            # Whoever noted that nothing is to pay may have died before giving the money back.
+            charged = receipt.price_usd if receipt.state is State.FAILED else None
+            await session.budgets.release(receipt.budgets, receipt.reservation, charged)
+            return None
         case State.RESERVED if is_abandoned(receipt):
             await session.ledger.move(entry, State.RELEASED, "released", "the buyer died before sending", holder=None)
             await session.budgets.release(receipt.budgets, receipt.reservation)

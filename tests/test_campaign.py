@@ -29,6 +29,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.campaign import campaign
 from prefect_veogen import Asset
+from prefect_veogen.budgets import Cap
 from prefect_veogen.campaigns import CampaignItem, CampaignReport, ItemStatus, make_campaign, publish_campaign
 from prefect_veogen.contact_sheet import MOST_TILES, Tile, page
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InsufficientBalance, InvalidManifest
@@ -183,6 +184,20 @@ async def test_a_second_run_buys_only_what_is_missing(sandbox: Sandbox, store_ur
 async def test_equal_rows_are_one_purchase(sandbox: Sandbox) -> None:
     report = await campaign([row("a", "the same"), row("b", "the same"), row("c", "the same", take=2)], budget_usd=0.04)
     assert [len({item.asset for item in report.items}), len(sandbox.bill)] == [2, 2]
+
+
+async def test_equal_animated_rows_are_priced_and_bought_as_one(sandbox: Sandbox) -> None:
+    rows = [row(identity, "the same", motion_prompt="slowly") for identity in ("a", "b")]
+    report = await campaign(rows, budget_usd=0.32)
+    assert (Counter(ended(report).values()), len(sandbox.bill)) == (Counter(ok=2), 2)
+
+
+async def test_what_a_dead_run_set_aside_does_not_stop_the_next(sandbox: Sandbox) -> None:
+    session = open_session()
+    rows = await read_manifest(pictures(3))
+    held = f"{rows[0].request.receipt_key(session.client.base_url)}#1"
+    await session.budgets.reserve([Cap("campaign-autumn", 3 * CENTS)], held, CENTS, "the dead")
+    assert Counter(ended(await campaign(pictures(3), name="autumn", budget_usd=0.06)).values()) == Counter(ok=3)
 
 
 async def test_a_picture_is_animated_and_both_are_the_rows(sandbox: Sandbox) -> None:
@@ -368,7 +383,7 @@ def test_killed_in_the_middle_and_run_again_it_pays_each_row_once(
     manifest = tmp_path / "rows.json"
     manifest.write_text(json.dumps([*pictures(25), row("moves", motion_prompt="x")]))
     process = subprocess.Popen([sys.executable, SCRIPT, str(manifest)], env=child_environment())
-    wait_until(lambda: len(sandbox.bill) >= 8)
+    wait_until(lambda: len(sandbox.bill) >= 8 or process.poll() is not None)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 8 <= len(sandbox.bill) < 26

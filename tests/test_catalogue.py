@@ -6,7 +6,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_veogen import Asset, GenerationRequest
@@ -135,12 +135,14 @@ def test_a_price_is_base_times_resolution_times_seconds(
     assert (str(found.usd) if found.usd is not None else None, found.certainty) == (usd, certainty)
 
 
+@settings(deadline=None)
 @given(price=st.decimals(0, 1000, places=4), factor=st.decimals(0, 20, places=2), seconds=st.integers(1, 60))
 def test_no_price_is_rounded(price: Decimal, factor: Decimal, seconds: int) -> None:
     model = CatalogueModel(slug="m", price_usd=price, multiply_by_duration=True, resolution_multipliers={"4k": factor})
     assert quote(clip(resolution="4k", duration=seconds), model).usd == price * factor * seconds
 
 
+@settings(deadline=None)
 @given(choices=st.lists(st.text(max_size=4), min_size=1, max_size=5), value=st.text(max_size=4))
 def test_the_nearest_choice_is_always_one_of_the_choices(choices: list[str], value: str) -> None:
     model = CatalogueModel(slug="m", modes=tuple(choices))

@@ -10,7 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_veogen.limiter import Lane, Limiter, pace
@@ -97,7 +97,7 @@ VISITORS = st.lists(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(visitors=VISITORS, rate=st.sampled_from([2, 10, 40, 120]))
 def test_no_mix_of_arrivals_cancellations_and_pauses_breaks_the_limit_or_leaves_anybody_waiting(
     visitors: list[tuple[float, Lane, float | None, float | None, float | None]], rate: int

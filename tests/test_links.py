@@ -111,6 +111,20 @@ async def test_a_link_that_leads_nowhere_does_not_count(target: str, sandbox: Sa
     assert given == asset.source_url
 
 
+async def test_a_private_address_is_not_even_asked(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    asset = await picture(sandbox)
+    monkeypatch.setenv("VEOGEN_ALLOW_PRIVATE_MEDIA", "false")
+    asked: list[Request] = []
+
+    def listening(request: Request) -> Reply:
+        asked.append(request)
+        return Reply(206, {}, b"x")
+
+    with serving(listening) as host, pytest.raises(InputUnavailable):
+        await link(asset.model_copy(update={"source_url": f"{host}/x.png"}))
+    assert asked == []
+
+
 async def test_only_one_byte_is_asked_for(sandbox: Sandbox) -> None:
     asset = await picture(sandbox)
     await link(asset)

@@ -95,6 +95,11 @@ def test_no_cut_into_chunks_changes_the_verdict(name: str, place: int, change: i
     assert verdict(bytes(content), None, cuts) == verdict(bytes(content))
 
 
+def test_a_word_further_down_does_not_change_the_type() -> None:
+    content = real("matroska") + b"\xec\x84webm"
+    assert verdict(content) == verdict(content, None, list(range(len(content)))) == "video/x-matroska"
+
+
 @given(st.binary(max_size=300), st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"\x1aE\xdf\xa3", b"\0\0\0\x18ftypmp42"]))
 @settings(max_examples=300, deadline=None)
 def test_nothing_but_a_verdict_comes_of_any_bytes(content: bytes, beginning: bytes) -> None:
@@ -109,8 +114,9 @@ def test_a_file_cut_off_anywhere_is_refused(name: str) -> None:
     assert accepted == []
 
 
-def test_a_clip_that_begins_with_its_index_is_refused_when_cut_off_anywhere() -> None:
-    content = clip("mp4", movflags="faststart")
+@pytest.mark.parametrize("name", ["mp4", "mov"])
+def test_a_clip_that_begins_with_its_index_is_refused_when_cut_off_anywhere(name: str) -> None:
+    content = clip(name, movflags="faststart")
     assert [length for length in range(len(content)) if verdict(content[:length]) in REAL.values()] == []
 
 

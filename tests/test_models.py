@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prefect import Flow
 from prefect.exceptions import ParameterTypeError
@@ -152,6 +152,7 @@ def test_takes_which_a_case_blind_file_system_confuses_have_different_keys() -> 
     assert all("/" not in one and " " not in one and len(one) < 120 and one.isascii() for one in keys)
 
 
+@settings(deadline=None)
 @given(take=st.integers(-(10**17), 10**17) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
 def test_any_take_makes_a_file_name_and_equal_takes_equal_ones(take: int | str) -> None:
     if str(take).strip():

@@ -206,7 +206,11 @@ async def test_a_lost_purchase_that_shows_up_late_is_adopted_by_the_next_run(san
     with pytest.raises(UnknownSubmission):
         await purchase()
     sandbox.clear_faults()
+    sandbox.advance(60)
     assert [(await purchase()).generation.id] == [item.id for item in sandbox.bill]
+    adopted = (await receipt_of()).generation
+    assert adopted is not None
+    assert adopted.output is None  # its link may be signed
 
 
 @pytest.mark.parametrize("fault", ["look-500", "look-dropped", "look-html", "look-garbled"])
@@ -254,6 +258,20 @@ async def test_a_generation_that_a_person_made_is_not_taken_for_a_lost_purchase(
     assert set(caught.value.candidates) == {item.id for item in sandbox.bill}
 
 
+@pytest.mark.parametrize("other", [{"aspect_ratio": "1:1"}, {"prompt": "A red fix"}, {"model": "gpt-image-2"}])
+async def test_a_generation_with_another_option_is_not_taken_for_a_lost_purchase(
+    other: dict[str, str], sandbox: Sandbox
+) -> None:
+    request = FOX.model_copy(update={"aspect_ratio": "16:9"})
+    client = open_session().client
+    await client.turn_to_buy()
+    await client.create_generation(request.set_fields() | other)
+    sandbox.fault("lost-answer-before-charge")
+    with pytest.raises(UnknownSubmission, match="does not list it"):
+        await purchase(request)
+    assert len(sandbox.bill) == 1
+
+
 def echoing(echo: Any, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     sandbox = Sandbox(speed=100, tiny_media=True, requests_per_minute=None, parameters_echo=echo).start()
     for name, value in {**sandbox.environment, **fast_settings(), "VEOGEN_UNKNOWN_GRACE_SECONDS": "0.2"}.items():
@@ -288,6 +306,18 @@ async def test_inputs_that_are_not_echoed_are_not_guessed(monkeypatch: pytest.Mo
     bought = await purchases(*with_inputs(2))
     assert [type(item) for item in bought] == [UnknownSubmission, UnknownSubmission]
     assert (len(silent.bill), posts(silent)) == (2, 2)
+    silent.stop()
+
+
+async def test_the_only_generation_is_not_taken_while_it_could_be_another_receipts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    silent = echoing("without-inputs", monkeypatch)
+    silent.fault("lost-answer-before-charge")
+    silent.fault("lost-answer-after-charge")
+    bought = await purchases(*with_inputs(2))
+    assert [type(item) for item in bought] == [UnknownSubmission, UnknownSubmission]
+    assert len(silent.bill) == 1
     silent.stop()
 
 

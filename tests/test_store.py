@@ -278,9 +278,13 @@ async def test_an_aborted_stream_leaves_nothing(store: Store, size: int) -> None
 async def test_a_cancelled_stream_leaves_nothing_after_abort(
     after: float, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    answered: list[str] = []
+
     def slow_parts(request: Request) -> Reply:
         time.sleep(0.3 if "partNumber" in request.path or request.path.endswith("?uploads") else 0)
-        return relayed(s3_server, request)
+        reply = relayed(s3_server, request)
+        answered.append(request.method)
+        return reply
 
     with serving(slow_parts) as proxy:
         store = in_bucket(monkeypatch, proxy, bucket)
@@ -292,6 +296,8 @@ async def test_a_cancelled_stream_leaves_nothing_after_abort(
         await asyncio.gather(writing, return_exceptions=True)
         await writer.abort()
         await asyncio.sleep(0.4)
+        # A part that arrives behind the abort would stay, and cost, without being seen anywhere.
+        assert answered[-1] == "DELETE"
         assert unfinished(store) == 0
 
 

@@ -44,7 +44,7 @@ LONG_AGO = timedelta(hours=2)
 DYING = """
 import asyncio
 from tests.test_upkeep import buy_everything
-asyncio.run(buy_everything(["bought", "sent", "about to be sent"]))
+asyncio.run(buy_everything(["bought", "on its way", "told to wait"]))
 """
 
 
@@ -72,6 +72,10 @@ async def buy_everything(prompts: list[str]) -> None:
         await asyncio.gather(*buying)
 
     await on_io(all_at_once())
+
+
+def was_told_to_wait(sandbox: Sandbox) -> bool:
+    return any(record.status == 429 for record in sandbox.requests)
 
 
 def dying() -> subprocess.Popen[bytes]:
@@ -104,7 +108,7 @@ async def committed() -> Decimal:
     return (await on_io(open_session().budgets.account(CAP.budget))).committed_usd
 
 
-async def until(true: Callable[[], Awaitable[bool]], seconds: float = 30) -> None:
+async def until(true: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     give_up_at = time.monotonic() + seconds
     while not await true():
         assert time.monotonic() < give_up_at, "it never came about"
@@ -122,14 +126,15 @@ def _impatient(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.slow
 @pytest.mark.kill
 async def test_a_sweep_finishes_what_a_killed_process_left(sandbox: Sandbox, store_url: str) -> None:
-    sandbox.fault("slow-answer", prompt="sent", seconds=300.0)
-    sandbox.fault("429", prompt="about", retry_after=300)
+    sandbox.fault("slow-answer", prompt="on its way", seconds=300.0)
+    sandbox.fault("429", prompt="told to wait", retry_after=300)
     process = dying()
     try:
-        wanted = {"bought": State.BOUGHT, "sent": State.SENDING, "about to be sent": State.RESERVED}
+        wanted = {"bought": State.BOUGHT, "on its way": State.SENDING, "told to wait": State.RESERVED}
 
         async def has_come_so_far() -> bool:
-            return await states() == wanted and len(sandbox.bill) == 2
+            assert process.poll() is None
+            return was_told_to_wait(sandbox) and await states() == wanted and len(sandbox.bill) == 2
 
         await until(has_come_so_far)
     finally:
@@ -147,12 +152,13 @@ async def test_a_sweep_finishes_what_a_killed_process_left(sandbox: Sandbox, sto
 
 
 async def test_a_sweep_leaves_live_purchases_alone(sandbox: Sandbox) -> None:
-    sandbox.fault("slow-answer", prompt="sent", seconds=1.0)
-    sandbox.fault("429", prompt="about", retry_after=1)
-    buying = asyncio.create_task(buy_everything(["sent", "about to be sent"]))
+    sandbox.fault("slow-answer", prompt="on its way", seconds=2.0)
+    sandbox.fault("429", prompt="told to wait", retry_after=2)
+    buying = asyncio.create_task(buy_everything(["on its way", "told to wait"]))
 
     async def is_under_way() -> bool:
-        return await states() == {"sent": State.SENDING, "about to be sent": State.RESERVED}
+        wanted = {"on its way": State.SENDING, "told to wait": State.RESERVED}
+        return was_told_to_wait(sandbox) and await states() == wanted
 
     await until(is_under_way)
     assert await sweep(open_session()) == []

@@ -125,20 +125,21 @@ async def test_hundreds_of_waits_in_many_threads_and_loops_cost_a_few_requests(a
 
 async def test_one_wait_looks_once_per_poll(account: Account) -> None:
     wait = asyncio.create_task(account.wait(await account.buy(VIDEO)))
-    await asyncio.sleep(10 * POLL)
-    assert 5 <= account.looks().total() <= 13
+    started = time.monotonic()
+    await account.after_looks(6)
+    assert time.monotonic() - started > 4 * POLL
     account.sandbox.advance(LONG)
     assert (await wait).status is Status.COMPLETED
 
 
 async def test_nobody_is_looked_for_before_anything_of_its_model_was_ever_done(account: Account) -> None:
     first = asyncio.create_task(account.wait(await account.buy(VIDEO)))
-    await asyncio.sleep(0.6)
+    await asyncio.sleep(1.0)
     account.sandbox.advance(LONG)
     await first
     looks = account.looks().total()
     second = asyncio.create_task(account.wait(await account.buy(VIDEO)))
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(0.3)
     assert account.looks().total() == looks
     account.sandbox.advance(LONG)
     assert (await second).status is Status.COMPLETED
@@ -200,7 +201,7 @@ async def test_the_end_of_the_wait_says_what_still_runs_and_was_paid(account: Ac
     started = time.monotonic()
     with pytest.raises(StillRunning, match=r"still pending after 0\.3 s, paid \$0\.3") as caught:
         await account.wait(bought, 0.3)
-    assert 0.3 <= time.monotonic() - started < 2
+    assert 0.3 <= time.monotonic() - started < 5
     assert caught.value.generation_id == bought.id
     assert await account.idle()
 
@@ -249,11 +250,11 @@ async def test_an_undocumented_status_ends_nothing(account: Account) -> None:
 
 async def test_an_undocumented_status_of_many_is_confirmed_once_and_not_polled_one_by_one(account: Account) -> None:
     account.sandbox.fault("unknown-status", times=None, status="queued")
-    made = await asyncio.gather(*(account.buy(IMAGE) for _ in range(30)))
-    waits = await asyncio.gather(*(account.wait(generation, 1.5) for generation in made), return_exceptions=True)
+    made = await asyncio.gather(*(account.buy(IMAGE) for _ in range(15)))
+    waits = await asyncio.gather(*(account.wait(generation, 2) for generation in made), return_exceptions=True)
     assert {str(end).split(" ")[4] for end in waits} == {"queued"}
-    assert account.looks()["single"] == 30
-    assert account.looks().total() >= 40
+    assert account.looks()["single"] == 15
+    assert account.looks().total() >= 20
 
 
 def answering(generations: dict[str, dict[str, Any]], listed: dict[str, str]) -> Callable[[Request], Reply]:
