@@ -155,7 +155,7 @@ async def _finish(session: Session, entry: Entry) -> str | None:
             lost = await session.ledger.move(entry, State.UNKNOWN, "unknown", "the buyer died")
             return await _fetch(session, (await find_lost(session, lost)).receipt)
         case State.FAILED | State.RELEASED:
-            # Whoever noted that nothing is to pay may have died before giving the money back.
+            # Whoever noted that nothing is to pay may have died before giving the money back; again changes nothing.
             charged = receipt.price_usd if receipt.state is State.FAILED else None
             await session.budgets.release(receipt.budgets, receipt.reservation, charged)
             return None
@@ -163,10 +163,6 @@ async def _finish(session: Session, entry: Entry) -> str | None:
             await session.ledger.move(entry, State.RELEASED, "released", "the buyer died before sending", holder=None)
             await session.budgets.release(receipt.budgets, receipt.reservation)
             return "its buyer died before anything was sent: nothing was bought"
-        case State.RELEASED:
-            # Its buyer may have died before giving back what was set aside; giving it back again changes nothing.
-            await session.budgets.release(receipt.budgets, receipt.reservation)
-            return None
         case _:
             return None
 

@@ -90,8 +90,8 @@ def test_a_field_that_the_model_does_not_take_is_refused_rather_than_dropped(fie
 
 
 def test_the_nearest_is_found_whatever_the_case_of_the_models_own_spelling() -> None:
-    picture = CLIP.model_copy(update={"resolutions": ("0.5K", "1K", "2K", "4K")})
-    assert [problem.nearest for problem in problems(picture, resolution="4k")] == ["4K"]
+    shouting = CLIP.model_copy(update={"resolutions": ("0.5K", "1K", "2K", "4K"), "modes": ("sun", "FUN")})
+    assert [problem.nearest for problem in problems(shouting, resolution="4k", mode="fun")] == ["4K", "FUN"]
 
 
 def test_all_problems_are_found_at_once() -> None:
