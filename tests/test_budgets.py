@@ -142,6 +142,19 @@ async def test_what_was_settled_is_given_back_when_the_generation_failed(store: 
     assert await committed(store) == 0
 
 
+@pytest.mark.parametrize("settled", [True, False])
+async def test_what_failed_is_given_back_once(settled: bool, store: Store) -> None:
+    budgets, usd = Budgets(store), Decimal("0.35")
+    for name in ("r1", "r2"):
+        await budgets.reserve([DOLLAR], name, usd, "me")
+    await budgets.settle(["day"], "r2", usd)
+    if settled:
+        await budgets.settle(["day"], "r1", usd)
+    for _ in range(2):
+        await budgets.release(["day"], "r1", usd)
+    assert await committed(store) == usd
+
+
 async def test_giving_back_never_makes_more_than_the_cap(store: Store) -> None:
     await Budgets(store).release(["day"], "r1", Decimal("0.35"))
     assert await reserved(store, 8, "0.20") == 5
