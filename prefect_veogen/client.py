@@ -96,15 +96,18 @@ class VeogenClient:
         """Return when a purchase may be sent under the rate limit; `create_generation` is to follow at once."""
         await on_io(self._turn(Lane.BUYING))
 
-    async def create_generation(self, body: dict[str, Any]) -> Submission:
+    async def create_generation(
+        self, body: dict[str, Any], before_sending: Callable[[], Awaitable[None]] | None = None
+    ) -> Submission:
         """Send one purchase, once, and say what came of it; the turn must have been taken before.
 
-        COSTS MONEY and is not repeatable: the service documents no idempotency key.
+        COSTS MONEY and is not repeatable: the service documents no idempotency key. `before_sending` is awaited at the
+        last moment, when only the body is missing; what it raises ends the purchase before it began.
 
         Raises:
             NotSent: it surely did not reach the service.
         """
-        return await on_io(self._create(body))
+        return await on_io(self._create(body, before_sending))
 
     async def get_generation(self, generation_id: str) -> Generation:
         """Return one generation (/api-reference/generations/get); the price is only in the purchase's answer."""
@@ -153,9 +156,9 @@ class VeogenClient:
             query["type"] = kind.value
         return read_usage(await self._look("/account/usage", query), page)
 
-    async def _create(self, body: dict[str, Any]) -> Submission:
+    async def _create(self, body: dict[str, Any], before_sending: Callable[[], Awaitable[None]] | None) -> Submission:
         try:
-            answer = await self._call("POST", "/generations", body=body)
+            answer = await self._call("POST", "/generations", body=body, before_body=before_sending)
         except AnswerLost as error:
             return Unknown(str(error))
         submission = read_submission(answer, _now())
@@ -186,10 +189,16 @@ class VeogenClient:
         await self.limiter.turn(lane, self.join)
 
     async def _call(
-        self, method: str, path: str, *, query: dict[str, str | int] | None = None, body: dict[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        *,
+        query: dict[str, str | int] | None = None,
+        body: dict[str, Any] | None = None,
+        before_body: Callable[[], Awaitable[None]] | None = None,
     ) -> Answer:
         url, token = self.base_url + path, self._token.get_secret_value()
-        return await self.transport.call(method, url, token=token, query=query, body=body)
+        return await self.transport.call(method, url, token=token, query=query, body=body, before_body=before_body)
 
 
 async def balance_of(client: VeogenClient) -> Balance | None:

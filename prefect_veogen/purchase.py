@@ -45,6 +45,8 @@ from prefect_veogen.recovery import (
 from prefect_veogen.store import AlreadyThere, Changed
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
     from prefect_veogen.liveness import Holder
     from prefect_veogen.session import Session
 
@@ -93,6 +95,22 @@ async def mark_failed(session: Session, generation: Generation) -> GenerationFai
         await session.budgets.release(receipt.budgets, receipt.reservation, receipt.price_usd)
         break
     return error
+
+
+class _Note:
+    """The note that a purchase is on its way, written when nothing but the purchase itself is left to be sent.
+
+    Connecting takes long enough to be killed in; after the note, only a person can tell whether money was spent.
+    """
+
+    def __init__(self, entry: Entry, write: Callable[[Entry], Awaitable[Entry]]) -> None:
+        self.entry = entry
+        self.is_written = False
+        self._write = write
+
+    async def write(self) -> None:
+        self.entry = await self._write(self.entry)
+        self.is_written = True
 
 
 class _Buyer:
@@ -199,16 +217,20 @@ class _Buyer:
     async def _buy(self, entry: Entry) -> Purchase:
         give_up_at = time.monotonic() + _BUSY_SECONDS
         while True:
-            entry = await self._sending(entry)
+            note = _Note(entry, self._sending)
             try:
-                submission = await self._session.client.create_generation(self._body)
+                submission = await self._session.client.create_generation(self._body, note.write)
             except (NotSent, ConfigurationError) as error:
-                await self._release(entry, error.message)
+                await self._release(note.entry, error.message)
                 raise
             except BaseException:
-                # Stopped in the middle: nobody heard the answer, so the next caller is to look for the purchase.
-                await asyncio.shield(self._ledger.move(entry, State.UNKNOWN, "unknown", "the buyer was stopped"))
+                if note.is_written:
+                    # Stopped in the middle: nobody heard the answer, so the next caller is to look for the purchase.
+                    await asyncio.shield(
+                        self._ledger.move(note.entry, State.UNKNOWN, "unknown", "the buyer was stopped")
+                    )
                 raise
+            entry = note.entry
             match submission:
                 case Accepted(generation):
                     return await self._bought(entry, generation, "bought")

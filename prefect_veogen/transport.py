@@ -7,6 +7,7 @@ The question that decides everything is whether a request may have reached the s
 from __future__ import annotations
 
 import asyncio
+import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from prefect_veogen.errors import ConfigurationError, NotSent
 from prefect_veogen.protocol import Answer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 CONNECT_SECONDS = 10.0
 MEDIA_SILENCE_SECONDS = 60.0
@@ -59,15 +60,22 @@ class Transport:
         token: str,
         query: Mapping[str, str | int] | None = None,
         body: dict[str, Any] | None = None,
+        before_body: Callable[[], Awaitable[None]] | None = None,
     ) -> Answer:
         """Return the API's answer, whatever its status.
 
+        `before_body` is awaited when the connection stands and the headers are out: until it returns, nothing of the
+        body is sent, so that the service can't act yet. What it raises ends the request.
+
         Raises:
-            NotSent: no connection came about, so the service can't have received anything.
+            NotSent: nothing of the body was sent, so the service can't have acted on it.
             AnswerLost: it may have received the request.
         """
         headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
-        request = self._api.build_request(method, url, params=query, json=body, headers=headers)
+        payload = _Payload(body, before_body)
+        request = self._api.build_request(
+            method, url, params=query, headers={**headers, **payload.headers}, content=payload.content()
+        )
         try:
             # httpx times single reads; a body that trickles for ever needs an end too.
             async with asyncio.timeout(self._most_seconds):
@@ -81,6 +89,8 @@ class Transport:
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.ProxyError) as error:
             raise ConfigurationError(f"Can't send anything to {_origin(request.url)}: {_reason(error)}") from None
         except (httpx.HTTPError, TimeoutError) as error:
+            if payload.is_held_back:
+                raise NotSent(f"{_origin(request.url)} broke off before anything was sent: {_reason(error)}") from None
             raise AnswerLost(f"the answer was lost ({_reason(error)})") from None
 
     @asynccontextmanager
@@ -102,6 +112,26 @@ class Transport:
         """Close all connections."""
         await self._api.aclose()
         await self._media.aclose()
+
+
+class _Payload:
+    """A request's body, held back until something else is done."""
+
+    def __init__(self, body: dict[str, Any] | None, before: Callable[[], Awaitable[None]] | None) -> None:
+        self._bytes = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
+        self._before = before
+        self.is_held_back = before is not None
+        self.headers = {}
+        if body is not None:
+            self.headers = {"Content-Type": "application/json", "Content-Length": str(len(self._bytes))}
+
+    def content(self) -> bytes | AsyncIterator[bytes]:
+        return self._bytes if self._before is None else self._later(self._before)
+
+    async def _later(self, before: Callable[[], Awaitable[None]]) -> AsyncIterator[bytes]:
+        await before()
+        self.is_held_back = False
+        yield self._bytes
 
 
 class MediaAnswer:
