@@ -84,7 +84,7 @@ architecture: install ## who may import whom
 	@$(BIN)/python -m pytest -q tests/test_architecture.py
 
 test: install ## all tests; no network, no account
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 bench: install ## the figures the documentation claims
 	@$(BIN)/python -m benchmarks $(ARGS)
