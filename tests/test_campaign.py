@@ -379,7 +379,7 @@ def test_killed_in_the_middle_and_run_again_it_pays_each_row_once(
     sandbox: Sandbox, store_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VEOGEN_REQUESTS_PER_MINUTE", "1200")
-    monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.82")
+    monkeypatch.setenv("VEOGEN_BUDGET_USD", "2")  # what may have been spent stays set aside, besides what is
     manifest = tmp_path / "rows.json"
     manifest.write_text(json.dumps([*pictures(25), row("moves", motion_prompt="x")]))
     process = subprocess.Popen([sys.executable, SCRIPT, str(manifest)], env=child_environment())
