@@ -37,6 +37,11 @@ _EARLIEST_SHARE = 0.8
 _NOWHERE = 10**9
 # With so many of a kind waiting, a look at them all takes several requests.
 _MANY = 60
+# For a single generation which they don't show, a look at it tells sooner than any more pages.
+_MOST_PAGES_FOR_ONE = 2
+# A list may keep telling old news. Hardly a generation takes longer than so many looks (/api-reference/generations/get:
+# images 15 s, videos 120 s), so that the generation itself is asked then, and again after twice the time.
+_LOOKS_BELIEVED = 50
 
 
 @dataclass(eq=False)
@@ -47,6 +52,8 @@ class _Awaited:
     born: float | None
     due_at: float
     looked_at: float
+    doubt_at: float
+    believed_seconds: float
     place: dict[Kind | None, int] = field(default_factory=dict)
     placed_after: dict[Kind | None, int] = field(default_factory=dict)
     singles_left: int = 0
@@ -136,7 +143,10 @@ class Watcher:
         born = self._births.pop(generation.id, None)
         earliest = now if born is None else max(now, born + self._earliest_after(generation))
         due_at = earliest if born is None else self._tick_after(earliest, generation.type)
-        awaited = _Awaited(generation, born, due_at, looked_at=born or now)
+        believed = self._longest_usual(generation)
+        awaited = _Awaited(
+            generation, born, due_at, looked_at=born or now, doubt_at=now + believed, believed_seconds=believed
+        )
         for kind in self._lists_of(generation):
             awaited.place[kind] = 0
             awaited.placed_after[kind] = self._born[kind]
@@ -147,6 +157,10 @@ class Watcher:
         known = self._durations.get(generation.model)
         poll = self._poll_seconds[generation.type]
         return max(poll, min(known) * _EARLIEST_SHARE) if known else poll
+
+    def _longest_usual(self, generation: Generation) -> float:
+        known = self._durations.get(generation.model)
+        return max(self._poll_seconds[generation.type] * _LOOKS_BELIEVED, 2 * max(known) if known else 0.0)
 
     def _tick_after(self, moment: float, kind: Kind | None) -> float:
         """Return the next time to look at such generations: the same for all of them, so that one request does."""
@@ -254,14 +268,15 @@ class Watcher:
                 if doubted:
                     # The list does not put off the look at the generation itself, however often it is read.
                     awaited.due_at, awaited.looked_at = due_at, looked_at
-        for awaited in expected:
-            if awaited.generation.id not in shown:
-                self._missing(awaited, look, has_more=answer.has_more)
+        missing = [awaited for awaited in expected if awaited.generation.id not in shown]
+        pays = answer.has_more and (len(missing) > 1 or look.page < _MOST_PAGES_FOR_ONE)
+        for awaited in missing:
+            self._missing(awaited, look, next_page_pays=pays)
 
-    def _missing(self, awaited: _Awaited, look: _Look, *, has_more: bool) -> None:
+    def _missing(self, awaited: _Awaited, look: _Look, *, next_page_pays: bool) -> None:
         if look.kind is None and awaited.generation.type is not None:
             self._put(awaited, None, _NOWHERE)
-        elif look.kind is not None and has_more:
+        elif look.kind is not None and next_page_pays:
             self._put(awaited, look.kind, look.page * MAX_PER_PAGE)
         else:
             self._look_singly(awaited)
@@ -303,6 +318,10 @@ class Watcher:
                 self._end(awaited, OutputMissing(message, generation_id=told.id))
         elif told.status is Status.UNKNOWN and told.status_text not in awaited.confirmed:
             # A list that contradicts the documentation: see, once, whether the generation itself does.
+            awaited.singles_left = max(awaited.singles_left, 1)
+        elif now >= awaited.doubt_at:
+            awaited.believed_seconds *= 2
+            awaited.doubt_at = now + awaited.believed_seconds
             awaited.singles_left = max(awaited.singles_left, 1)
 
     def _over(self, awaited: _Awaited) -> None:
