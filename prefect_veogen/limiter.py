@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-_SPARED_SHARE = 0.03
+_SPARED_SHARE = 0.02
 _MOST_AT_ONCE = 3
 # After so many purchases in a row a waiting look goes first: looks get at most 1 in 15 turns while there is buying.
 _PURCHASES_BEFORE_A_LOOK = 14

@@ -164,21 +164,28 @@ async def _kind_of(session: Session, receipt: Receipt) -> Kind | None:
 
 def looks_like(receipt: Receipt, generation: Generation) -> bool:
     """Tell whether a receipt could have paid for a generation: model, prompt and every option the service echoes."""
+    return not differences(receipt, generation)
+
+
+def differences(receipt: Receipt, generation: Generation) -> list[str]:
+    """Return the fields in which a generation is not what a receipt asked for; options need not be echoed."""
     request = receipt.request
-    if generation.model != request["model"] or (generation.prompt or "").strip() != request["prompt"].strip():
-        return False
-    for name, asked in request.items():
+    found = [] if generation.model == request["model"] else ["model"]
+    if (generation.prompt or "").strip() != request["prompt"].strip():
+        found.append("prompt")
+    for name in request.keys() - {"model", "prompt"}:
         echoed = generation.parameters.get(name)
-        if name in ("model", "prompt") or echoed in (None, []):
-            continue
-        if name in receipt.links:
-            # One of the documentation's snippets shows the links as objects: what can't be read tells nothing.
-            told = isinstance(echoed, list) and all(isinstance(url, str) for url in echoed)
-            if told and tuple(map(_without_query, echoed)) != receipt.links[name]:
-                return False
-        elif str(echoed) != str(asked):
-            return False
-    return True
+        if echoed not in (None, []) and _contradicts(echoed, request[name], receipt.links.get(name)):
+            found.append(name)
+    return sorted(found)
+
+
+def _contradicts(echoed: Any, asked: Any, links: tuple[str, ...] | None) -> bool:
+    if links is None:
+        return str(echoed) != str(asked)
+    # One of the documentation's snippets shows the links as objects: what can't be read tells nothing.
+    is_told = isinstance(echoed, list) and all(isinstance(url, str) for url in echoed)
+    return is_told and tuple(map(_without_query, echoed)) != links
 
 
 def attach(receipt: Receipt) -> Generation:

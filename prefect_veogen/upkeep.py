@@ -18,7 +18,7 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.iothread import each, on_io
 from prefect_veogen.ledger import Entry, Receipt, State
-from prefect_veogen.recovery import attach, find_lost, is_abandoned, recorded
+from prefect_veogen.recovery import attach, differences, find_lost, is_abandoned, recorded
 from prefect_veogen.store import Changed
 from prefect_veogen.waiting import wait
 
@@ -30,6 +30,13 @@ _UNFINISHED_SECONDS = 24 * 3600.0
 _SWEEP_WAIT_SECONDS = 1.0
 # A charge is stamped at submission or at completion (undocumented), by a clock that isn't ours.
 _STATEMENT_TOLERANCE = timedelta(hours=1)
+
+
+class Receipts(NamedTuple):
+    """The receipts of a store; one that is damaged holds up none of the others, but is not passed over either."""
+
+    readable: list[Receipt]
+    damaged: list[UnreadableReceipt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,16 +60,17 @@ class Reconciliation:
     statement_usd: Decimal
     only_in_ledger: tuple[Receipt, ...]
     only_in_statement: tuple[Charge, ...]
+    damaged: tuple[str, ...] = ()
 
     @property
     def adds_up(self) -> bool:
-        """Whether every finished purchase has its charge, and every charge its purchase."""
-        return not self.only_in_ledger and not self.only_in_statement
+        """Whether every finished purchase has its charge, every charge its purchase, and every receipt can be read."""
+        return not self.only_in_ledger and not self.only_in_statement and not self.damaged
 
 
-async def all_receipts(session: Session, since: datetime | None = None) -> list[Receipt]:
+async def all_receipts(session: Session, since: datetime | None = None) -> Receipts:
     """Return all receipts of the store, or those written since a time. Free."""
-    return [entry.receipt for entry in await on_io(_entries(session, since))]
+    return await on_io(_all_receipts(session, since))
 
 
 async def sweep(session: Session) -> list[Swept]:
@@ -84,13 +92,14 @@ async def reconcile(session: Session, since: datetime) -> Reconciliation:
     return await on_io(_reconcile(session, since))
 
 
-async def adopt(session: Session, key: str, generation_id: str) -> Receipt:
-    """Tell the ledger which generation a lost purchase was; the next run then uses it.
+async def adopt(session: Session, key: str, generation_id: str, *, force: bool = False) -> Receipt:
+    """Tell the ledger which generation a lost purchase was; the next run then uses it. It can't be taken back.
 
     Raises:
-        ConfigurationError: there is no such receipt, it isn't unknown, or another one has that generation.
+        ConfigurationError: there is no such receipt, it isn't unknown, or another one has that generation; or the
+            generation shows another model, prompt or option than was asked for, which only `force` overrides.
     """
-    return await on_io(_adopt(session, key, generation_id))
+    return await on_io(_adopt(session, key, generation_id, force=force))
 
 
 async def release(session: Session, key: str) -> Receipt:
@@ -185,12 +194,13 @@ async def _settle_leftover(session: Session, receipt: Receipt) -> None:
 
 async def _reconcile(session: Session, since: datetime) -> Reconciliation:
     before = since - _STATEMENT_TOLERANCE
+    known, damaged = await _all_receipts(session, before)
     receipts = [
-        entry.receipt
-        for entry in await _entries(session, before)
-        if entry.receipt.state in (State.BOUGHT, State.STORED)
-        and _sent_at(entry.receipt) >= before
-        and entry.receipt.api == session.client.base_url
+        receipt
+        for receipt in known
+        if receipt.state in (State.BOUGHT, State.STORED)
+        and _sent_at(receipt) >= before
+        and receipt.api == session.client.base_url
     ]
     charges = await _charges(session, before)
     found = [
@@ -213,6 +223,7 @@ async def _reconcile(session: Session, since: datetime) -> Reconciliation:
         statement_usd=sum((charge.amount_usd for charge in charged), Decimal(0)),
         only_in_ledger=tuple(receipt for item in found for receipt in item.missing),
         only_in_statement=tuple(charge for item in found for charge in item.extra),
+        damaged=tuple(error.message for error in damaged),
     )
 
 
@@ -266,9 +277,15 @@ async def _charges(session: Session, since: datetime) -> list[Charge]:
 # ---------------------------------------------------------------- a person's decisions
 
 
-async def _adopt(session: Session, key: str, generation_id: str) -> Receipt:
+async def _adopt(session: Session, key: str, generation_id: str, *, force: bool) -> Receipt:
     entry = await _unknown_entry(session, key)
     generation = await session.client.get_generation(generation_id)
+    unlike = differences(entry.receipt, generation)
+    if unlike and not force:
+        raise ConfigurationError(
+            f"Generation {generation.id} is not what the receipt asked for: {', '.join(unlike)} differ",
+            next_step="Check the id, for this can't be taken back. If it is the one all the same, add --force.",
+        )
     if not await session.ledger.claim(entry.receipt, generation.id):
         owner = await session.ledger.claimant(entry.receipt.api, generation.id)
         raise ConfigurationError(f"Generation {generation.id} belongs to the receipt {owner}")
@@ -309,6 +326,13 @@ async def _unknown_entry(session: Session, key: str) -> Entry:
     return entry
 
 
-async def _entries(session: Session, since: datetime | None = None) -> list[Entry]:
-    entries = await each(await session.ledger.keys(since), session.ledger.read)
-    return [entry for entry in entries if entry is not None]
+async def _all_receipts(session: Session, since: datetime | None) -> Receipts:
+    async def read(key: str) -> Entry | UnreadableReceipt | None:
+        try:
+            return await session.ledger.read(key)
+        except UnreadableReceipt as error:
+            return error
+
+    found = await each(await session.ledger.keys(since), read)
+    damaged = [item for item in found if isinstance(item, UnreadableReceipt)]
+    return Receipts([item.receipt for item in found if isinstance(item, Entry)], damaged)

@@ -305,7 +305,9 @@ def test_a_lost_purchase_is_adopted_by_hand(sandbox: Sandbox, run: Run, monkeypa
     body = {"model": "gpt-4o-image", "prompt": "something that doesn't look like it"}
     made = httpx.post(f"{sandbox.base_url}/generations", json=body, headers={"Authorization": "Bearer x"}).json()
     assert f"prefect-veogen receipts adopt {key} GENERATION_ID" in run("receipts", "show", key)[1]
-    code, out, _ = run("receipts", "adopt", key, made["data"]["id"])
+    code, _, told = run("receipts", "adopt", key, made["data"]["id"])
+    assert (code, "--force" in told) == (1, True)
+    code, out, _ = run("receipts", "adopt", key, made["data"]["id"], "--force")
     assert code == 0
     assert f"{key} is bought now" in out
     assert bought().generation.id == made["data"]["id"]
@@ -321,6 +323,16 @@ def test_a_lost_purchase_is_released_by_hand_and_then_bought(
     assert not bought().reused
     assert run("receipts", "release", key)[0] == 1  # it is bought now, and stays so
     assert len(sandbox.bill) == 1
+
+
+def test_a_damaged_receipt_is_told_beside_the_others(sandbox: Sandbox, run: Run) -> None:
+    bought()
+    store = Path(os.environ["VEOGEN_STORE"])
+    (store / "receipts" / "v1-0-0-1.json").write_text("{")
+    code, out, told = run("receipts")
+    assert code == 1
+    assert "1 receipts, $0.02 paid" in out
+    assert "v1-0-0-1 can't be read" in told
 
 
 # ---------------------------------------------------------------- sweep and reconcile

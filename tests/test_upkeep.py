@@ -30,6 +30,7 @@ from prefect_veogen.errors import ConfigurationError, GenerationFailed, UnknownS
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.maintenance import tell_what_runs_on
+from prefect_veogen.protocol import Accepted
 from prefect_veogen.purchase import buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
@@ -101,7 +102,7 @@ async def receipt(key: str) -> Receipt:
 
 
 async def states() -> dict[str, State]:
-    return {item.request["prompt"]: item.state for item in await all_receipts(open_session())}
+    return {item.request["prompt"]: item.state for item in (await all_receipts(open_session())).readable}
 
 
 async def committed() -> Decimal:
@@ -241,6 +242,18 @@ async def test_a_damaged_receipt_is_told_and_holds_up_no_other(sandbox: Sandbox)
     assert swept[whole].after is State.STORED
     assert "can't be read" in swept[damaged].note
     assert swept[damaged].after is State.UNKNOWN
+
+
+async def test_a_damaged_receipt_hides_no_other_from_the_books(sandbox: Sandbox) -> None:
+    damaged, whole = await bought(picture("damaged")), await bought(picture("whole"))
+    await on_io(open_session().store.put(f"receipts/{damaged}.json", b"{", "application/json"))
+    known = await all_receipts(open_session())
+    assert [item.key for item in known.readable] == [whole]
+    assert damaged in known.damaged[0].message
+    found = await reconcile(open_session(), datetime.now(UTC) - timedelta(days=1))
+    assert (found.receipts, found.only_in_ledger, found.adds_up) == (1, (), False)
+    assert damaged in found.damaged[0]
+
 
 
 async def test_another_services_purchases_are_named_and_left_alone(
@@ -407,8 +420,21 @@ async def test_only_an_unknown_receipt_waits_for_a_decision(what: str, sandbox: 
 async def test_a_generation_of_another_receipt_is_not_adopted(sandbox: Sandbox) -> None:
     owner, key = await bought(picture()), await lost(sandbox, charged=False)
     with pytest.raises(ConfigurationError, match=owner):
-        await adopt(open_session(), key, sandbox.generations[0].id)
+        await adopt(open_session(), key, sandbox.generations[0].id, force=True)
     assert (await receipt(key)).state is State.UNKNOWN
+
+
+async def test_a_generation_of_other_content_is_adopted_only_by_force_and_stays_free_until_then(
+    sandbox: Sandbox,
+) -> None:
+    key = await lost(sandbox, charged=False)
+    submission = await open_session().client.create_generation({"model": "gpt-4o-image", "prompt": "something else"})
+    assert isinstance(submission, Accepted)
+    with pytest.raises(ConfigurationError, match=r"prompt differ(?s:.*)--force"):
+        await adopt(open_session(), key, submission.generation.id)
+    assert (await receipt(key)).state is State.UNKNOWN
+    assert await open_session().ledger.claimant(sandbox.base_url, submission.generation.id) is None
+    assert (await adopt(open_session(), key, submission.generation.id, force=True)).state is State.BOUGHT
 
 
 async def test_a_generation_the_service_does_not_know_is_not_adopted(sandbox: Sandbox) -> None:

@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from prefect_veogen.cli.arguments import parser
-from prefect_veogen.errors import UnknownSubmission, VeogenError
+from prefect_veogen.errors import VeogenError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(options)
         sys.stdout.flush()
     except VeogenError as error:
-        _tell(error)
+        from prefect_veogen.cli.terminal import complain
+
+        complain(error)
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"\n{stopped}\n")
@@ -90,10 +92,3 @@ def _sandbox(words: Sequence[str]) -> int:
     except ImportError as error:
         sys.stderr.write(f"Error: {error}\n")
         return 1
-
-
-def _tell(error: VeogenError) -> None:
-    lines = [f"Error: {error}"]
-    if isinstance(error, UnknownSubmission) and error.candidates:
-        lines.append(f"Generations that could be it: {', '.join(error.candidates)}")
-    sys.stderr.write("".join(f"{line}\n" for line in lines))

@@ -143,6 +143,7 @@ def _receipts(commands: Any) -> None:
     )
     adopt.add_argument("key", metavar="KEY")
     adopt.add_argument("generation_id", metavar="GENERATION_ID")
+    adopt.add_argument("--force", action="store_true", help="even if the generation shows other content than asked for")
     adopt.set_defaults(stopped=_DECISION_STOPPED)
     release = _command(
         actions,

@@ -10,7 +10,7 @@ from pydantic import SecretStr
 
 from prefect_veogen import upkeep
 from prefect_veogen.cli.arguments import a_month_ago
-from prefect_veogen.cli.terminal import say, shortened, table, wants_json, write_json
+from prefect_veogen.cli.terminal import complain, say, shortened, table, wants_json, write_json
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.models import in_usd
@@ -27,7 +27,8 @@ def receipts(options: Namespace) -> int:
         case "show":
             return _show(options)
         case "adopt":
-            receipt = asyncio.run(upkeep.adopt(_session(options), options.key, options.generation_id))
+            adopting = upkeep.adopt(_session(options), options.key, options.generation_id, force=options.force)
+            receipt = asyncio.run(adopting)
             return _decided(options, receipt, "The next run of this request uses that generation and buys nothing.")
         case "release":
             receipt = asyncio.run(upkeep.release(_offline_session(options), options.key))
@@ -72,6 +73,7 @@ def reconcile(options: Namespace) -> int:
     if found.adds_up:
         say("They add up.")
         return 0
+    say(*found.damaged, style="bold")
     if found.only_in_ledger:
         say("Bought by this store, but not on the statement:", style="bold")
         table(_HEADS, [_row(receipt) for receipt in found.only_in_ledger], right=("PRICE",))
@@ -103,7 +105,8 @@ def _list(options: Namespace) -> int:
             f"{wanted!r} is no state of a receipt", next_step=f"Choose one of: {', '.join(State)}."
         )
     session = _offline_session(options)
-    found = [item for item in asyncio.run(upkeep.all_receipts(session)) if wanted in (None, item.state)]
+    known, damaged = asyncio.run(upkeep.all_receipts(session))
+    found = [item for item in known if wanted in (None, item.state)]
     found.sort(key=lambda item: item.history[0].at if item.history else a_month_ago())
     if wants_json(options):
         write_json(found)
@@ -115,7 +118,9 @@ def _list(options: Namespace) -> int:
             "",
             f"{len(found)} receipts, {in_usd(_paid(found))} paid. All about one: prefect-veogen receipts show KEY",
         )
-    return 0
+    for error in damaged:
+        complain(error)
+    return 1 if damaged else 0
 
 
 def _show(options: Namespace) -> int:

@@ -14,7 +14,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from prefect_veogen.errors import VeogenError
+from prefect_veogen.errors import UnknownSubmission, VeogenError
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -46,6 +46,14 @@ def say(*lines: str, style: str | None = None) -> None:
     out = console()
     for line in lines:
         out.print(Text(line, style=style or ""), soft_wrap=True)
+
+
+def complain(error: VeogenError) -> None:
+    """Write an error and what to do about it, where errors belong."""
+    lines = [f"Error: {error}"]
+    if isinstance(error, UnknownSubmission) and error.candidates:
+        lines.append(f"Generations that could be it: {', '.join(error.candidates)}")
+    sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
