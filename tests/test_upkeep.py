@@ -255,7 +255,6 @@ async def test_a_damaged_receipt_hides_no_other_from_the_books(sandbox: Sandbox)
     assert damaged in found.damaged[0]
 
 
-
 async def test_another_services_purchases_are_named_and_left_alone(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
