@@ -5,15 +5,50 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import MediaRejected
-from prefect_veogen.transport import url_parts
+from prefect_veogen.transport import AnswerLost, MediaAnswer, joined_url, url_parts
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
     from prefect_veogen.session import Session
 
+_MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@asynccontextmanager
+async def open_media(
+    session: Session, url: str, headers: Mapping[str, str], *, ours: bool = False
+) -> AsyncIterator[MediaAnswer]:
+    """Open a media link, without any credentials, where it or its redirects lead to a place media may come from.
+
+    `ours` is for links of our own bucket, which may well have a private address here and a public one elsewhere.
+
+    Raises:
+        MediaRejected: it leads where no media of the service can be.
+        AnswerLost: there is no answer that could be read.
+    """
+    for _ in range(_MAX_REDIRECTS + 1):
+        if not ours:
+            await check_address(session, url)
+        async with session.client.transport.media(url, headers) as answer:
+            if answer.status not in _REDIRECTS:
+                # A name may resolve to one address when it is checked, and to another one when it is connected to.
+                if not ours and answer.peer is not None:
+                    await _check(session, url_parts(url)[1], [_parsed(answer.peer)])
+                yield answer
+                return
+            target = joined_url(url, answer.headers.get("location", ""))
+        if url.startswith("https:") and not target.startswith("https:"):
+            raise AnswerLost("the media host redirects to an unencrypted link")
+        url = target
+    raise AnswerLost("the media host redirects in circles")
 
 
 async def check_address(session: Session, url: str) -> None:
@@ -28,10 +63,11 @@ async def check_address(session: Session, url: str) -> None:
     scheme, host, port = url_parts(url)
     if scheme not in ("http", "https") or not host:
         raise MediaRejected(f"The service names {url[:80]!r}, which is no http(s) link, as the place of its output")
+    await _check(session, host, await _addresses(host, port))
+
+
+async def _check(session: Session, host: str, found: Sequence[_Address]) -> None:
     allowed = session.settings.allow_private_media
-    if allowed:
-        return
-    found = await _addresses(host, port)
     if allowed is None and not any(map(_is_no_host, found)):
         allowed = any(map(_is_private, await _addresses(*url_parts(session.client.base_url)[1:])))
     if not allowed and any(map(_is_private, found)):
@@ -45,12 +81,13 @@ async def _addresses(host: str, port: int) -> list[_Address]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return []  # what can't be resolved can't be reached either
-    return [_unwrapped(ipaddress.ip_address(str(info[4][0]).partition("%")[0])) for info in found]
+        return []  # whatever answers all the same is judged by its own address
+    return [_parsed(str(info[4][0])) for info in found]
 
 
-def _unwrapped(address: _Address) -> _Address:
-    """Return the IPv4 address that an IPv6 one stands for."""
+def _parsed(text: str) -> _Address:
+    """Return an address; of an IPv6 one that stands for an IPv4 one, the latter."""
+    address = ipaddress.ip_address(text.partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
 
 

@@ -8,9 +8,7 @@ kept aside for a person and never becomes the asset. Nothing in here can buy any
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
-import hashlib
 import json
 import re
 import unicodedata
@@ -21,27 +19,25 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from prefect_veogen.addresses import check_address
+from prefect_veogen.addresses import open_media
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
 from prefect_veogen.ledger import Entry, Receipt, State
-from prefect_veogen.media import Inspector, NotMedia
+from prefect_veogen.links import without_secrets
+from prefect_veogen.media import NotMedia
 from prefect_veogen.models import Asset, Generation, Kind, Status
+from prefect_veogen.protocol import failure_of
 from prefect_veogen.store import Changed
-from prefect_veogen.transport import AnswerLost, MediaAnswer, joined_url
+from prefect_veogen.transfer import LEAST_BYTES, Restart, Transfer
+from prefect_veogen.transport import AnswerLost
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
-
     from prefect_veogen.session import Session
-    from prefect_veogen.store import Store, Writer
+    from prefect_veogen.store import Store
 
 _AT_ONCE = 4
-_MAX_REDIRECTS = 5
-_REDIRECTS = (301, 302, 303, 307, 308)
 _STALE = (401, 403, 404, 410)
 _TRIES_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = (0.2, 0.5, 1.0, 2.0)
-_BATCH_BYTES = 1024 * 1024
 _LINK_TRIES = 6
 
 
@@ -59,8 +55,9 @@ async def deliver(session: Session, generation: Generation) -> Delivery:
     Free, and safe to call again at any time; the store then holds one object more, its sidecar, and the receipt's end.
     """
     entry = await session.ledger.read(generation.receipt) if generation.receipt else None
-    if entry is not None and entry.receipt.asset is not None and await is_intact(session.store, entry.receipt):
-        return Delivery(entry.receipt.asset, reused=True)
+    stored = await intact_asset(session.store, entry.receipt) if entry else None
+    if stored is not None:
+        return Delivery(stored, reused=True)
     async with _bound():
         asset, etag = await _Download(session, generation, entry.receipt if entry else None).run()
     if entry is not None:
@@ -68,15 +65,20 @@ async def deliver(session: Session, generation: Generation) -> Delivery:
     return Delivery(asset, reused=False)
 
 
-async def is_intact(store: Store, receipt: Receipt) -> bool:
-    """Tell whether the store still holds the receipt's asset; reads it whole only if something looks changed."""
+async def intact_asset(store: Store, receipt: Receipt) -> Asset | None:
+    """Return the receipt's asset if the store still holds it; reads it whole only if something looks changed."""
     asset = receipt.asset
-    key = store.key(asset.uri) if asset is not None else None
-    stat = await store.stat(key) if key is not None else None
-    if asset is None or key is None or stat is None or stat.size != asset.size:
-        return False
+    if asset is None:
+        return None
+    # A store may have been moved or copied: what counts is what it holds, not what it was called.
+    key = store.key(asset.uri) or "/".join(asset.uri.rsplit("/", 3)[1:])
+    stat = await store.stat(key)
+    if stat is None or stat.size != asset.size:
+        return None
     # Copying a bucket or a directory changes etags but not contents.
-    return stat.etag == receipt.etag or await store.sha256(key) == asset.sha256
+    if stat.etag != receipt.etag and await store.sha256(key) != asset.sha256:
+        return None
+    return asset.model_copy(update={"uri": store.uri(key)})
 
 
 async def _write_down(session: Session, entry: Entry, asset: Asset, etag: str) -> None:
@@ -104,10 +106,6 @@ class _Stale(Exception):
     """The link no longer works; a fresh one may."""
 
 
-class _Restart(Exception):
-    """The host offers another file than the one begun: start at its first byte."""
-
-
 class _Download:
     """One asset's way into the store: as many connections as it takes."""
 
@@ -126,7 +124,7 @@ class _Download:
         """
         self._url = await self._link()
         aside = f"rejected/{self._stem()}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        transfer = _Transfer(self._session, self._generation.type or await self._kind(), self._key, aside)
+        transfer = Transfer(self._session, self._generation.type or await self._kind(), self._key, aside)
         try:
             try:
                 await self._transferred(transfer)
@@ -141,13 +139,13 @@ class _Download:
         await self._write_sidecar(transfer, asset)
         return asset, etag
 
-    async def _transferred(self, transfer: _Transfer) -> None:
+    async def _transferred(self, transfer: Transfer) -> None:
         """Return when all bytes are in and judged."""
         failures = farthest = 0
         while True:
             try:
                 await self._connect(transfer)
-            except _Restart:
+            except Restart:
                 await transfer.start_over()
                 failures += 1
                 reason = "the file changes while it is read"
@@ -156,8 +154,9 @@ class _Download:
                 reason = str(stale)
                 self._url = await self._link(fresh=True)
             except AnswerLost as lost:
-                # Only what was never reached before is progress: a file that starts over and over must come to an end.
-                failures = 1 if transfer.size > farthest else failures + 1
+                # Only what was never reached before is progress: a file that starts over and over must come to an end,
+                # and so must one that trickles.
+                failures = 1 if transfer.size >= farthest + LEAST_BYTES else failures + 1
                 farthest = max(farthest, transfer.size)
                 reason = str(lost)
             else:
@@ -167,40 +166,20 @@ class _Download:
                 raise DownloadBroken(f"The download of generation {self._generation.id} broke off: {reason}")
             await asyncio.sleep(_PAUSE_SECONDS[min(failures, len(_PAUSE_SECONDS)) - 1])
 
-    async def _connect(self, transfer: _Transfer) -> None:
+    async def _connect(self, transfer: Transfer) -> None:
         """Read from one connection to the end of the file."""
         if transfer.size and transfer.validator is None:
-            raise _Restart
-        url = self._url
-        for _ in range(_MAX_REDIRECTS + 1):
-            await check_address(self._session, url)
-            async with self._session.client.transport.media(url, transfer.headers()) as answer:
-                if answer.status not in _REDIRECTS:
-                    await self._read(transfer, answer)
-                    return
-                url = self._redirected(url, answer)
-        raise DownloadBroken(f"The media host redirects generation {self._generation.id} in circles")
-
-    def _redirected(self, url: str, answer: MediaAnswer) -> str:
-        target = joined_url(url, answer.headers.get("location", ""))
-        if url.startswith("https:") and not target.startswith("https:"):
-            raise DownloadBroken(f"The media host redirects generation {self._generation.id} to an unencrypted link")
-        return target
-
-    async def _read(self, transfer: _Transfer, answer: MediaAnswer) -> None:
-        if answer.status in _STALE:
-            raise _Stale(f"the media host answers HTTP {answer.status}")
-        if answer.status == 416:
-            if answer.headers.get("content-range", "").strip() == f"bytes */{transfer.size}":
-                return  # there is nothing behind what we have
-            raise _Restart
-        if answer.status not in (200, 206):
-            raise AnswerLost(f"the media host answers HTTP {answer.status}")
-        transfer.begin(answer)
-        async for batch in _batched(answer.chunks()):
-            await transfer.take(batch)
-        if transfer.length is not None and transfer.size < transfer.length:
-            raise AnswerLost(f"{transfer.size} of {transfer.length} bytes came")
+            raise Restart
+        async with open_media(self._session, self._url, transfer.headers()) as answer:
+            if answer.status in _STALE:
+                raise _Stale(f"the media host answers HTTP {answer.status}")
+            if answer.status == 416:
+                if answer.headers.get("content-range", "").strip() == f"bytes */{transfer.size}":
+                    return  # there is nothing behind what we have
+                raise Restart
+            if answer.status not in (200, 206):
+                raise AnswerLost(f"the media host answers HTTP {answer.status}")
+            await transfer.receive(answer)
 
     async def _link(self, *, fresh: bool = False) -> str:
         """Return a link to the output, asking the service if there is none at hand."""
@@ -208,7 +187,9 @@ class _Download:
             return self._generation.output.url
         for attempt in range(_LINK_TRIES):
             generation = await self._session.client.get_generation(self._generation.id)
-            if generation.output is not None and generation.status is not Status.FAILED:
+            if generation.status is Status.FAILED:
+                raise failure_of(generation)
+            if generation.output is not None:
                 self._generation = _completed_by(self._generation, generation)
                 return generation.output.url
             if not generation.is_over:
@@ -223,36 +204,50 @@ class _Download:
             generation_id=self._generation.id,
         )
 
-    async def _rejected(self, transfer: _Transfer, problem: str) -> MediaRejected:
+    async def _rejected(self, transfer: Transfer, problem: str) -> MediaRejected:
         """Keep aside what was served, and return the error that says so."""
-        kept = "as it was served" if await transfer.set_aside() else await self._fetched_aside(transfer.aside)
-        note = {"format": 1, "problem": problem, "size": transfer.size, "kept": kept}
-        note |= {"source_url": _without_query(self._url), "content_type_claimed": transfer.content_type_claimed}
-        note |= {"receipt": self._generation.receipt, "generation_id": self._generation.id}
-        body = json.dumps(note, indent=1).encode()
-        await self._session.store.put(f"{transfer.aside}.json", body, "application/json")
+        kept_at = await self._kept_before(transfer.sha256)
+        if kept_at is None:
+            kept = "as it was served" if await transfer.set_aside() else await self._fetched_aside(transfer.aside)
+            kept_at = self._session.store.uri(transfer.aside) if kept else None
+            note = {"format": 1, "problem": problem, "size": transfer.size, "sha256": transfer.sha256, "kept": kept}
+            note |= {"source_url": without_secrets(self._url), "content_type_claimed": transfer.content_type_claimed}
+            note |= {"receipt": self._generation.receipt, "generation_id": self._generation.id}
+            body = json.dumps(note, indent=1).encode()
+            await self._session.store.put(f"{transfer.aside}.json", body, "application/json")
         return MediaRejected(
             f"Generation {self._generation.id} is paid for, but the media host served {problem}",
-            kept_at=self._session.store.uri(transfer.aside) if kept else None,
+            kept_at=kept_at,
             generation_id=self._generation.id,
         )
+
+    async def _kept_before(self, sha256: str) -> str | None:
+        """Return where the same bytes were put aside by an earlier attempt: retries must not fill the store."""
+        store = self._session.store
+        for found in await store.find(f"rejected/{self._stem()}-"):
+            document = await store.read(found.key) if found.key.endswith(".json") else None
+            if document is not None and _note_tells_of(document.body, sha256):
+                return store.uri(found.key.removesuffix(".json"))
+        return None
 
     async def _fetched_aside(self, key: str) -> str | None:
         """Read the same link once more, into where a person can look at it; best effort."""
         writer = self._session.store.writer(key, "application/octet-stream")
         left = self._session.settings.max_asset_bytes
         try:
-            await check_address(self._session, self._url)
-            async with self._session.client.transport.media(self._url, {}) as answer:
-                async for batch in _batched(answer.chunks()):
+            async with open_media(self._session, self._url, {}) as answer:
+                async for batch in answer.chunks():
                     await writer.write(batch[:left])
                     left -= len(batch)
                     if left <= 0:
                         break
             await writer.commit()
-        except (AnswerLost, VeogenError):
-            await writer.abort()
-            return None
+        except BaseException as error:
+            with contextlib.suppress(VeogenError):
+                await asyncio.shield(writer.abort())
+            if isinstance(error, AnswerLost | VeogenError):
+                return None
+            raise
         return "read from the link once more"
 
     async def _kind(self) -> Kind | None:
@@ -263,7 +258,7 @@ class _Download:
             return (await self._session.catalogue.model(self._receipt.request["model"])).type
         return None
 
-    def _asset(self, transfer: _Transfer) -> Asset:
+    def _asset(self, transfer: Transfer) -> Asset:
         return Asset(
             uri=self._session.store.uri(self._key(transfer.extension)),
             sha256=transfer.sha256,
@@ -272,7 +267,7 @@ class _Download:
             generation_id=self._generation.id,
             price_usd=self._receipt.price_usd if self._receipt else self._generation.price_usd,
             model=self._receipt.request["model"] if self._receipt else self._generation.model,
-            source_url=_without_query(self._url),
+            source_url=without_secrets(self._url),
         )
 
     def _key(self, extension: str) -> str:
@@ -288,157 +283,18 @@ class _Download:
         name = "-".join(part for part in (words, visible, content[:8], *take) if part)
         return f"{_plain(receipt.request['model'])}/{name}"
 
-    async def _write_sidecar(self, transfer: _Transfer, asset: Asset) -> None:
+    async def _write_sidecar(self, transfer: Transfer, asset: Asset) -> None:
         sidecar = _provenance(self._generation, self._receipt, asset, transfer.content_type_claimed)
         body = json.dumps(sidecar, indent=1, ensure_ascii=False, default=str).encode()
         await self._session.store.put(f"{self._key(transfer.extension)}.json", body, "application/json")
 
 
-class _Transfer:
-    """The bytes received so far of one version of a file, on their way into the store."""
-
-    def __init__(self, session: Session, kind: Kind | None, key_for: Callable[[str], str], aside: str) -> None:
-        self.aside = aside
-        self._store = session.store
-        self._most = session.settings.max_asset_bytes
-        self._kind = kind
-        self._key_for = key_for
-        self._writer: Writer | None = None
-        self._reset()
-
-    def _reset(self) -> None:
-        self._inspector = Inspector(self._kind)
-        self._problem: NotMedia | None = None
-        self.size = 0
-        self._digest = hashlib.sha256()
-        self._first = bytearray()
-        self._stated_sha256: str | None = None
-        self.validator: str | None = None
-        self.length: int | None = None
-        self.content_type_claimed: str | None = None
-
-    async def start_over(self) -> None:
-        """Forget everything received so far."""
-        await self.abort()
-        self._reset()
-
-    @property
-    def sha256(self) -> str:
-        return self._digest.hexdigest()
-
-    @property
-    def content_type(self) -> str:
-        return self._inspector.content_type
-
-    @property
-    def extension(self) -> str:
-        return self._inspector.extension
-
-    def headers(self) -> dict[str, str]:
-        """Return what to ask for: everything, or the rest of the very file that was begun."""
-        if not self.size or self.validator is None:
-            return {}
-        return {"Range": f"bytes={self.size}-", "If-Range": self.validator}
-
-    def begin(self, answer: MediaAnswer) -> None:
-        """Take note of what the host says of the file; refuse a rest that doesn't fit what is there."""
-        headers = answer.headers
-        if answer.status == 206:
-            found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", "").strip())
-            if found is None or int(found[1]) != self.size or (self.length and found[2] not in ("*", str(self.length))):
-                raise _Restart
-            return
-        if self.size:
-            # The whole file again: it changed, or the host knows no ranges.
-            raise _Restart
-        etag = headers.get("etag", "")
-        self.validator = etag if etag.startswith('"') else headers.get("last-modified")
-        length = headers.get("content-length", "")
-        self.length = int(length) if length.isdigit() else None
-        self.content_type_claimed = headers.get("content-type")
-        self._stated_sha256 = _stated_sha256(headers)
-
-    async def take(self, batch: bytes) -> None:
-        """Pass the next bytes on, out of sight, and judge them.
-
-        Bytes that can't be what was paid for are read to their end all the same: a person is to see them whole.
-
-        Raises:
-            NotMedia: they are too many.
-        """
-        if self._writer is None:
-            self._first += batch
-        else:
-            await self._writer.write(batch)
-        self.size += len(batch)
-        await asyncio.to_thread(self._judge, batch)
-        if self.size > self._most:
-            raise NotMedia(f"more than {self._most} bytes (VEOGEN_MAX_ASSET_BYTES)")
-        if self._writer is None and (self._problem is not None or self._inspector.is_recognised):
-            await self._opened()
-
-    def finish(self) -> None:
-        """Judge the file as a whole.
-
-        Raises:
-            NotMedia: it is not what was paid for.
-        """
-        if self._problem is not None:
-            raise self._problem
-        self._inspector.finish()
-        if self._stated_sha256 is not None and self._stated_sha256 != self.sha256:
-            raise NotMedia("bytes which do not have the digest that their own header states")
-
-    async def commit(self) -> str:
-        """Make the object visible and return its etag."""
-        return await (await self._opened()).commit()
-
-    async def abort(self) -> None:
-        """Leave nothing in the store."""
-        if self._writer is not None:
-            await self._writer.abort()
-            self._writer = None
-
-    async def set_aside(self) -> bool:
-        """Put what was received where a person can look at it; `False` if the store could not."""
-        if self._writer is None:
-            await self._store.put(self.aside, bytes(self._first), "application/octet-stream")
-            return True
-        return await self._writer.set_aside(self.aside)
-
-    async def _opened(self) -> Writer:
-        if self._writer is None:
-            is_media = self._problem is None
-            key = self._key_for(self.extension) if is_media else self.aside
-            self._writer = self._store.writer(key, self.content_type if is_media else "application/octet-stream")
-            await self._writer.write(bytes(self._first))
-            self._first.clear()
-        return self._writer
-
-    def _judge(self, batch: bytes) -> None:
-        self._digest.update(batch)
-        if self._problem is None:
-            try:
-                self._inspector.feed(batch)
-            except NotMedia as problem:
-                self._problem = problem
-
-
-async def _batched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """Yield larger pieces, and what came before a connection broke too."""
-    batch = bytearray()
+def _note_tells_of(note: bytes, sha256: str) -> bool:
     try:
-        async for chunk in chunks:
-            batch += chunk
-            if len(batch) >= _BATCH_BYTES:
-                yield bytes(batch)
-                batch.clear()
-    except AnswerLost:
-        if batch:
-            yield bytes(batch)
-        raise
-    if batch:
-        yield bytes(batch)
+        told = json.loads(note)
+        return bool(told["sha256"] == sha256 and told["kept"])
+    except (ValueError, KeyError, TypeError):
+        return False
 
 
 def _completed_by(known: Generation, told: Generation) -> Generation:
@@ -450,7 +306,7 @@ def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset, c
     known = generation.model_dump(
         mode="json", include={"id", "model", "type", "prompt", "parameters", "created_at", "completed_at"}
     )
-    known["parameters"] = _without_queries(known["parameters"])  # links to inputs may be signed
+    known["parameters"] = _without_secrets(known["parameters"])  # links to inputs may be signed
     bought: dict[str, Any] = {}
     if receipt is not None:
         bought = receipt.model_dump(mode="json", include={"request", "take", "links", "api", "quote_usd", "sent_at"})
@@ -467,28 +323,15 @@ def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset, c
     }
 
 
-def _stated_sha256(headers: Mapping[str, str]) -> str | None:
-    """Return the digest of the whole file, in hex, if the host states one."""
-    for name in ("repr-digest", "digest", "x-amz-checksum-sha256"):
-        found = re.fullmatch(r"(?:.*sha-256=)?:?([A-Za-z0-9+/]{43}=):?(?:,.*)?", headers.get(name, ""), re.IGNORECASE)
-        if found:
-            return base64.b64decode(found[1]).hex()
-    return None
-
-
 def _plain(text: str) -> str:
     """Return text as part of a file name: lower-case ASCII letters, digits, dots and dashes."""
     ascii_only = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9.]+", "-", ascii_only).strip("-.") or "x"
 
 
-def _without_queries(value: Any) -> Any:
+def _without_secrets(value: Any) -> Any:
     if isinstance(value, dict):
-        return {name: _without_queries(item) for name, item in value.items()}
+        return {name: _without_secrets(item) for name, item in value.items()}
     if isinstance(value, list):
-        return [_without_queries(item) for item in value]
-    return _without_query(value) if isinstance(value, str) and "://" in value else value
-
-
-def _without_query(url: str) -> str:
-    return url.partition("?")[0]
+        return [_without_secrets(item) for item in value]
+    return without_secrets(value) if isinstance(value, str) and "://" in value else value

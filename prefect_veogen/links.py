@@ -9,20 +9,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefect_veogen.addresses import check_address
+from prefect_veogen.addresses import open_media
 from prefect_veogen.errors import InputUnavailable, MediaRejected, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Asset
 from prefect_veogen.store import open_store
-from prefect_veogen.transport import AnswerLost, joined_url
+from prefect_veogen.transport import AnswerLost
 
 if TYPE_CHECKING:
     from prefect_veogen.models import GenerationRequest
     from prefect_veogen.session import Session
+    from prefect_veogen.transport import MediaAnswer
 
 # Long enough for a queue at the service; the link ends up in the service's records, so not longer than needed.
 PRESIGNED_SECONDS = 6 * 3600
-_MAX_REDIRECTS = 5
 
 
 async def offered_links(session: Session, request: GenerationRequest) -> dict[str, list[str]]:
@@ -40,16 +40,16 @@ async def offered_links(session: Session, request: GenerationRequest) -> dict[st
 
 async def link_to(session: Session, asset: Asset) -> str:
     """Return a link to an asset that works now."""
-    if asset.source_url and await _opens(session, asset.source_url):
+    if asset.source_url and await _opens(session, asset, asset.source_url):
         return asset.source_url
     try:
         generation = await session.client.get_generation(asset.generation_id)
     except VeogenError:
         generation = None
-    if generation is not None and generation.output is not None and await _opens(session, generation.output.url):
+    if generation is not None and generation.output is not None and await _opens(session, asset, generation.output.url):
         return generation.output.url
     link = await _presigned(asset)
-    if link is not None and await _opens(session, link, ours=True):
+    if link is not None and await _opens(session, asset, link, ours=True):
         return link
     raise InputUnavailable(
         f"The asset {asset.uri} is needed as an input, but the service no longer serves generation "
@@ -67,19 +67,35 @@ async def _presigned(asset: Asset) -> str | None:
         return None
 
 
-async def _opens(session: Session, url: str, *, ours: bool = False) -> bool:
-    return await on_io(_answers(session, url, ours=ours))
+async def _opens(session: Session, asset: Asset, url: str, *, ours: bool = False) -> bool:
+    return await on_io(_shows(session, asset, url, ours=ours))
 
 
-async def _answers(session: Session, url: str, *, ours: bool) -> bool:
+async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> bool:
     try:
-        for _ in range(_MAX_REDIRECTS + 1):
-            if not ours:  # a bucket may well have a private address here and a public one elsewhere
-                await check_address(session, url)
-            async with session.client.transport.media(url, {"Range": "bytes=0-0"}) as answer:
-                if not 300 <= answer.status < 400:
-                    return answer.status in (200, 206)
-                url = joined_url(url, answer.headers.get("location", ""))
+        async with open_media(session, url, {"Range": "bytes=0-0"}, ours=ours) as answer:
+            return _is_of(asset, answer)
     except (AnswerLost, MediaRejected):
-        pass
-    return False
+        return False
+
+
+def _is_of(asset: Asset, answer: MediaAnswer) -> bool:
+    """Tell whether an answer can be the asset: a page which says that a link has expired answers with 200 as well."""
+    match answer.status:
+        case 206:
+            total = answer.headers.get("content-range", "").rpartition("/")[2]
+        case 200:
+            total = answer.headers.get("content-length", "")
+        case _:
+            return False
+    if total.isdigit():
+        return int(total) == asset.size
+    return answer.headers.get("content-type", "").partition("/")[0] == asset.content_type.partition("/")[0]
+
+
+def without_secrets(url: str) -> str:
+    """Return a link without what may be a secret in it: query, fragment, user and password."""
+    address = url.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.errors import UnknownSubmission, VeogenError
 from prefect_veogen.ledger import Entry, Receipt, State
+from prefect_veogen.links import without_secrets
 from prefect_veogen.models import Generation, GenerationRequest, Kind, Status, in_usd
 from prefect_veogen.store import Changed
 
@@ -185,7 +186,7 @@ def _contradicts(echoed: Any, asked: Any, links: tuple[str, ...] | None) -> bool
         return str(echoed) != str(asked)
     # One of the documentation's snippets shows the links as objects: what can't be read tells nothing.
     is_told = isinstance(echoed, list) and all(isinstance(url, str) for url in echoed)
-    return is_told and tuple(map(_without_query, echoed)) != links
+    return is_told and tuple(map(without_secrets, echoed)) != links
 
 
 def attach(receipt: Receipt) -> Generation:
@@ -201,21 +202,13 @@ def readable(request: GenerationRequest) -> dict[str, Any]:
     shown = request.canonical()
     for name, value in shown.items():
         if isinstance(value, list):
-            shown[name] = [{kind: _without_query(text) for kind, text in item.items()} for item in value]
+            shown[name] = [{kind: without_secrets(text) for kind, text in item.items()} for item in value]
     return shown
 
 
 def shown_links(body: dict[str, Any]) -> dict[str, tuple[str, ...]]:
     """Return the links of a request as sent, without their queries."""
-    return {name: tuple(map(_without_query, value)) for name, value in body.items() if isinstance(value, list)}
-
-
-def _without_query(url: str) -> str:
-    """Return a link without what may be a secret in it: query, fragment, user and password."""
-    address = url.partition("?")[0].partition("#")[0]
-    scheme, separator, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+    return {name: tuple(map(without_secrets, value)) for name, value in body.items() if isinstance(value, list)}
 
 
 def is_abandoned(receipt: Receipt) -> bool:

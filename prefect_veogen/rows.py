@@ -10,7 +10,7 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from prefect_veogen.delivery import deliver, is_intact
+from prefect_veogen.delivery import deliver, intact_asset
 from prefect_veogen.errors import (
     BudgetExceeded,
     ChangeTheRequest,
@@ -201,6 +201,4 @@ async def _asset(session: Session, request: GenerationRequest, timeout_seconds: 
 
 async def _stored(session: Session, request: GenerationRequest) -> Asset | None:
     entry = await session.ledger.read(request.receipt_key(session.client.base_url))
-    if entry is None or not await is_intact(session.store, entry.receipt):
-        return None
-    return entry.receipt.asset
+    return None if entry is None else await intact_asset(session.store, entry.receipt)

@@ -10,6 +10,7 @@ import asyncio
 import json
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
 
 import httpx
 
@@ -94,7 +95,7 @@ class Transport:
             raise AnswerLost(f"the answer was lost ({_reason(error)})") from None
 
     @asynccontextmanager
-    async def media(self, url: str, headers: Mapping[str, str], method: str = "GET") -> AsyncIterator[MediaAnswer]:
+    async def media(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[MediaAnswer]:
         """Open one media link without any credentials.
 
         Raises:
@@ -102,7 +103,7 @@ class Transport:
         """
         try:
             async with self._media.stream(
-                method, url, headers={**headers, "Accept": "*/*", "Accept-Encoding": "identity"}
+                "GET", url, headers={**headers, "Accept": "*/*", "Accept-Encoding": "identity"}
             ) as answer:
                 yield MediaAnswer(answer)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -141,7 +142,15 @@ class MediaAnswer:
         self._answer = answer
         self.status = answer.status_code
         self.headers = _lower(answer.headers)
-        self.url = str(answer.url)
+
+    @property
+    def peer(self) -> str | None:
+        """The address that answered; `None` where a proxy stands between."""
+        stream = self._answer.extensions.get("network_stream")
+        if stream is None or getproxies():
+            return None
+        address = stream.get_extra_info("server_addr")
+        return str(address[0]) if address else None
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, undecoded.

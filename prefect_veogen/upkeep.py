@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from prefect_veogen.delivery import deliver, is_intact
+from prefect_veogen.delivery import deliver, intact_asset
 from prefect_veogen.errors import (
     ConfigurationError,
     GenerationFailed,
@@ -151,7 +151,7 @@ async def _sweep_one(session: Session, key: str) -> Swept | None:
 async def _finish(session: Session, entry: Entry) -> str | None:
     receipt = entry.receipt
     match receipt.state:
-        case State.STORED if await is_intact(session.store, receipt):
+        case State.STORED if await intact_asset(session.store, receipt) is not None:
             await _settle_leftover(session, receipt)
             return None
         case State.STORED | State.BOUGHT | State.UNKNOWN | State.SENDING if receipt.api != session.client.base_url:

@@ -27,7 +27,7 @@ ROWS = {
     "values": "errors models settings protocol catalogue media",
     "edges": "iothread limiter liveness transport client watcher store ledger budgets manifest thumbnails",
     "session": "session",
-    "work": "addresses links delivery recovery purchase waiting planning rows upkeep contact_sheet",
+    "work": "addresses links transfer delivery recovery purchase waiting planning rows upkeep contact_sheet",
     "Prefect": "slots joining blocks showing tasks campaigns maintenance",
     "surface": "__init__",
     "command": "cli",

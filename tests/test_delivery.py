@@ -7,6 +7,8 @@ import base64
 import hashlib
 import json
 import resource
+import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +19,9 @@ from typing import Any
 import httpx
 import pytest
 
+from prefect_veogen import transfer
 from prefect_veogen.delivery import Delivery, deliver
-from prefect_veogen.errors import DownloadBroken, MediaRejected, StoreUnavailable
+from prefect_veogen.errors import DownloadBroken, GenerationFailed, MediaRejected, StoreUnavailable
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Generation, GenerationRequest, Kind, Output, Status
@@ -216,6 +219,44 @@ async def test_a_rest_that_does_not_fit_is_not_glued_on(sandbox: Sandbox) -> Non
         assert (await delivered(elsewhere(f"{host}/2"))).asset.sha256 == hashlib.sha256(CLIP_BYTES).hexdigest()
 
 
+@pytest.mark.parametrize("validator", ["etag", "last-modified"])
+async def test_the_rest_of_another_version_is_not_glued_on(validator: str, sandbox: Sandbox) -> None:
+    versions = [CLIP_BYTES, CLIP_BYTES[:1000] + bytes(len(CLIP_BYTES) - 1000)]
+    names = ['"1"', '"2"'] if validator == "etag" else [f"Tue, 24 Nov 2026 10:00:0{n} GMT" for n in (1, 2)]
+
+    def changing(request: Request) -> Reply:
+        if not asked:
+            asked.append(request)
+            return Reply(200, {validator: names[0]}, versions[0], cut_at=2_000_000)
+        if (start := request.headers.get("range", "").removeprefix("bytes=").removesuffix("-")) == "":
+            return Reply(200, {validator: names[1]}, versions[1])
+        # Such a host knows no If-Range.
+        headers = {"content-range": f"bytes {start}-{len(CLIP_BYTES) - 1}/{len(CLIP_BYTES)}", validator: names[1]}
+        return Reply(206, headers, versions[1][int(start) :])
+
+    asked: list[Request] = []
+    with serving(changing) as host:
+        asset = (await delivered(elsewhere(f"{host}/x.mp4"))).asset
+    assert asset.sha256 == hashlib.sha256(versions[1]).hexdigest()
+
+
+async def test_a_host_that_trickles_is_given_up(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transfer, "_SLOW_SECONDS", 0.2)
+    generation = await bought(sandbox)
+    sandbox.fault("media-slow", bytes_per_second=2000, times=None)
+    with pytest.raises(DownloadBroken, match="bytes came in"):
+        await asyncio.wait_for(delivered(generation), 30)
+    assert leftovers(open_session().store) == 0
+
+
+async def test_a_failed_generation_is_said_to_have_failed_and_not_to_lack_an_output(sandbox: Sandbox) -> None:
+    sandbox.fault("failed")
+    generation = (await on_io(buy(open_session(), CLIP))).generation
+    sandbox.advance(600)
+    with pytest.raises(GenerationFailed, match="not charged"):
+        await delivered(generation)
+
+
 @pytest.mark.parametrize("header", ["repr-digest: sha-256=:{}:", "digest: SHA-256={}", "x-amz-checksum-sha256: {}"])
 async def test_a_digest_that_the_host_states_is_checked(header: str, sandbox: Sandbox) -> None:
     name, _, value = header.partition(": ")
@@ -289,6 +330,23 @@ async def test_a_public_api_gets_no_media_from_private_addresses(
         await delivered(elsewhere(f"http://{host}:9/x.mp4"))
 
 
+async def test_a_name_that_changes_its_address_after_the_check_gets_nothing_in(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_ALLOW_PRIVATE_MEDIA", "false")
+    resolve, answers = socket.getaddrinfo, ["93.184.215.14", "127.0.0.1"]
+
+    def rebinding(host: Any, *arguments: Any, **keywords: Any) -> Any:
+        named = str(host).startswith(("rebinding", "b'rebinding"))
+        return resolve(answers.pop(0) if named else host, *arguments, **keywords)
+
+    with serving(lambda request: Reply(200, {}, CLIP_BYTES)) as host:
+        monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+        with pytest.raises(MediaRejected, match="private address rebinding"):
+            await delivered(elsewhere(host.replace("127.0.0.1", "rebinding.example") + "/x.mp4"))
+    assert answers == []
+
+
 async def test_the_setting_opens_every_address(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEOGEN_ALLOW_PRIVATE_MEDIA", "true")
     with serving(lambda request: Reply(200, {}, CLIP_BYTES)) as host:
@@ -323,6 +381,23 @@ async def test_what_was_rejected_is_kept_with_a_note(fault: str, words: str, san
     assert (note["size"], note["receipt"], note["generation_id"]) == (len(kept), generation.receipt, generation.id)
     assert await store.find("assets/") == []
     assert (await receipt_of(generation)).state is State.BOUGHT
+
+
+async def test_the_same_bytes_are_kept_aside_once_however_often_they_are_served(
+    sandbox: Sandbox, store_url: str
+) -> None:
+    generation = await bought(sandbox)
+    sandbox.fault("media-html", times=3)
+    kept = set()
+    for _ in range(3):
+        with pytest.raises(MediaRejected) as caught:
+            await delivered(generation)
+        kept.add(caught.value.kept_at)
+    store = open_session().store
+    assert {str(store.key(str(uri))) for uri in kept} | {f"{store.key(str(uri))}.json" for uri in kept} == {
+        found.key for found in await store.find("rejected/")
+    }
+    assert (len(kept), leftovers(store)) == (1, 0)
 
 
 @pytest.mark.parametrize("body", [b"<html>" + b"x" * LARGE, CLIP_BYTES[:-1] + b"", b"\x1aX" + bytes(LARGE)])
@@ -427,6 +502,19 @@ async def test_an_asset_that_was_only_copied_is_not_fetched_again(sandbox: Sandb
     await writer.write(await content(store, asset.uri))
     await writer.commit()
     assert (await delivered(generation)).reused
+
+
+async def test_a_store_that_was_moved_still_has_its_assets(
+    sandbox: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_STORE", str(tmp_path / "before"))
+    generation = await bought(sandbox, PICTURE)
+    asset = (await delivered(generation)).asset
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
+    monkeypatch.setenv("VEOGEN_STORE", str(tmp_path / "after"))
+    moved = await delivered(generation)
+    assert (moved.reused, moved.asset.sha256) == (True, asset.sha256)
+    assert moved.asset.uri == asset.uri.replace("before", "after")
 
 
 async def test_content_types_are_what_the_bytes_show(sandbox: Sandbox, bucket: str, monkeypatch: Any) -> None:

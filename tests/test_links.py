@@ -111,6 +111,24 @@ async def test_a_link_that_leads_nowhere_does_not_count(target: str, sandbox: Sa
     assert given == asset.source_url
 
 
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (200, {"content-type": "text/html"}),
+        (200, {"content-type": "text/html", "transfer-encoding": "identity"}),
+        (206, {"content-range": "bytes 0-0/17"}),
+        (206, {"content-range": "bytes 0-0/*", "content-type": "text/html"}),
+    ],
+)
+async def test_a_page_which_says_that_the_link_has_expired_does_not_count(
+    status: int, headers: dict[str, str], sandbox: Sandbox
+) -> None:
+    asset = await picture(sandbox)
+    with serving(lambda request: Reply(status, headers, b"<html>This link has expired")) as host:
+        given = await link(asset.model_copy(update={"source_url": f"{host}/x.png"}))
+    assert given == asset.source_url
+
+
 async def test_a_private_address_is_not_even_asked(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     asset = await picture(sandbox)
     monkeypatch.setenv("VEOGEN_ALLOW_PRIVATE_MEDIA", "false")

@@ -319,11 +319,11 @@ async def test_what_killed_writers_left_is_cleared_when_it_is_old(
     if kind == "bucket":
         store = in_bucket(monkeypatch, strict_s3, "unfinished")
         store.client().create_bucket(Bucket="unfinished")
-    writer = store.writer("assets/clip.mp4", "video/mp4")
-    await writer.write(bytes(PART_BYTES + 1))
-    assert unfinished(store) == 1
+    for key in ("assets/clip.mp4", "rejected/clip"):
+        await store.writer(key, "video/mp4").write(bytes(PART_BYTES + 1))
+    assert unfinished(store) == 2
     assert await store.clear_unfinished(3600) == 0
-    assert await store.clear_unfinished(-5) == 1
+    assert await store.clear_unfinished(-5) == 2
     assert unfinished(store) == 0
 
 

@@ -110,6 +110,11 @@ class S3Store(Store):
                     raise ConfigurationError(f"boto3 can't reach S3 as it is set up: {error}") from None
             return self._client
 
+    def checksum_of_parts(self) -> dict[str, str]:
+        """Return how a multipart upload announces the checksums which boto3 adds to its parts, if it does."""
+        adds_them = self.client().meta.config.request_checksum_calculation == "when_supported"
+        return {"ChecksumAlgorithm": "CRC32"} if adds_them else {}
+
     async def _put_if(self, key: str, body: bytes, **condition: str) -> str:
         for _ in range(_MAX_CONFLICTS):
             try:
@@ -180,17 +185,20 @@ class S3Store(Store):
         return digest.hexdigest()
 
     def _clear_unfinished(self, older_than_seconds: float) -> int:
-        oldest, cleared = datetime.now(UTC).timestamp() - older_than_seconds, 0
+        oldest = datetime.now(UTC).timestamp() - older_than_seconds
         with _store_errors(self):
-            pages = self.client().get_paginator("list_multipart_uploads")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + "assets/"):
-                for upload in page.get("Uploads", ()):
-                    if upload["Initiated"].timestamp() < oldest:
-                        self.client().abort_multipart_upload(
-                            Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"]
-                        )
-                        cleared += 1
-        return cleared
+            client = self.client()
+            pages = client.get_paginator("list_multipart_uploads")
+            uploads = [
+                upload
+                for folder in ("assets/", "rejected/")
+                for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + folder)
+                for upload in page.get("Uploads", ())
+                if upload["Initiated"].timestamp() < oldest
+            ]
+            for upload in uploads:
+                client.abort_multipart_upload(Bucket=self.bucket, Key=upload["Key"], UploadId=upload["UploadId"])
+        return len(uploads)
 
     async def _call(self, operation: str, **arguments: Any) -> Any:
         return await in_thread(self._call_now, operation, **arguments)
@@ -261,7 +269,7 @@ class _S3Writer(Writer):
         self._content_type = content_type
         self._buffer = bytearray()
         self._upload_id: str | None = None
-        self._parts: dict[int, str] = {}
+        self._parts: dict[int, dict[str, Any]] = {}
         self._sent = 0
         self._in_flight: deque[asyncio.Task[None]] = deque()
 
@@ -280,10 +288,8 @@ class _S3Writer(Writer):
             await self._send(bytes(self._buffer))
         while self._in_flight:
             await self._in_flight.popleft()
-        parts = [{"PartNumber": number, "ETag": etag} for number, etag in sorted(self._parts.items())]
-        answer = await self._call(
-            "complete_multipart_upload", UploadId=self._upload_id, MultipartUpload={"Parts": parts}
-        )
+        parts = {"Parts": [self._parts[number] for number in sorted(self._parts)]}
+        answer = await self._call("complete_multipart_upload", UploadId=self._upload_id, MultipartUpload=parts)
         return str(answer["ETag"])
 
     async def abort(self) -> None:
@@ -318,12 +324,16 @@ class _S3Writer(Writer):
             await self._in_flight.popleft()
 
     async def _begin(self) -> None:
-        answer = await self._call("create_multipart_upload", ContentType=self._content_type)
+        answer = await self._call(
+            "create_multipart_upload", ContentType=self._content_type, **self._store.checksum_of_parts()
+        )
         self._upload_id = str(answer["UploadId"])
 
     async def _send_part(self, number: int, part: bytes) -> None:
         answer = await _uninterrupted(self._call("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part))
-        self._parts[number] = str(answer["ETag"])
+        self._parts[number] = {"PartNumber": number, "ETag": str(answer["ETag"])}
+        if "ChecksumCRC32" in answer:
+            self._parts[number]["ChecksumCRC32"] = answer["ChecksumCRC32"]
 
     async def _call(self, operation: str, **arguments: Any) -> Any:
         try:
