@@ -20,8 +20,10 @@ from prefect_veogen.campaigns import (
 from prefect_veogen.maintenance import tell_what_runs_on
 from prefect_veogen.slots import take_of_slot
 
+STOPPED: Any = [tell_what_runs_on]
 
-@flow(name="campaign", on_cancellation=[tell_what_runs_on], on_failure=[tell_what_runs_on])
+
+@flow(name="campaign", on_cancellation=STOPPED, on_failure=STOPPED, on_crashed=STOPPED)
 async def campaign(
     manifest: list[dict[str, Any]] | str,
     *,
@@ -42,10 +44,9 @@ async def campaign(
     rows = await read_manifest(manifest, take_of_slot(take))
     name = name or campaign_name(rows)
     where: dict[str, Any] = {"credentials": credentials, "store": store}
-    await check_campaign(rows, name=name, budget_usd=budget_usd, **where)
-    report = await make_campaign(
-        rows, name=name, budget_usd=budget_usd, at_once=at_once, timeout_seconds=timeout_seconds, **where
-    )
+    money: dict[str, Any] = {"name": name, "budget_usd": budget_usd}
+    await check_campaign(rows, **money, **where)
+    report = await make_campaign(rows, at_once=at_once, timeout_seconds=timeout_seconds, **money, **where)
     await publish_campaign(report, **where)
     return report
 

@@ -10,15 +10,15 @@ import asyncio
 import random
 import uuid
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from decimal import Decimal
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_veogen.errors import BudgetExceeded, StoreUnavailable, UnreadableReceipt
+from prefect_veogen.errors import BudgetExceeded, ConfigurationError, StoreUnavailable, UnreadableReceipt
 from prefect_veogen.models import in_usd
 from prefect_veogen.store import AlreadyThere, Changed
 
@@ -38,8 +38,23 @@ class Cap(NamedTuple):
 
     @classmethod
     def of(cls, budget: str, usd: Decimal | float | None) -> Cap | None:
-        """Return the cap, `None` if there is no amount."""
-        return None if usd is None else cls(budget, Decimal(str(usd)))
+        """Return the cap, `None` if there is no amount.
+
+        Raises:
+            ConfigurationError: the amount is none.
+        """
+        if usd is None:
+            return None
+        try:
+            amount = Decimal(str(usd))
+        except InvalidOperation:
+            amount = Decimal("nan")
+        if isinstance(usd, bool) or not amount.is_finite() or amount < 0:
+            raise ConfigurationError(
+                f"budget_usd={usd!r} is no amount of money",
+                next_step="Give a number of USD, 0 or more, or None for no cap.",
+            )
+        return cls(budget, amount)
 
 
 class Reservation(BaseModel):
@@ -47,7 +62,7 @@ class Reservation(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    usd: Decimal
+    usd: Decimal = Field(ge=0)
     by: str
     at: datetime
 
@@ -59,7 +74,7 @@ class Account(BaseModel):
 
     format: Literal[1] = 1
     budget: str
-    spent_usd: Decimal = Decimal(0)
+    spent_usd: Decimal = Field(default=Decimal(0), ge=0)
     reserved: dict[str, Reservation] = Field(default_factory=dict)
     # Whose money was given back after a failure: giving back is tried again after a kill, and must not count twice.
     refunded: tuple[str, ...] = ()
@@ -187,9 +202,9 @@ def _desk(store: Store, budget: str) -> _Desk:
     return known.setdefault((store, budget), _Desk(store, budget))
 
 
-def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> Account | None:
-    if name in account.reserved:
-        return None
+def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> Account:
+    # What a run that died had set aside for the same purchase was judged by its cap and its price, not by today's.
+    account = account.model_copy(update={"reserved": _without(account.reserved, name)})
     left = cap.usd - account.committed_usd
     if usd > left:
         raise BudgetExceeded(
@@ -202,14 +217,14 @@ def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> A
 def _settled(account: Account, name: str, usd: Decimal) -> Account | None:
     if name not in account.reserved:
         return None
-    rest = {key: value for key, value in account.reserved.items() if key != name}
-    return account.model_copy(update={"reserved": rest, "spent_usd": account.spent_usd + usd})
+    spent = account.spent_usd + usd
+    return account.model_copy(update={"reserved": _without(account.reserved, name), "spent_usd": spent})
 
 
 def _released(account: Account, name: str, settled_usd: Decimal | None) -> Account | None:
     changes: dict[str, Any] = {}
     if name in account.reserved:
-        changes["reserved"] = {key: value for key, value in account.reserved.items() if key != name}
+        changes["reserved"] = _without(account.reserved, name)
     elif settled_usd and name not in account.refunded:
         # Never below nothing, even if the account was removed meanwhile: that would be money on top of the cap.
         changes["spent_usd"] = max(account.spent_usd - settled_usd, Decimal(0))
@@ -218,6 +233,10 @@ def _released(account: Account, name: str, settled_usd: Decimal | None) -> Accou
     if settled_usd:
         changes["refunded"] = (*account.refunded, name)
     return account.model_copy(update=changes)
+
+
+def _without(reserved: Mapping[str, Reservation], name: str) -> dict[str, Reservation]:
+    return {key: value for key, value in reserved.items() if key != name}
 
 
 def _explanation(account: Account, cap: Cap, usd: Decimal) -> str:
@@ -236,9 +255,16 @@ def _explanation(account: Account, cap: Cap, usd: Decimal) -> str:
 
 def _account_of(budget: str, body: bytes) -> Account:
     try:
-        return Account.model_validate_json(body)
+        account = Account.model_validate_json(body)
     except ValidationError:
-        raise UnreadableReceipt(f"The record of the budget {budget} can't be read") from None
+        account = None
+    if account is None or account.budget != budget:
+        raise UnreadableReceipt(
+            f"The record of the budget {budget} ({_path(budget)} in the store) can't be read",
+            next_step="Nothing was bought. Restore the file, update prefect-veogen if a newer one wrote it, or remove "
+            "the file: the budget then begins anew at 0.",
+        )
+    return account
 
 
 def _path(budget: str) -> str:

@@ -21,7 +21,6 @@ from prefect.artifacts import (
     aupdate_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
-from prefect.client.schemas.objects import State
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
@@ -130,19 +129,17 @@ async def make_campaign(
 
     async def work() -> None:
         for row in waiting:
-            state: State[CampaignItem] = await make_row(  # type: ignore[misc]
-                row,
-                name=name,
-                budget_usd=budget_usd,
-                credentials=credentials,
-                store=store,
-                timeout_seconds=timeout_seconds,
-                return_state=True,
-            )
-            item = await state.aresult(raise_on_failure=False)
-            if not isinstance(item, CampaignItem):
-                item = await item_of_failure(await session_for_task(credentials, store, None), row, item)
-            items[row.id] = item
+            try:
+                items[row.id] = await make_row(
+                    row,
+                    name=name,
+                    budget_usd=budget_usd,
+                    credentials=credentials,
+                    store=store,
+                    timeout_seconds=timeout_seconds,
+                )
+            except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: one row's only
+                items[row.id] = await item_of_failure(await session_for_task(credentials, store), row, error)
 
     async with _progress(name, len(rows), items):
         await asyncio.gather(*(work() for _ in range(min(at_once, len(rows)))))
@@ -157,7 +154,7 @@ async def publish_campaign(
     store: str | None = None,
 ) -> str:
     """Return where the contact sheet lies, after writing it and the run's artifacts (a table, some pictures). Free."""
-    session = await session_for_task(credentials, store, None)
+    session = await session_for_task(credentials, store)
     tiles = await make_tiles(session, report.items)
     key = f"campaigns/{_plain(report.name)}/contact-sheet.html"
     await on_io(session.store.put(key, page(report, tiles).encode(), "text/html; charset=utf-8"))

@@ -6,14 +6,13 @@ private the store is. They need the `media` extra; without it the page links to 
 
 from __future__ import annotations
 
-import asyncio
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import VeogenError
-from prefect_veogen.iothread import on_io
+from prefect_veogen.iothread import each, on_io
 from prefect_veogen.models import in_usd
 from prefect_veogen.thumbnails import thumbnail
 
@@ -70,14 +69,11 @@ def _figure(tile: Tile) -> str:
 
 
 async def _make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
-    bound = asyncio.Semaphore(_AT_ONCE)
-
     async def tile(item: CampaignItem) -> Tile:
-        async with bound:
-            pictures = [await _picture(session, asset) for asset in item.assets]
+        pictures = [await _picture(session, asset) for asset in item.assets]
         return Tile(item, tuple(picture for picture in pictures if picture))
 
-    return list(await asyncio.gather(*(tile(item) for item in items)))
+    return await each(items, tile, _AT_ONCE)
 
 
 async def _picture(session: Session, asset: Asset) -> str | None:

@@ -32,7 +32,7 @@ VeogenError
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -237,6 +237,14 @@ class BudgetExceeded(ChangeTheSetup):
         self.left_usd = left_usd
         self.cap_usd = cap_usd
 
+    @classmethod
+    def without_a_price(cls, models: str) -> BudgetExceeded:
+        """Return the error for what can't be kept under a cap, because the service names no price for it."""
+        return cls(
+            f"The service names no price for {models}, so that it can't be kept under a cap",
+            next_step="Nothing was bought. Take another model, or run this one without any cap.",
+        )
+
 
 class UnsafeStore(ChangeTheSetup):
     """The store ignores conditional writes, so two workers could both buy: refused before any money moved."""
@@ -248,11 +256,6 @@ class _AboutAGeneration(VeogenError):
     def __init__(self, message: str, *, generation_id: str | None = None, **facts: Any) -> None:
         super().__init__(message, **facts)
         self.generation_id = generation_id
-
-    def about(self, generation_id: str) -> Self:
-        """Return this error, carrying the id it is about."""
-        self.generation_id = self.generation_id or generation_id
-        return self
 
 
 class GenerationFailed(_AboutAGeneration):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ Result = TypeVar("Result")
 
 # S3 calls block a thread each; they wait for the network, so more than the default of a few per core is right.
 _STORE_THREADS = 32
+_PUTTING_AWAY_SECONDS = 10.0
 
 
 class _IOThread:
@@ -45,11 +46,32 @@ def io_loop() -> asyncio.AbstractEventLoop:
 
 
 async def on_io(work: Coroutine[Any, Any, Result]) -> Result:
-    """Return the result of `work`, run on the I/O loop."""
+    """Return the result of `work`, run on the I/O loop.
+
+    Whoever is cancelled meanwhile leaves when the work has put away what it held: receipts, uploads, waits.
+    """
     loop = io_loop()
     if asyncio.get_running_loop() is loop:
         return await work
-    return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, loop))
+    over: Future[None] = Future()
+    begun: list[asyncio.Task[Result]] = []
+
+    def begin() -> None:
+        begun.append(loop.create_task(work))
+        begun[0].add_done_callback(lambda _: over.set_result(None))
+
+    def stop() -> None:
+        begun[0].cancel()
+
+    loop.call_soon_threadsafe(begin)
+    ending = asyncio.wrap_future(over)
+    try:
+        await asyncio.shield(ending)
+    except asyncio.CancelledError:
+        loop.call_soon_threadsafe(stop)
+        await asyncio.wait([ending], timeout=_PUTTING_AWAY_SECONDS)
+        raise
+    return begun[0].result()
 
 
 async def each(items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], at_once: int = 16) -> list[Result]:

@@ -3,12 +3,15 @@
 A receipt is *created* by exactly one caller of the whole fleet and *replaced* only by whoever saw its last version, so
 that every step of a purchase has one author. Its states:
 
-    RESERVED ──► SENDING ──► BOUGHT ──► STORED          the good way
-        │           │  ╲        │
-        ▼           ▼   ╲──►  UNKNOWN ──► BOUGHT        the answer was lost: looked for, found (or a person must look)
-     RELEASED    RELEASED       │
-     (nothing was bought)       ▼
-                             FAILED (not charged)       RELEASED and FAILED may become RESERVED again
+    RESERVED ──► SENDING ──► BOUGHT ──► STORED       the good way
+        │  ▲      │ │ │         │
+        │  └─429──┘ │ │         └──────► FAILED      it failed, and was not charged
+        ▼           │ ▼
+     RELEASED ◄─────┘ UNKNOWN ──► BOUGHT             the answer was lost: looked for, and found;
+     (nothing was        │                           else a person decides (BOUGHT or RELEASED),
+      bought)            └──────► RESERVED           or a setting says to buy again
+
+RELEASED and FAILED become RESERVED when somebody asks for the same thing again.
 """
 
 from __future__ import annotations
@@ -50,7 +53,7 @@ class State(StrEnum):
     RELEASED = "released"
     """Nothing was bought; anybody may try again."""
     UNKNOWN = "unknown"
-    """The answer was lost, and no purchase was found when it was looked for."""
+    """The answer was lost: whether a purchase was made is to be looked for."""
 
 
 class Event(BaseModel):
@@ -92,6 +95,11 @@ class Receipt(BaseModel):
     def reservation(self) -> str:
         """What this attempt is called in the budgets."""
         return f"{self.key}#{self.attempt}"
+
+    @property
+    def earlier_reservations(self) -> tuple[str, ...]:
+        """What the attempts before this one were called; all but those that were lost have been settled."""
+        return tuple(f"{self.key}#{attempt}" for attempt in range(1, self.attempt))
 
     @property
     def price_usd(self) -> Decimal | None:
@@ -200,13 +208,27 @@ def _receipt_of(key: str, body: bytes) -> Receipt:
         raise UnreadableReceipt(f"The receipt {key} can't be read: {problem['loc']} {problem['msg']}") from None
     if receipt.key != key:
         raise UnreadableReceipt(f"The receipt {key} can't be read: it is a copy of {receipt.key}")
-    if receipt.state in (State.BOUGHT, State.STORED) and receipt.generation is None:
-        raise UnreadableReceipt(f"The receipt {key} can't be read: it is {receipt.state.value} without a generation")
+    missing = _missing(receipt)
+    if missing is not None:
+        raise UnreadableReceipt(f"The receipt {key} can't be read: it is {receipt.state.value} without {missing}")
     return receipt
+
+
+def _missing(receipt: Receipt) -> str | None:
+    """Return what a receipt in its state can't do without."""
+    if not all(isinstance(receipt.request.get(name), str) for name in ("model", "prompt")):
+        return "a request"
+    if not receipt.history:
+        return "a history"
+    if receipt.state in (State.BOUGHT, State.STORED) and receipt.generation is None:
+        return "a generation"
+    if receipt.state in (State.SENDING, State.UNKNOWN) and receipt.sent_at is None:
+        return "the time of its sending"
+    return None
 
 
 def _claimant_of(generation_id: str, body: bytes) -> str:
     try:
         return str(json.loads(body)["receipt"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UnreadableReceipt(f"The claim of the generation {generation_id} can't be read") from None

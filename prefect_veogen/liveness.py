@@ -50,7 +50,9 @@ class Holder(BaseModel):
         if self.process is not None and own is not None and _same_machine(self.process, own):
             if self.process == own:
                 return self.id not in _active
-            return _process_mark(self.pid) != self.process
+            mark = _process_mark(self.pid)
+            if mark is not None or not _is_hidden(self.pid):
+                return mark != self.process
         return datetime.now(UTC) > self.lease_until + CLOCK_TOLERANCE
 
 
@@ -77,6 +79,15 @@ def holding(lease_seconds: float, flow_run_id: str | None) -> Iterator[Holder]:
 
 def _same_machine(one: str, other: str) -> bool:
     return one.rpartition("/")[0] == other.rpartition("/")[0]
+
+
+def _is_hidden(pid: int) -> bool:
+    """Tell whether a process runs of which the system tells us nothing (somebody else's, with `hidepid`)."""
+    try:
+        os.kill(pid, 0)
+    except OSError as error:
+        return isinstance(error, PermissionError)
+    return False
 
 
 def _process_mark(pid: int) -> str | None:

@@ -15,13 +15,14 @@ from prefect.logging.loggers import flow_run_logger
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.errors import VeogenError
+from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Ledger, Receipt
 from prefect_veogen.ledger import State as ReceiptState
 from prefect_veogen.models import in_usd
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import open_store
 from prefect_veogen.tasks import may_be_repeated, session_for_task
-from prefect_veogen.upkeep import Reconciliation, Swept, reconcile, sweep
+from prefect_veogen.upkeep import Reconciliation, Swept, read_receipts, reconcile, sweep
 
 _UNSETTLED = (ReceiptState.SENDING, ReceiptState.UNKNOWN, ReceiptState.BOUGHT)
 
@@ -83,7 +84,7 @@ async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
     """
     log = flow_run_logger(flow_run, flow)
     try:
-        receipts = await _unsettled(flow_run)
+        receipts = await on_io(_unsettled(flow_run))
     except VeogenError as error:
         log.warning("What this run left running can't be told: %s", error.message)
         return
@@ -101,12 +102,10 @@ async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
 
 async def _unsettled(flow_run: FlowRun) -> list[Receipt]:
     store = open_store(flow_run.parameters.get("store") or Settings().store)
-    ledger, began = Ledger(store), flow_run.start_time or flow_run.created or datetime.now(UTC)
-    entries = [await ledger.read(key) for key in await ledger.keys(began - timedelta(minutes=1))]
+    began = flow_run.start_time or flow_run.created or datetime.now(UTC)
+    found = await read_receipts(Ledger(store), began - timedelta(minutes=1))
     return [
-        entry.receipt
-        for entry in entries
-        if entry is not None and entry.receipt.flow_run_id == str(flow_run.id) and entry.receipt.state in _UNSETTLED
+        receipt for receipt in found.readable if receipt.flow_run_id == str(flow_run.id) and receipt.state in _UNSETTLED
     ]
 
 

@@ -243,14 +243,13 @@ class Page(Generic[Item]):
 
     items: tuple[Item, ...]
     has_more: bool
-    total: int | None = None
 
 
 def read_generations(answer: Answer, page: int) -> Page[Generation]:
     """Return a page of generations (/api-reference/generations/list); what is no generation is passed over."""
-    records, has_more, total = _page(answer, page)
+    records, has_more = _page(answer, page)
     found = {generation.id: generation for record in records if (generation := generation_of(record))}
-    return Page(tuple(found.values()), has_more, total)
+    return Page(tuple(found.values()), has_more)
 
 
 def _output_of(record: Any) -> Output | None:
@@ -280,8 +279,8 @@ def read_model(answer: Answer) -> CatalogueModel:
 
 def read_models(answer: Answer, page: int) -> Page[CatalogueModel]:
     """Return a page of the catalogue; its shape is not documented, so every known page shape is read."""
-    records, has_more, total = _page(answer, page)
-    return Page(tuple(model for record in records if (model := _model_of(record))), has_more, total)
+    records, has_more = _page(answer, page)
+    return Page(tuple(model for record in records if (model := _model_of(record))), has_more)
 
 
 def _model_of(record: Any) -> CatalogueModel | None:
@@ -362,8 +361,8 @@ class Charge:
 
 def read_usage(answer: Answer, page: int) -> Page[Charge]:
     """Return a page of the statement (/api-reference/account/usage)."""
-    records, has_more, total = _page(answer, page)
-    return Page(tuple(charge for record in records if (charge := _charge_of(record))), has_more, total)
+    records, has_more = _page(answer, page)
+    return Page(tuple(charge for record in records if (charge := _charge_of(record))), has_more)
 
 
 def _charge_of(record: Any) -> Charge | None:
@@ -439,8 +438,8 @@ def _record(answer: Answer) -> dict[str, Any]:
     return data
 
 
-def _page(answer: Answer, page: int) -> tuple[Sequence[Any], bool, int | None]:
-    """Return records, whether more follow, and the total, from any of the three documented page shapes."""
+def _page(answer: Answer, page: int) -> tuple[Sequence[Any], bool]:
+    """Return records, and whether more follow, from any of the three documented page shapes."""
     body = _json(answer)
     records = body.get("data") if isinstance(body, dict) else body
     if isinstance(records, dict):  # PHP prints a list with gaps as an object
@@ -453,7 +452,7 @@ def _page(answer: Answer, page: int) -> tuple[Sequence[Any], bool, int | None]:
     total, per_page, last = (_whole(meta.get(name)) for name in ("total", "per_page", "last_page"))
     if last is None and total is not None and per_page:
         last = -(-total // per_page)
-    return records, bool(records) and last is not None and page < last, total
+    return records, bool(records) and last is not None and page < last
 
 
 def _whole(value: Any) -> int | None:

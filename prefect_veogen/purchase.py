@@ -21,6 +21,7 @@ from prefect_veogen.errors import (
     GenerationFailed,
     NotSent,
     RateLimited,
+    StoreUnavailable,
     TryAgainLater,
     UnexpectedAnswer,
     VeogenError,
@@ -28,7 +29,7 @@ from prefect_veogen.errors import (
 from prefect_veogen.ledger import Entry, Receipt, State
 from prefect_veogen.links import offered_links
 from prefect_veogen.liveness import holding
-from prefect_veogen.models import Generation, GenerationRequest, Quote
+from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd
 from prefect_veogen.protocol import Accepted, Busy, Refused, Unknown, failure_of
 from prefect_veogen.recovery import (
     Search,
@@ -56,6 +57,9 @@ _BUSY_SECONDS = 900.0
 _RIVAL_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _LOOK_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0)
 _BLIND_SECONDS = 60.0
+_LEAST_LOOKS = 2
+_STORE_AWAY_SECONDS = 60.0
+_LAST_WORDS_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +133,8 @@ class _Buyer:
     async def get(self) -> Purchase:
         attempt = 0
         while True:
+            if attempt == 1:
+                self._session.log.info("Somebody else is buying this just now: waiting for what comes of it")
             entry = await self._ledger.read(self._key)
             try:
                 if entry is None:
@@ -175,7 +181,7 @@ class _Buyer:
             check(self._request, model)
             self._quote = quote(self._request, model)
             if self._quote.usd is None and self._session.caps:
-                raise BudgetExceeded(f"The service names no price for {model.slug}, so it can't be kept under a cap")
+                raise BudgetExceeded.without_a_price(model.slug)
         self._body = {**self._request.set_fields(), **await offered_links(self._session, self._request)}
 
     async def _written_ahead(self, entry: Entry | None) -> Entry:
@@ -279,7 +285,13 @@ class _Buyer:
         await self._session.budgets.release(receipt.budgets, receipt.reservation)
 
     async def _bought(self, entry: Entry, generation: Generation, event: str) -> Purchase:
-        written = await write_down(self._session, entry, generation, event)
+        noting = asyncio.ensure_future(self._written_down(entry, generation, event))
+        try:
+            written = await asyncio.shield(noting)
+        except asyncio.CancelledError:
+            # Stopped with the id in hand, which nobody else knows: a moment to write it down.
+            await asyncio.wait([noting], timeout=_LAST_WORDS_SECONDS)
+            raise
         if written is None:
             # A twin purchase whose answer was lost has adopted ours; its own one is still to be found.
             reason = f"generation {generation.id} was adopted for another take"
@@ -289,14 +301,33 @@ class _Buyer:
             self._session.watcher.bought(bought)
         return Purchase(bought, reused=event != "bought")
 
+    async def _written_down(self, entry: Entry, generation: Generation, event: str) -> Entry | None:
+        """Return the receipt with what was paid for; a store that is away for a moment must not lose that."""
+        give_up_at, attempt = time.monotonic() + _STORE_AWAY_SECONDS, 0
+        while True:
+            try:
+                return await write_down(self._session, entry, generation, event)
+            except StoreUnavailable as error:
+                paid = f"Generation {generation.id} is bought for {in_usd(generation.price_usd)}, but can't be noted"
+                if time.monotonic() > give_up_at:
+                    raise StoreUnavailable(
+                        f"{paid}: {error.message}",
+                        next_step="Run it again when the store is back: the purchase is then found in the account's "
+                        "generations, and not made again.",
+                    ) from None
+                self._session.log.warning("%s yet: %s", paid, error.message)
+            await asyncio.sleep(_LOOK_SECONDS[min(attempt, len(_LOOK_SECONDS) - 1)])
+            attempt += 1
+
     # ------------------------------------------------------------ after a lost answer
 
     async def _find(self, entry: Entry) -> Purchase:
         """Return the lost purchase once the service lists it; the receipt stays UNKNOWN if it never does."""
-        sent_at = entry.receipt.sent_at or entry.receipt.history[-1].at
-        grace_over = sent_at + timedelta(seconds=self._session.settings.unknown_grace_seconds)
+        # From the loss on: a purchase may have been under way for longer than the grace before its answer was lost.
+        lost_at = entry.receipt.history[-1].at
+        grace_over = lost_at + timedelta(seconds=self._session.settings.unknown_grace_seconds)
         blind_until = max(grace_over, datetime.now(UTC)) + timedelta(seconds=_BLIND_SECONDS)
-        attempt = 0
+        attempt = looks = 0
         while True:
             began = datetime.now(UTC)
             try:
@@ -308,7 +339,8 @@ class _Buyer:
             else:
                 if search.found is not None:
                     return await self._bought(entry, search.found, "adopted")
-                if began >= grace_over and not search.wait:
+                looks += 1
+                if began >= grace_over and looks >= _LEAST_LOOKS and not search.wait:
                     return await self._not_found(entry, search)
             await asyncio.sleep(_LOOK_SECONDS[min(attempt, len(_LOOK_SECONDS) - 1)])
             attempt += 1

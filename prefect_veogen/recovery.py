@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Any
 
+from prefect_veogen.client import MAX_PER_PAGE
 from prefect_veogen.errors import UnknownSubmission, VeogenError
 from prefect_veogen.ledger import Entry, Receipt, State
 from prefect_veogen.links import without_secrets
@@ -93,9 +95,9 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
     Only a generation which no receipt has claimed, and which no other unsettled receipt could mean, is taken.
     """
     since = (receipt.sent_at or receipt.history[0].at) - _CLOCK_TOLERANCE
-    listed = await _listed_since(session, receipt, since)
     earlier = _known_ids(receipt)
-    matching = [item for item in listed if item.id not in earlier and looks_like(receipt, item)]
+    listed = [item for item in await _listed_since(session, receipt, since) if item.id not in earlier]
+    matching = [item for item in listed if looks_like(receipt, item)]
     # The rivals before the claims: whoever is no rival any more by now has made his claim before.
     rivals = []
     if matching:
@@ -112,7 +114,11 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
         if claimant is None:
             free.append(generation)
     if not free:
-        return Search()
+        # A service that stores inputs at links of its own echoes those: that is no proof of absence.
+        doubtful = [item.id for item in listed if receipt.links.keys() >= {*differences(receipt, item)}]
+        return Search(
+            candidates=tuple([name for name in doubtful if not await session.ledger.claimant(receipt.api, name)])
+        )
     if any(rival.state is State.SENDING and not is_abandoned(rival) for rival in rivals):
         return Search(candidates=tuple(generation.id for generation in free), wait=True)
     return _chosen(receipt, free, rivals)
@@ -148,7 +154,9 @@ async def _listed_since(session: Session, receipt: Receipt, since: datetime) -> 
             found.update((generation.id, generation) for generation in new)
             # The order within a kind is not documented: only a page without anything recent ends the search early.
             recent = any(generation.created_at is None or generation.created_at >= since for generation in new)
-            if not answer.has_more or not recent:
+            # Nor is it that a page says whether there are more.
+            may_go_on = answer.has_more or len(answer.items) >= MAX_PER_PAGE
+            if not may_go_on or not recent:
                 break
             page += 1
     return [
@@ -183,10 +191,20 @@ def differences(receipt: Receipt, generation: Generation) -> list[str]:
 
 def _contradicts(echoed: Any, asked: Any, links: tuple[str, ...] | None) -> bool:
     if links is None:
-        return str(echoed) != str(asked)
+        return _plainly(echoed) != _plainly(asked)
     # One of the documentation's snippets shows the links as objects: what can't be read tells nothing.
     is_told = isinstance(echoed, list) and all(isinstance(url, str) for url in echoed)
     return is_told and tuple(map(without_secrets, echoed)) != links
+
+
+def _plainly(value: Any) -> str:
+    """Return an option as it reads however a service writes it: 8, 8.0 and "8" are the same, and so are true and 1."""
+    text = str(value).strip()
+    text = {"true": "1", "false": "0"}.get(text.lower(), text)
+    try:
+        return f"{Decimal(text).normalize():f}"
+    except InvalidOperation:
+        return text
 
 
 def attach(receipt: Receipt) -> Generation:

@@ -71,8 +71,9 @@ class CampaignReport:
 
     @property
     def price_usd(self) -> Decimal:
-        """What all assets of the campaign cost, in this run or an earlier one."""
-        return sum((item.price_usd for item in self.items), Decimal(0))
+        """What all assets of the campaign cost, in this run or an earlier one; what rows share was paid for once."""
+        assets = {asset.generation_id: asset for item in self.items for asset in item.assets}
+        return sum((asset.price_usd or Decimal(0) for asset in assets.values()), Decimal(0))
 
     @property
     def counts(self) -> dict[ItemStatus, int]:
@@ -150,7 +151,7 @@ async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
     for budget in plan.budgets:
         if plan.certainty is Certainty.UNKNOWN:
             nameless = ", ".join(sorted({item.request.model for item in plan.items if item.usd is None}))
-            raise BudgetExceeded(f"The service names no price for {nameless}, so it can't be kept under a cap")
+            raise BudgetExceeded.without_a_price(nameless)
         if plan.total_usd > budget.left_usd:
             raise BudgetExceeded(
                 f"The campaign would cost {in_usd(plan.total_usd)} more, and the budget {budget.budget!r} of "

@@ -17,7 +17,7 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.iothread import each, on_io
-from prefect_veogen.ledger import Entry, Receipt, State
+from prefect_veogen.ledger import Entry, Ledger, Receipt, State
 from prefect_veogen.recovery import attach, differences, find_lost, is_abandoned, recorded
 from prefect_veogen.store import Changed
 from prefect_veogen.waiting import wait
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _UNFINISHED_SECONDS = 24 * 3600.0
 _SWEEP_WAIT_SECONDS = 1.0
+_LOST_MONEY_COUNTS = timedelta(days=1)
 # A charge is stamped at submission or at completion (undocumented), by a clock that isn't ours.
 _STATEMENT_TOLERANCE = timedelta(hours=1)
 
@@ -70,7 +71,21 @@ class Reconciliation:
 
 async def all_receipts(session: Session, since: datetime | None = None) -> Receipts:
     """Return all receipts of the store, or those written since a time. Free."""
-    return await on_io(_all_receipts(session, since))
+    return await on_io(read_receipts(session.ledger, since))
+
+
+async def read_receipts(ledger: Ledger, since: datetime | None = None) -> Receipts:
+    """Return the receipts of a ledger; belongs to the I/O loop."""
+
+    async def read(key: str) -> Entry | UnreadableReceipt | None:
+        try:
+            return await ledger.read(key)
+        except UnreadableReceipt as error:
+            return error
+
+    found = await each(await ledger.keys(since), read)
+    damaged = [item for item in found if isinstance(item, UnreadableReceipt)]
+    return Receipts([item.receipt for item in found if isinstance(item, Entry)], damaged)
 
 
 async def sweep(session: Session) -> list[Swept]:
@@ -184,9 +199,13 @@ async def _fetch(session: Session, receipt: Receipt) -> str:
 
 
 async def _settle_leftover(session: Session, receipt: Receipt) -> None:
-    """Count money as spent which a buyer that died had only set aside."""
+    """Count money as spent which a buyer that died had only set aside, and give back what lost attempts still hold."""
     if receipt.budgets and receipt.price_usd is not None:
         await session.budgets.settle(receipt.budgets, receipt.reservation, receipt.price_usd)
+    # An attempt that was lost and bought again may have been charged for all that: it counts until that is old news.
+    if _sent_at(receipt) < datetime.now(UTC) - _LOST_MONEY_COUNTS:
+        for name in receipt.earlier_reservations:
+            await session.budgets.release(receipt.budgets, name)
 
 
 # ---------------------------------------------------------------- reconcile
@@ -194,7 +213,7 @@ async def _settle_leftover(session: Session, receipt: Receipt) -> None:
 
 async def _reconcile(session: Session, since: datetime) -> Reconciliation:
     before = since - _STATEMENT_TOLERANCE
-    known, damaged = await _all_receipts(session, before)
+    known, damaged = await read_receipts(session.ledger, before)
     receipts = [
         receipt
         for receipt in known
@@ -324,15 +343,3 @@ async def _unknown_entry(session: Session, key: str) -> Entry:
             next_step="`prefect-veogen sweep` finishes what can be finished without one.",
         )
     return entry
-
-
-async def _all_receipts(session: Session, since: datetime | None) -> Receipts:
-    async def read(key: str) -> Entry | UnreadableReceipt | None:
-        try:
-            return await session.ledger.read(key)
-        except UnreadableReceipt as error:
-            return error
-
-    found = await each(await session.ledger.keys(since), read)
-    damaged = [item for item in found if isinstance(item, UnreadableReceipt)]
-    return Receipts([item.receipt for item in found if isinstance(item, Entry)], damaged)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_veogen.budgets import Budgets, Cap, day_budget
-from prefect_veogen.errors import BudgetExceeded, UnreadableReceipt
+from prefect_veogen.errors import BudgetExceeded, ConfigurationError, UnreadableReceipt
 from prefect_veogen.store import Store, open_store
 
 DOLLAR = Cap("day", Decimal(1))
@@ -96,14 +96,15 @@ def test_no_order_of_steps_breaks_the_cap_or_loses_money(steps: list[tuple[str, 
             name, usd = f"r{number}", Decimal(cents) / 100
             for _ in range(times):
                 if step == "reserve":
-                    fits = name in held or sum(held.values()) + sum(settled.values()) + usd <= 1
+                    held.pop(name, None)
+                    fits = sum(held.values()) + sum(settled.values()) + usd <= 1
                     try:
                         await budgets.reserve([DOLLAR], name, usd, "me")
                     except BudgetExceeded:
                         assert not fits
                     else:
                         assert fits
-                        held.setdefault(name, usd)
+                        held[name] = usd
                 elif step == "settle":
                     await budgets.settle(["day"], name, usd)
                     if name in held:
@@ -160,6 +161,16 @@ async def test_giving_back_never_makes_more_than_the_cap(store: Store) -> None:
     assert await reserved(store, 8, "0.20") == 5
 
 
+async def test_what_a_dead_run_set_aside_is_judged_by_todays_cap_and_price(store: Store) -> None:
+    budgets = Budgets(store)
+    await budgets.reserve([DOLLAR], "r1", Decimal("0.30"), "dead/1")
+    with pytest.raises(BudgetExceeded):
+        await budgets.reserve([Cap("day", Decimal("0.2"))], "r1", Decimal("0.30"), "me")
+    await budgets.reserve([DOLLAR], "r1", Decimal("0.30"), "dead/1")
+    await budgets.reserve([DOLLAR], "r1", Decimal("0.90"), "me")
+    assert await committed(store) == Decimal("0.90")
+
+
 async def test_a_second_cap_that_is_broken_frees_the_first(store: Store) -> None:
     caps = [Cap("month", Decimal(10)), Cap("day", Decimal("0.10"))]
     with pytest.raises(BudgetExceeded, match="'day'"):
@@ -196,6 +207,14 @@ def test_a_cap_is_taken_as_written(usd: Any) -> None:
     assert Cap.of("day", None) is None
 
 
+@pytest.mark.parametrize(
+    "usd", [float("nan"), Decimal("sNaN"), float("inf"), -1, Decimal("-0.01"), "abc", "", True, []]
+)
+def test_what_is_no_amount_is_no_cap_either(usd: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"budget_usd=(?s:.*)None for no cap"):
+        Cap.of("day", usd)
+
+
 def test_a_day_is_a_day_of_utc() -> None:
     assert day_budget(datetime(2026, 1, 31, 23, 59, tzinfo=UTC)) == "day-2026-01-31"
 
@@ -207,9 +226,20 @@ async def test_any_name_is_a_budget_of_its_own(name: str, store: Store) -> None:
     assert all(found.key.startswith("budgets/") for found in await store.find(""))
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b'{"format": 2, "budget": "day"}', b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"format": 2, "budget": "day"}',
+        b"\xff",
+        b'{"budget": "week"}',
+        b'{"budget": "day", "spent_usd": "-1"}',
+        b'{"budget": "day", "reserved": {"r": {"usd": "-1", "by": "me", "at": "2026-11-24T00:00:00Z"}}}',
+    ],
+)
 async def test_a_record_that_cannot_be_read_stops_the_spending(body: bytes, tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     await store.put("budgets/day.json", body, "application/json")
-    with pytest.raises(UnreadableReceipt, match="budget day"):
+    with pytest.raises(UnreadableReceipt, match=r"budgets/day\.json"):
         await Budgets(store).reserve([DOLLAR], "r1", Decimal("0.3"), "me")

@@ -137,8 +137,3 @@ def test_a_problem_says_field_value_what_is_allowed_and_the_nearest_of_it(proble
 
 def test_a_value_that_cannot_be_shown_does_not_hide_the_problem() -> None:
     assert str(Problem("take", 10**5000, "is long")) == "take: is long (got a int that can't be shown)"
-
-
-def test_an_error_about_a_generation_keeps_the_first_id_it_was_given() -> None:
-    assert errors.MediaRejected("no media").about("one").generation_id == "one"
-    assert errors.MediaRejected("no media", generation_id="one").about("two").generation_id == "one"

@@ -118,6 +118,10 @@ def _whole() -> dict[str, Any]:
         (json.dumps(_whole() | {"key": "v1-another"}).encode(), "copy of v1-another"),
         (json.dumps(_whole() | {"state": "bought"}).encode(), "bought without a generation"),
         (json.dumps(_whole() | {"state": "stored"}).encode(), "stored without a generation"),
+        (json.dumps(_whole() | {"state": "unknown"}).encode(), "unknown without the time of its sending"),
+        (json.dumps(_whole() | {"history": []}).encode(), "without a history"),
+        (json.dumps(_whole() | {"request": {}}).encode(), "without a request"),
+        (json.dumps(_whole() | {"request": {"model": ["x"], "prompt": "y"}}).encode(), "without a request"),
         (b"[]", "object|dictionary|dict"),
     ],
 )
@@ -129,7 +133,7 @@ async def test_a_damaged_or_newer_receipt_is_not_interpreted(body: bytes, words:
         await Ledger(store).read(key)
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null"])
+@pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"null", b"[" * 100_000])
 async def test_a_damaged_claim_is_not_taken_for_none(body: bytes, tmp_path: Path) -> None:
     store = open_store(str(tmp_path))
     ledger = Ledger(store)

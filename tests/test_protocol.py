@@ -541,7 +541,7 @@ def test_the_statement_is_read_with_its_pages() -> None:
     }
     body = {"current_page": 1, "data": [line, {"id": 7}, {"amount_usd": "0.02"}], "per_page": 3, "total": 28}
     page = read_usage(answer(body), 1)
-    assert (page.has_more, page.total) == (True, 28)
+    assert page.has_more
     assert [(charge.id, charge.amount_usd) for charge in page.items] == [
         ("1042", Decimal("0.3")),
         ("", Decimal("0.02")),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -26,8 +27,9 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Receipt, State
-from prefect_veogen.models import GenerationRequest, Kind
+from prefect_veogen.models import Generation, GenerationRequest, Kind
 from prefect_veogen.purchase import Purchase, buy
+from prefect_veogen.recovery import looks_like
 from prefect_veogen.sandbox import FAULTS, Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import LocalStore
@@ -220,6 +222,135 @@ async def test_a_search_goes_on_when_a_look_fails(fault: str, sandbox: Sandbox) 
     sandbox.fault(fault)
     assert (await purchase()).generation.id in {item.id for item in sandbox.bill}
     assert len(sandbox.bill) == 2
+
+
+async def test_the_grace_begins_when_the_answer_is_lost_and_not_when_it_was_asked_for(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
+    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "1")
+    monkeypatch.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", "1.5")
+    sandbox.fault("slow-answer", seconds=3)
+    sandbox.fault("hidden-from-list", times=1)
+    assert (await purchase()).reused
+    assert len(sandbox.bill) == 1
+
+
+@pytest.mark.parametrize("grace", ["0", "0.2"])
+async def test_one_look_alone_proves_no_absence(grace: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
+    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", grace)
+    sandbox.fault("lost-answer-after-charge")
+    sandbox.fault("hidden-from-list", times=1)
+    assert (await purchase()).generation.id == sandbox.generations[0].id
+    assert len(sandbox.bill) == 1
+
+
+async def test_a_lost_purchase_is_found_on_any_page_of_a_service_that_counts_none(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def uncounted(request: Request) -> Reply:
+        reply = relayed(sandbox.base_url, request)
+        if "/generations?" not in request.path:
+            return reply
+        return Reply(reply.status, reply.headers, json.dumps({"data": json.loads(reply.body)["data"]}).encode())
+
+    with serving(uncounted) as origin:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
+        sandbox.fault("lost-answer-after-charge")
+        sandbox.fault("hidden-from-list", times=None)
+        with pytest.raises(UnknownSubmission):
+            await purchase()
+        sandbox.clear_faults()
+        for _ in range(120):
+            await open_session().client.create_generation({"model": FOX.model, "prompt": "somebody else's"})
+        assert (await purchase()).generation.id == sandbox.generations[0].id
+
+
+async def test_an_input_that_the_service_echoes_under_a_link_of_its_own_is_no_proof_of_absence(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
+
+    def rehosting(request: Request) -> Reply:
+        reply = relayed(sandbox.base_url, request)
+        return Reply(reply.status, reply.headers, reply.body.replace(b"https://example.com/", b"https://cdn.example/"))
+
+    with serving(rehosting) as origin:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
+        sandbox.fault("lost-answer-after-charge")
+        with pytest.raises(UnknownSubmission, match="could be it") as caught:
+            await purchase(FOX.model_copy(update={"image_urls": ("https://example.com/in.png",)}))
+    assert caught.value.candidates == (sandbox.generations[0].id,)
+    assert len(sandbox.bill) == 1
+
+
+@pytest.mark.parametrize(
+    ("asked", "echoed", "is_same"),
+    [
+        ({"duration": 8}, {"duration": 8.0}, True),
+        ({"duration": 8}, {"duration": "8"}, True),
+        ({"duration": 8}, {"duration": 10}, False),
+        ({"watermark": True}, {"watermark": 1}, True),
+        ({"watermark": False}, {"watermark": "false"}, True),
+        ({"watermark": True}, {"watermark": False}, False),
+        ({"resolution": "4k"}, {"resolution": "4K"}, False),
+        ({"resolution": "4k"}, {}, True),
+    ],
+)
+def test_an_option_is_the_same_however_a_service_writes_it(
+    asked: dict[str, Any], echoed: dict[str, Any], is_same: bool
+) -> None:
+    request = {"model": "m", "prompt": "p", **asked}
+    receipt = Receipt(key="k", content="c", state=State.UNKNOWN, request=request, take="1", api="https://api")
+    generation = Generation(id="g", model="m", prompt="p", parameters=echoed)
+    assert looks_like(receipt, generation) is is_same
+
+
+# ---------------------------------------------------------------- a store that is away at the worst moment
+
+
+async def test_an_id_is_written_down_when_the_store_comes_back(
+    sandbox: Sandbox, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusals = 0
+
+    def away_for_a_moment(request: Request) -> Reply:
+        nonlocal refusals
+        if request.method == "PUT" and "/claims/" in request.path and refusals < 2:
+            refusals += 1
+            return Reply(403, {}, b"<Error><Code>AccessDenied</Code></Error>")
+        return relayed(s3_server, request)
+
+    sandbox.fault("hidden-from-list", times=None)  # the id can't be found again
+    with serving(away_for_a_moment) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy)
+        monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
+        assert (await purchase()).generation.id == sandbox.generations[0].id
+        assert (refusals, (await receipt_of()).state) == (2, State.BOUGHT)
+
+
+async def test_a_caller_cancelled_while_the_id_is_written_down_loses_nothing(
+    sandbox: Sandbox, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claiming = threading.Event()
+
+    def slow(request: Request) -> Reply:
+        if request.method == "PUT" and "/claims/" in request.path:
+            claiming.set()
+            time.sleep(0.5)
+        return relayed(s3_server, request)
+
+    sandbox.fault("hidden-from-list", times=None)
+    with serving(slow) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy)
+        monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
+        buying = asyncio.create_task(purchase())
+        await asyncio.to_thread(claiming.wait)
+        buying.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await buying
+        assert (await receipt_of()).state is State.BOUGHT
 
 
 # ---------------------------------------------------------------- what could be confused
