@@ -189,6 +189,8 @@ class InputUnavailable(ChangeTheRequest):
 class ChangeTheSetup(VeogenError):
     """The request is fine, its surroundings are not; nothing was bought."""
 
+    default_next_step = "Nothing was bought. Correct what is said above, then run it again."
+
 
 class ConfigurationError(ChangeTheSetup):
     """A setting is missing or impossible."""

@@ -307,7 +307,10 @@ async def _adopt(session: Session, key: str, generation_id: str, *, force: bool)
         )
     if not await session.ledger.claim(entry.receipt, generation.id):
         owner = await session.ledger.claimant(entry.receipt.api, generation.id)
-        raise ConfigurationError(f"Generation {generation.id} belongs to the receipt {owner}")
+        raise ConfigurationError(
+            f"Generation {generation.id} belongs to the receipt {owner}",
+            next_step="Check the id: `prefect-veogen receipts show` tells what each receipt has.",
+        )
     detail = f"{generation.id}, by a person's decision"
     known = recorded(entry.receipt, generation)
     moved = await _decided(session, entry, State.BOUGHT, "adopted", detail, generation=known, holder=None)

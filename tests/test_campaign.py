@@ -90,6 +90,16 @@ async def test_every_row_is_checked_against_the_live_catalogue_before_anything_i
     assert sandbox.bill.purchases == ()
 
 
+async def test_what_rows_share_is_paid_and_counted_once(sandbox: Sandbox) -> None:
+    rows = [
+        {**row("still"), "prompt": "one lighthouse"},
+        {**row("moving", motion_prompt="x"), "prompt": "one lighthouse"},
+    ]
+    report = await campaign(rows)
+    assert [item.price_usd for item in report.items] == [Decimal("0.02"), Decimal("0.32")]
+    assert report.price_usd == sandbox.bill.total_usd == Decimal("0.32")
+
+
 async def test_a_budget_too_small_for_all_rows_buys_none(sandbox: Sandbox) -> None:
     told = await refused(BudgetExceeded, [*pictures(3), row("clip", motion_prompt="x")], budget_usd=0.37)
     assert "would cost $0.38 more" in told

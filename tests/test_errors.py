@@ -137,3 +137,9 @@ def test_a_problem_says_field_value_what_is_allowed_and_the_nearest_of_it(proble
 
 def test_a_value_that_cannot_be_shown_does_not_hide_the_problem() -> None:
     assert str(Problem("take", 10**5000, "is long")) == "take: is long (got a int that can't be shown)"
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_every_error_says_what_to_do(kind: type[VeogenError]) -> None:
+    if kind not in (VeogenError, errors.PersonNeeded, errors.UnknownSubmission):  # these are told case by case
+        assert kind.default_next_step

@@ -244,6 +244,23 @@ async def test_a_damaged_receipt_is_told_and_holds_up_no_other(sandbox: Sandbox)
     assert swept[damaged].after is State.UNKNOWN
 
 
+async def test_what_a_lost_attempt_had_set_aside_counts_for_a_day(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await lost(sandbox, charged=False)
+    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
+    await on_io(buy(capped(), picture("lost")))
+    sandbox.advance(60)
+    await sweep(open_session())
+    assert await committed() == 2 * CENTS
+    entry = await on_io(open_session().ledger.read(key))
+    assert entry is not None
+    long_ago = datetime.now(UTC) - timedelta(days=2)
+    await on_io(open_session().ledger.move(entry, State.STORED, "two days later", sent_at=long_ago))
+    await sweep(open_session())
+    assert await committed() == CENTS
+
+
 async def test_a_damaged_receipt_hides_no_other_from_the_books(sandbox: Sandbox) -> None:
     damaged, whole = await bought(picture("damaged")), await bought(picture("whole"))
     await on_io(open_session().store.put(f"receipts/{damaged}.json", b"{", "application/json"))
@@ -516,7 +533,8 @@ async def test_a_flow_that_stops_tells_what_runs_on(
 @pytest.mark.slow
 @pytest.mark.server
 async def test_a_cancelled_flow_tells_of_its_own_purchases_alone(sandbox: Sandbox, prefect_server: None) -> None:
-    await bought(picture("somebody else's"))
+    damaged, _ = await bought(picture("damaged")), await bought(picture("somebody else's"))
+    await on_io(open_session().store.put(f"receipts/{damaged}.json", b"{", "application/json"))
 
     @flow
     async def buyer() -> None:
