@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from prefect_veogen.transport import MediaAnswer
 
 _BATCH_BYTES = 1024 * 1024
-# A host that lets less through in such a time, waiting for us not counted, is taken for one that broke off.
-_SLOW_SECONDS = 60.0
+# A host that lets less through in the time in which a request has to be answered is taken for one that broke off.
 LEAST_BYTES = 64 * 1024
 
 
@@ -38,6 +37,7 @@ class Transfer:
         self.aside = aside
         self._store = session.store
         self._most = session.settings.max_asset_bytes
+        self._patience_seconds = session.settings.request_timeout_seconds
         self._kind = kind
         self._key_for = key_for
         self._writer: Writer | None = None
@@ -87,7 +87,7 @@ class Transfer:
             NotMedia: it is too much.
         """
         self._begin(answer)
-        async with contextlib.aclosing(_ahead(_batched(answer.chunks()))) as batches:
+        async with contextlib.aclosing(_ahead(_batched(answer.chunks(), self._patience_seconds))) as batches:
             async for batch in batches:
                 await self._take(batch)
         if self.length is not None and self.size < self.length:
@@ -176,12 +176,12 @@ class Transfer:
                 self._problem = problem
 
 
-async def _batched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _batched(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
     """Yield larger pieces, and what came before a connection broke too."""
     batch: list[bytes] = []
     size = 0
     try:
-        async for chunk in _unless_too_slow(chunks):
+        async for chunk in _unless_too_slow(chunks, patience_seconds):
             batch.append(chunk)
             size += len(chunk)
             if size >= _BATCH_BYTES:
@@ -195,7 +195,8 @@ async def _batched(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         yield b"".join(batch)
 
 
-async def _unless_too_slow(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
+    """Yield what comes; our own pauses are not the host's."""
     waited, came = 0.0, 0
     while True:
         asked_at = time.monotonic()
@@ -205,7 +206,7 @@ async def _unless_too_slow(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]
             return
         came += len(chunk)
         yield chunk
-        if waited > _SLOW_SECONDS:
+        if waited > patience_seconds:
             if came < LEAST_BYTES:
                 raise AnswerLost(f"only {came} bytes came in {waited:.0f} seconds")
             waited, came = 0.0, 0

@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_veogen import transfer
 from prefect_veogen.delivery import Delivery, deliver
 from prefect_veogen.errors import DownloadBroken, GenerationFailed, MediaRejected, StoreUnavailable
 from prefect_veogen.iothread import on_io
@@ -241,7 +240,7 @@ async def test_the_rest_of_another_version_is_not_glued_on(validator: str, sandb
 
 
 async def test_a_host_that_trickles_is_given_up(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transfer, "_SLOW_SECONDS", 0.2)
+    monkeypatch.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", "0.3")
     generation = await bought(sandbox)
     sandbox.fault("media-slow", bytes_per_second=2000, times=None)
     with pytest.raises(DownloadBroken, match="bytes came in"):
