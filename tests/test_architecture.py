@@ -228,7 +228,8 @@ def test_nothing_of_ours_is_mocked_by_the_tests() -> None:
         replaced = [
             ast.unparse(node)
             for node in ast.walk(parsed(path))
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "monkeypatch.setattr"
+            if isinstance(node, ast.Call)
+            and ast.unparse(node.func) == "monkeypatch.setattr"
             # The name service is the world's; only a lie of its own shows what a lying one would do.
             and ast.unparse(node.args[0]) != "socket"
         ]
