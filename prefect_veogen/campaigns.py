@@ -155,7 +155,7 @@ async def publish_campaign(
 ) -> str:
     """Return where the contact sheet lies, after writing it and the run's artifacts (a table, some pictures). Free."""
     session = await session_for_task(credentials, store)
-    tiles = await make_tiles(session, report.items)
+    tiles = await make_tiles(session, report.by_need)
     key = f"campaigns/{_plain(report.name)}/contact-sheet.html"
     await on_io(session.store.put(key, page(report, tiles).encode(), "text/html; charset=utf-8"))
     sheet = session.store.uri(key)
@@ -168,17 +168,15 @@ async def publish_campaign(
 
 
 def _table(report: CampaignReport) -> list[dict[str, str]]:
-    """Return the rows as a table, those which need a look first."""
-    ordered = sorted(report.items, key=lambda item: item.status is ItemStatus.OK)
     return [
         {
             "id": item.id,
             "status": item.status.value,
             "price_usd": str(item.price_usd),
             "assets": " ".join(asset.uri for asset in item.assets),
-            "error": (item.error or "").partition("\n")[0],
+            "error": " ".join((item.error or "").partition("\nWhat to do")[0].split()),
         }
-        for item in ordered[:_MOST_TABLE_ROWS]
+        for item in report.by_need[:_MOST_TABLE_ROWS]
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import weakref
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -35,6 +35,7 @@ from prefect_veogen.protocol import (
     error_of,
     read_account,
     read_balance,
+    read_clock,
     read_generation,
     read_generations,
     read_model,
@@ -83,6 +84,8 @@ class VeogenClient:
         self.limiter = Limiter(requests_per_minute)
         self.transport = Transport(request_timeout_seconds)
         self.join: Callable[[], Awaitable[None]] | None = None
+        self.service_ahead = timedelta(0)
+        """How far the service's clock was ahead of ours when it last told."""
 
     def __repr__(self) -> str:
         return f"VeogenClient(base_url={self.base_url!r})"
@@ -198,7 +201,9 @@ class VeogenClient:
         before_body: Callable[[], Awaitable[None]] | None = None,
     ) -> Answer:
         url, token = self.base_url + path, self._token.get_secret_value()
-        return await self.transport.call(method, url, token=token, query=query, body=body, before_body=before_body)
+        answer = await self.transport.call(method, url, token=token, query=query, body=body, before_body=before_body)
+        self.service_ahead = read_clock(answer, _now())
+        return answer
 
 
 async def balance_of(client: VeogenClient) -> Balance | None:

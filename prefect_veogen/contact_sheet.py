@@ -63,7 +63,7 @@ def _figure(tile: Tile) -> str:
     links = " · ".join(
         f'<a href="{html.escape(asset.uri)}">{html.escape(asset.content_type)}</a>' for asset in item.assets
     )
-    error = f"<br>{html.escape(item.error.splitlines()[0])}" if item.error else ""
+    error = f"<br>{html.escape(item.error)}" if item.error else ""
     caption = f"<b>{html.escape(item.id)}</b> · {item.status.value} · {in_usd(item.price_usd)}<br>{links}{error}"
     return f'<figure class="{item.status.value}">{pictures}<figcaption>{caption}</figcaption></figure>'
 

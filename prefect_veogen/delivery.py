@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
     from prefect_veogen.store import Store
 
-_AT_ONCE = 4
+_AT_ONCE = 8
 _STALE = (401, 403, 404, 410)
 _TRIES_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = (0.2, 0.5, 1.0, 2.0)

@@ -70,10 +70,10 @@ class VeogenError(Exception):
 
     def __str__(self) -> str:
         text = self.message
-        if self.http_status is not None:
-            text += f" (HTTP {self.http_status}{': ' + self.service_text if self.service_text else ''})"
-        elif self.service_text:
-            text += f" ({self.service_text})"
+        said = self.service_text if self.service_text and self.service_text not in text else None
+        status = None if self.http_status is None else f"HTTP {self.http_status}"
+        if told := ": ".join(part for part in (status, said) if part):
+            text += f" ({told})"
         return f"{text}\nWhat to do: {self.next_step}" if self.next_step else text
 
     # Prefect ships exceptions between processes, and Exception's own pickling forgets keyword arguments.

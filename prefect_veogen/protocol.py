@@ -10,7 +10,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -158,6 +158,15 @@ def failure_of(generation: Generation) -> GenerationFailed:
     kind = ContentRejected if _MODERATION.search(text) else GenerationFailed
     message = f"Generation {generation.id} failed: {text}. It was not charged"
     return kind(message, generation_id=generation.id, service_text=generation.error)
+
+
+def read_clock(answer: Answer, now: datetime) -> timedelta:
+    """Return how far the service's clock is ahead of ours; nothing if it doesn't tell."""
+    try:
+        told = parsedate_to_datetime(answer.headers["date"])
+        return told - now
+    except (KeyError, TypeError, ValueError, OverflowError):
+        return timedelta(0)
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:

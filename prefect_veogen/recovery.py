@@ -94,7 +94,7 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
 
     Only a generation which no receipt has claimed, and which no other unsettled receipt could mean, is taken.
     """
-    since = (receipt.sent_at or receipt.history[0].at) - _CLOCK_TOLERANCE
+    since = (receipt.sent_at or receipt.history[0].at) + session.client.service_ahead - _CLOCK_TOLERANCE
     earlier = _known_ids(receipt)
     listed = [item for item in await _listed_since(session, receipt, since) if item.id not in earlier]
     matching = [item for item in listed if looks_like(receipt, item)]
@@ -103,7 +103,7 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
     if matching:
         rivals = [
             entry.receipt
-            for entry in await session.ledger.family(receipt, since - _FAMILY_AGE)
+            for entry in await session.ledger.family(receipt, since - session.client.service_ahead - _FAMILY_AGE)
             if entry.receipt.state in (State.SENDING, State.UNKNOWN)
         ]
     free = []
@@ -145,23 +145,29 @@ def _chosen(receipt: Receipt, free: Sequence[Generation], rivals: Sequence[Recei
 async def _listed_since(session: Session, receipt: Receipt, since: datetime) -> list[Generation]:
     """Return the generations created since a time, of the receipt's kind, through as many pages as needed."""
     kind = await _kind_of(session, receipt)
-    found: dict[str, Generation] = {}
+    # The list of all kinds is documented to be newest first (/api-reference/generations/list), but has one page only.
+    found = {generation.id: generation for generation in (await session.client.list_generations()).items}
     for listed_kind in [kind] if kind is not None else list(Kind):
         page = 1
         while True:
             answer = await session.client.list_generations(listed_kind, page=page)
-            new = [generation for generation in answer.items if generation.id not in found]
-            found.update((generation.id, generation) for generation in new)
-            # The order within a kind is not documented: only a page without anything recent ends the search early.
-            recent = any(generation.created_at is None or generation.created_at >= since for generation in new)
-            # Nor is it that a page says whether there are more.
+            is_new = any(generation.id not in found for generation in answer.items)
+            found.update((generation.id, generation) for generation in answer.items)
+            # Nor is it documented that a page says whether there are more.
             may_go_on = answer.has_more or len(answer.items) >= MAX_PER_PAGE
-            if not may_go_on or not recent:
+            if not may_go_on or _is_past(answer.items, since) or (page > 1 and not is_new):
                 break
             page += 1
     return [
         generation for generation in found.values() if generation.created_at is None or generation.created_at >= since
     ]
+
+
+def _is_past(page: Sequence[Generation], since: datetime) -> bool:
+    """Tell whether all pages behind are older: only if this one is seen to be newest first, which nobody promises."""
+    times = [generation.created_at for generation in page if generation.created_at is not None]
+    is_newest_first = len(times) == len(page) and times == sorted(times, reverse=True) and len(set(times)) > 1
+    return is_newest_first and times[-1] < since
 
 
 async def _kind_of(session: Session, receipt: Receipt) -> Kind | None:

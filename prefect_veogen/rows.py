@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -23,6 +23,7 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.iothread import each, on_io
+from prefect_veogen.ledger import State
 from prefect_veogen.manifest import MOTION, Row, placeholder_image
 from prefect_veogen.models import Asset, Certainty, GenerationRequest, in_usd
 from prefect_veogen.planning import make_plan, priced
@@ -48,13 +49,17 @@ class ItemStatus(StrEnum):
 
 @dataclass(frozen=True)
 class CampaignItem:
-    """How one row ended; `assets` holds the picture and, if it was animated, the clip; `price_usd` what they cost."""
+    """How one row ended; `assets` holds the picture and, if it was animated, the clip.
+
+    `price_usd` is what the row has cost; `undelivered_usd` tells, by generation, what of that is not in the store yet.
+    """
 
     id: str
     status: ItemStatus
     assets: tuple[Asset, ...] = ()
     price_usd: Decimal = Decimal(0)
     error: str | None = None
+    undelivered_usd: Mapping[str, Decimal] = field(default_factory=dict)
 
     @property
     def asset(self) -> Asset | None:
@@ -71,9 +76,16 @@ class CampaignReport:
 
     @property
     def price_usd(self) -> Decimal:
-        """What all assets of the campaign cost, in this run or an earlier one; what rows share was paid for once."""
-        assets = {asset.generation_id: asset for item in self.items for asset in item.assets}
-        return sum((asset.price_usd or Decimal(0) for asset in assets.values()), Decimal(0))
+        """What the campaign has cost, in this run or earlier ones; what rows share was paid for once."""
+        paid = {asset.generation_id: asset.price_usd or Decimal(0) for item in self.items for asset in item.assets}
+        return sum(paid.values(), self.undelivered_usd)
+
+    @property
+    def undelivered_usd(self) -> Decimal:
+        """What of that is for generations which are not in the store yet; the next run goes on with them."""
+        return sum(
+            {name: usd for item in self.items for name, usd in item.undelivered_usd.items()}.values(), Decimal(0)
+        )
 
     @property
     def counts(self) -> dict[ItemStatus, int]:
@@ -83,7 +95,13 @@ class CampaignReport:
 
     def __str__(self) -> str:
         told = ", ".join(f"{count} {status.value}" for status, count in self.counts.items())
-        return f"Campaign {self.name}: {told or 'no rows'}; {in_usd(self.price_usd)}"
+        undelivered = f", {in_usd(self.undelivered_usd)} of it not delivered yet" if self.undelivered_usd else ""
+        return f"Campaign {self.name}: {told or 'no rows'}; {in_usd(self.price_usd)}{undelivered}"
+
+    @property
+    def by_need(self) -> list[CampaignItem]:
+        """The rows, those which need a look first."""
+        return sorted(self.items, key=lambda item: item.status is ItemStatus.OK)
 
 
 def campaign_name(rows: Sequence[Row]) -> str:
@@ -112,7 +130,7 @@ async def make_assets(session: Session, row: Row, timeout_seconds: float | None 
 
 
 async def item_of_failure(session: Session, row: Row, error: BaseException) -> CampaignItem:
-    """Return how a row ended that raised an error, with what there is of it. Free."""
+    """Return how a row ended that raised an error, with what there is of it and what is paid for. Free."""
     match error:
         case StillRunning() | PersonNeeded():
             status = ItemStatus.UNKNOWN
@@ -122,12 +140,32 @@ async def item_of_failure(session: Session, row: Row, error: BaseException) -> C
             status = ItemStatus.FAILED
     text = str(error) if isinstance(error, VeogenError) else f"{type(error).__name__}: {error}"
     try:
-        picture = await on_io(_stored(session, row.request))
+        assets, undelivered = await on_io(_paid_for(session, row))
     except VeogenError:
-        picture = None
-    if picture is None:
         return CampaignItem(row.id, status, error=text)
-    return CampaignItem(row.id, status, (picture,), picture.price_usd or Decimal(0), text)
+    for generation_id, usd in undelivered.items():
+        status = ItemStatus.UNKNOWN
+        text += f"\nGeneration {generation_id} is paid for ({in_usd(usd)}); the next run goes on with it."
+    price = sum((asset.price_usd or Decimal(0) for asset in assets), sum(undelivered.values(), Decimal(0)))
+    return CampaignItem(row.id, status, tuple(assets), price, text, undelivered)
+
+
+async def _paid_for(session: Session, row: Row) -> tuple[list[Asset], dict[str, Decimal]]:
+    """Return a row's assets in the store, and what else of it was bought: generation ids with their prices."""
+    picture, undelivered = await _bought(session, row.request)
+    if picture is None or row.motion is None:
+        return [picture] if picture else [], undelivered
+    clip, undelivered = await _bought(session, row.motion_request(picture))
+    return [picture, clip] if clip else [picture], undelivered
+
+
+async def _bought(session: Session, request: GenerationRequest) -> tuple[Asset | None, dict[str, Decimal]]:
+    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    receipt = entry.receipt if entry else None
+    if receipt is None or receipt.state not in (State.BOUGHT, State.STORED) or receipt.generation is None:
+        return None, {}
+    asset = await intact_asset(session.store, receipt)
+    return asset, {} if asset else {receipt.generation.id: receipt.price_usd or Decimal(0)}
 
 
 async def requests_of(session: Session, rows: Sequence[Row]) -> list[GenerationRequest]:
@@ -148,6 +186,8 @@ async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
     await session.store.check()
     await _check_against_catalogue(session, rows)
     plan = await make_plan(session, await requests_of(session, rows))
+    if plan.total_usd == 0 and plan.certainty is Certainty.EXACT:
+        return plan.total_usd  # what is bought already is to be had whatever the caps and the balance are now
     for budget in plan.budgets:
         if plan.certainty is Certainty.UNKNOWN:
             nameless = ", ".join(sorted({item.request.model for item in plan.items if item.usd is None}))
@@ -155,7 +195,7 @@ async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
         if plan.total_usd > budget.left_usd:
             raise BudgetExceeded(
                 f"The campaign would cost {in_usd(plan.total_usd)} more, and the budget {budget.budget!r} of "
-                f"{in_usd(budget.cap_usd)} has {in_usd(budget.left_usd)} left",
+                f"{in_usd(budget.cap_usd)} has {in_usd(max(budget.left_usd, Decimal(0)))} left",
                 wanted_usd=plan.total_usd,
                 left_usd=budget.left_usd,
                 cap_usd=budget.cap_usd,

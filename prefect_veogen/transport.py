@@ -92,7 +92,7 @@ class Transport:
         except (httpx.HTTPError, TimeoutError) as error:
             if payload.is_held_back:
                 raise NotSent(f"{_origin(request.url)} broke off before anything was sent: {_reason(error)}") from None
-            raise AnswerLost(f"the answer was lost ({_reason(error)})") from None
+            raise AnswerLost(_reason(error)) from None
 
     @asynccontextmanager
     async def media(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[MediaAnswer]:

@@ -175,8 +175,27 @@ async def test_every_row_ends_for_itself(sandbox: Sandbox, monkeypatch: pytest.M
         assert part in errors[identity]
     assert (errors["a"], errors["z"]) == ("", "")
     assert [item.asset is not None for item in report.items] == [True, False, False, False, False, True]
-    assert report.price_usd == 2 * CENTS
-    assert str(report) == "Campaign mixed: 2 ok, 1 failed, 1 blocked, 2 unknown; $0.04"
+    assert (report.price_usd, report.undelivered_usd) == (3 * CENTS, CENTS)
+    assert str(report) == ("Campaign mixed: 2 ok, 1 failed, 1 blocked, 2 unknown; $0.06, $0.02 of it not delivered yet")
+
+
+async def test_a_row_that_is_paid_for_is_never_called_blocked_or_failed(sandbox: Sandbox) -> None:
+    sandbox.fault("look-401", times=None)
+    report = await campaign([row("a"), row("b", motion_prompt="x")], name="refused")
+    assert ended(report) == {"a": "unknown", "b": "unknown"}
+    assert report.undelivered_usd == sandbox.bill.total_usd == 2 * CENTS
+    for item in report.items:
+        (generation_id,) = item.undelivered_usd
+        assert f"Generation {generation_id} is paid for ($0.02)" in str(item.error)
+    sandbox.clear_faults()
+    again = await campaign([row("a"), row("b", motion_prompt="x")], name="refused")
+    assert (ended(again), again.undelivered_usd) == ({"a": "ok", "b": "ok"}, 0)
+
+
+async def test_what_is_paid_for_is_to_be_had_under_any_cap(sandbox: Sandbox) -> None:
+    await campaign(pictures(3), name="paid", budget_usd=0.06)
+    again = await campaign(pictures(3), name="paid", budget_usd=0.01)
+    assert (len(sandbox.bill), again.price_usd) == (3, 3 * CENTS)
 
 
 async def test_a_second_run_buys_only_what_is_missing(sandbox: Sandbox, store_url: str) -> None:

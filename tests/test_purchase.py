@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from email.utils import format_datetime
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
@@ -265,6 +270,56 @@ async def test_a_lost_purchase_is_found_on_any_page_of_a_service_that_counts_non
         for _ in range(120):
             await open_session().client.create_generation({"model": FOX.model, "prompt": "somebody else's"})
         assert (await purchase()).generation.id == sandbox.generations[0].id
+
+
+async def test_a_lost_purchase_is_found_in_lists_of_any_order(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
+
+    def oldest_first(request: Request) -> Reply:
+        query = dict(parse_qsl(urlsplit(request.path).query))
+        if "per_page" not in query:
+            return relayed(sandbox.base_url, request)
+        if "type" not in query:
+            return Reply(body=b'{"data": []}')
+        path, asked = request.path.partition("?")[0], int(query["page"])
+        paths = [f"{path}?type={query['type']}&per_page=100&page={page}" for page in (1, 2)]
+        bodies = [json.loads(relayed(sandbox.base_url, replace(request, path=path)).body) for path in paths]
+        items = [item for body in bodies for item in body["data"]][::-1][asked * 100 - 100 : asked * 100]
+        for item in items:
+            item["created_at"] = item["created_at"] if item["prompt"] == FOX.prompt else "2025-01-15T10:30:00+00:00"
+        return Reply(body=json.dumps({"data": items, "meta": {**bodies[0]["meta"], "current_page": asked}}).encode())
+
+    for _ in range(110):
+        await open_session().client.create_generation({"model": FOX.model, "prompt": "somebody else's"})
+    with serving(oldest_first) as origin:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
+        sandbox.fault("lost-answer-after-charge")
+        assert (await purchase()).reused
+    assert len(sandbox.bill) == 111
+
+
+async def test_a_lost_purchase_is_found_whatever_the_services_clock_says(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
+    behind = timedelta(minutes=10)
+
+    def slow_clock(request: Request) -> Reply:
+        reply = relayed(sandbox.base_url, request)
+        body = re.sub(
+            rb'"created_at":"([^"]+)"',
+            lambda found: f'"created_at":"{(datetime.fromisoformat(found[1].decode()) - behind).isoformat()}"'.encode(),
+            reply.body,
+        )
+        return Reply(reply.status, {**reply.headers, "date": format_datetime(datetime.now(UTC) - behind)}, body)
+
+    with serving(slow_clock) as origin:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
+        sandbox.fault("lost-answer-after-charge")
+        assert (await purchase()).generation.id == sandbox.generations[0].id
+    assert len(sandbox.bill) == 1
 
 
 async def test_an_input_that_the_service_echoes_under_a_link_of_its_own_is_no_proof_of_absence(
