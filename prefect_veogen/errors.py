@@ -31,6 +31,7 @@ VeogenError
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -79,6 +80,11 @@ class VeogenError(Exception):
     # Prefect ships exceptions between processes, and Exception's own pickling forgets keyword arguments.
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, dict(self.__dict__))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with "…" for the user names, passwords and queries of URLs in it."""
+    return re.sub(r"(?<=//).+(?=@)|(?<=[?#])[^\s'\"`]+", "…", text, flags=re.DOTALL)
 
 
 class TryAgainLater(VeogenError):

@@ -403,16 +403,53 @@ def test_a_foreign_uri_has_no_key(store: Store) -> None:
     assert store.key("https://veogen.studio/x.png") is None
 
 
-@pytest.mark.parametrize("url", ["s3://", "s3:///prefix", "http://bucket/prefix", "gs://bucket/prefix", "S3://b/c"])
-def test_what_is_no_store_is_refused_with_what_would_be_one(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="s3://bucket/prefix"):
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://",
+        "s3:///prefix",
+        "s3://no bucket/prefix",
+        "s3://user:hunter2@bucket/prefix",
+        "s3://bucket?key=hunter2",
+        "s3://bucket/\ud800",
+        "http://bucket/prefix",
+        "gs://bucket/prefix",
+        "S3://bucket/c",
+        "s3:/bucket",
+        "s3:bucket",
+        Path("s3://bucket/prefix"),
+        "file:/tmp/x",
+        "file://",
+        "file://relative/x",
+        "file:///tmp/x?y",
+        "",
+        "  ",
+        "~nobody-of-that-name/x",
+        "a\0b",
+        "\ud800",
+        b"bytes",
+    ],
+    ids=ascii,
+)
+def test_what_is_no_store_is_refused_with_what_would_be_one(url: str | Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no place to store things") as caught:
         open_store(url)
+    assert "s3://bucket/prefix, file:///absolute/path or a path (VEOGEN_STORE, store= or --store)" in str(caught.value)
+    assert "hunter2" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("place", ["/dev/null", Path(__file__), Path(__file__).as_uri()], ids=["device", "Path", "URL"])
+def test_a_file_is_no_store(place: str | Path) -> None:
+    with pytest.raises(ConfigurationError, match="is a file, not a directory"):
+        open_store(place)
 
 
 def test_paths_and_file_urls_name_the_same_directory(tmp_path: Path) -> None:
     by_path = open_store(str(tmp_path / "a b"))
     assert open_store((tmp_path / "a b").as_uri()) is by_path
     assert open_store("a b") is by_path
+    assert open_store(Path("a b")) is by_path
     assert by_path.key((tmp_path / "a b" / "x").as_uri()) == "x"
 
 
@@ -531,6 +568,29 @@ async def test_an_unknown_profile_is_a_matter_of_the_setup(monkeypatch: pytest.M
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     with pytest.raises(ConfigurationError, match="nobody"):
         await open_store("s3://one/media").read("one")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("AWS_ACCESS_KEY_ID", "hunter2\n"),
+        ("AWS_SECRET_ACCESS_KEY", "hunter2\r\n"),
+        ("AWS_SESSION_TOKEN", "hunt\ner2"),
+        ("AWS_ENDPOINT_URL_S3", "http://user:hunter2@127.0.0.1:99999"),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:port"),
+        ("AWS_ENDPOINT_URL_S3", "ftp://127.0.0.1:9"),
+        ("AWS_ENDPOINT_URL_S3", "http://user:hunter2@no host"),
+    ],
+)
+async def test_what_boto3_could_never_use_is_a_matter_of_the_setup_and_not_shown(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_bucket(monkeypatch, "http://127.0.0.1:9")
+    monkeypatch.setenv(variable, value)
+    for error in (await failures(open_store("s3://one/media"))).values():
+        assert isinstance(error, ConfigurationError)
+        assert variable in str(error)
+        assert "hunt" not in f"{error} {error.__dict__}"
 
 
 async def test_bytes_damaged_on_their_way_are_refused(strict_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import re
 import threading
 from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
-from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore
+from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, without_secrets
 from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer, in_thread
 
 if TYPE_CHECKING:
@@ -105,9 +107,14 @@ class S3Store(Store):
                 if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
                     config = config.merge(Config(retries={"mode": "standard", "max_attempts": 5}))
                 try:
-                    self._client = boto3.session.Session().client("s3", config=config)
+                    client = boto3.session.Session().client("s3", config=config)
+                    _check_setup(client.meta.endpoint_url)
                 except (BotoCoreError, ValueError) as error:
-                    raise ConfigurationError(f"boto3 can't reach S3 as it is set up: {error}") from None
+                    raise ConfigurationError(
+                        f"boto3 can't reach S3 as it is set up: {without_secrets(str(error))}",
+                        next_step="Check AWS_ENDPOINT_URL_S3 and the other AWS_ variables, and boto3's profile.",
+                    ) from None
+                self._client = client
             return self._client
 
     def checksum_of_parts(self) -> dict[str, str]:
@@ -225,6 +232,16 @@ class S3Store(Store):
         )
 
 
+def _check_setup(endpoint: str) -> None:
+    """Pass what boto3 takes without a look and then fails with at every call, quoting it."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        if not re.fullmatch(r"[\x21-\x7e]*", os.environ.get(name, "")):
+            raise ValueError(f"{name} holds characters which no key can have, such as a line break")
+    parts = urlsplit(endpoint)
+    if parts.scheme not in ("http", "https") or parts.port == 0:  # asking for the port refuses one that is none
+        raise ValueError(f"{endpoint} is no endpoint")
+
+
 # What an answer is worth nothing without.
 _TELLS = {
     "complete_multipart_upload": "ETag",
@@ -257,7 +274,9 @@ def _store_errors(store: S3Store) -> Iterator[None]:
     except ClientError as error:
         raise store._unavailable(_Refused(error.response)) from None  # noqa: SLF001 - same module
     except (BotoCoreError, HTTPClientError, ResponseParserError, RecursionError) as error:
-        raise StoreUnavailable(f"The store at {store.uri('')} could not be reached: {error}") from None
+        raise StoreUnavailable(
+            f"The store at {store.uri('')} could not be reached: {without_secrets(str(error))}"
+        ) from None
 
 
 class _S3Writer(Writer):
