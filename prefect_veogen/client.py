@@ -20,6 +20,7 @@ from prefect_veogen.errors import (
     ServiceUnavailable,
     UnexpectedAnswer,
     VeogenError,
+    without_secrets,
 )
 from prefect_veogen.iothread import io_loop, on_io
 from prefect_veogen.limiter import Lane, Limiter
@@ -180,7 +181,7 @@ class VeogenClient:
             except AnswerLost as error:
                 raise ServiceUnavailable(f"GET {path}: {error}") from None
             except NotSent as error:
-                raise ServiceUnavailable(error.message) from None
+                raise ServiceUnavailable(error.message, next_step=error.next_step) from None
             if answer.status != 429:
                 break
             self.limiter.pause(retry_after_seconds(answer.headers, _now()))
@@ -248,8 +249,9 @@ def _usable_base_url(base_url: str) -> str:
     # A user name in it would take the token's place in the Authorization header.
     if scheme not in ("http", "https") or not host or re.search(r"[@?#\s]", base_url):
         raise ConfigurationError(
-            f"{base_url.rpartition('@')[2]!r} is no base URL of an API",
-            next_step="Set VEOGEN_BASE_URL to something like https://veogen.studio/api/v1, or unset it.",
+            f"{without_secrets(base_url)!r} is no base URL of an API",
+            next_step="Give something like https://veogen.studio/api/v1, without a password or query (VEOGEN_BASE_URL, "
+            "base_url= or --base-url).",
         )
     return base_url
 

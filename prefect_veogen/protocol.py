@@ -124,6 +124,9 @@ def error_of(answer: Answer, doing: str, now: datetime) -> VeogenError:
             )
         case 404 if text and "model" in text.lower():
             return ModelNotFound("The service does not know this model", **facts)
+        case 404:
+            where = "Check what was asked for, and VEOGEN_BASE_URL: it ends in /api/v1 at the service."
+            return ChangeTheRequest(f"The service knows nothing of {doing}", next_step=where, **facts)
         case 422 | 400:
             return InvalidRequest(_field_problems(answer), **facts)
         case 429:

@@ -18,6 +18,8 @@ from prefect_veogen.store import Store, open_store
 from prefect_veogen.watcher import Watcher
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pydantic import SecretStr
 
     from prefect_veogen.models import CatalogueModel
@@ -90,32 +92,31 @@ def open_session(
     *,
     token: SecretStr | None = None,
     base_url: str | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
     caps: tuple[Cap, ...] = (),
     flow_run_id: str | None = None,
     log: Log | None = None,
 ) -> Session:
-    """Return a session; what isn't given comes from the environment.
+    """Return a session; what is `None` comes from the environment.
 
     Raises:
         ConfigurationError: there is no token, or a setting is impossible.
     """
     settings = Settings()
-    token = token or settings.api_token
+    token = settings.api_token if token is None else token
     if token is None or not token.get_secret_value().strip():
         raise ConfigurationError(
             "There is no API token",
             next_step="Set VEOGEN_API_TOKEN or pass a VeogenCredentials block. To try it offline without one: "
             "`prefect-veogen demo`.",
         )
-    client = client_of(
-        token, base_url or settings.base_url, settings.requests_per_minute, settings.request_timeout_seconds
-    )
+    base_url = settings.base_url if base_url is None else base_url
+    client = client_of(token, base_url, settings.requests_per_minute, settings.request_timeout_seconds)
     day = Cap.of(day_budget(), settings.budget_usd)
     return Session(
         settings=settings,
         client=client,
-        store=open_store(store or settings.store),
+        store=open_store(settings.store if store is None else store),
         caps=caps if day is None else (day, *caps),
         flow_run_id=flow_run_id,
         log=log or logging.getLogger("prefect_veogen"),

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import difflib
+import logging
+import os
+import reprlib
 from decimal import Decimal
+from functools import cache
 from typing import Annotated
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.errors import ConfigurationError, without_secrets
 from prefect_veogen.models import normal_base_url
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+_YEAR_SECONDS = 366 * 86400
+Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
+# Taken as unset, these would let things be bought without a cap, at the real service, or again beside another ledger.
+_NEVER_EMPTY = ("budget_usd", "base_url", "store")
 
 
 class Settings(BaseSettings):
     """What the environment says, variables prefixed `VEOGEN_`; arguments and blocks come before it.
 
     Raises:
-        ConfigurationError: a variable has an impossible value; the message names it.
+        ConfigurationError: a variable has an impossible value or is misspelt; the message names it.
     """
 
     model_config = SettingsConfigDict(env_prefix="VEOGEN_", frozen=True, extra="ignore", env_ignore_empty=True)
@@ -29,7 +37,7 @@ class Settings(BaseSettings):
     """The API's base; some of the vendor's pages show https://api.veogen.studio/api/v1 instead."""
     store: str = "veogen-store"
     """Where assets and receipts live: `s3://bucket/prefix`, `file:///path` or a path."""
-    requests_per_minute: Annotated[int, Field(ge=2)] = 120
+    requests_per_minute: Annotated[int, Field(ge=2, le=1_000_000)] = 120
     """The API's limit (/authentication), for all requests of the process together."""
     image_poll_seconds: Positive = 3
     """How often images are looked at (/api-reference/generations/get)."""
@@ -39,25 +47,26 @@ class Settings(BaseSettings):
     """How long to wait for a generation; unset: 10 minutes for an image, 30 for a video."""
     request_timeout_seconds: Positive = 60
     """How long to wait for one answer of the API."""
-    budget_usd: Annotated[Decimal, Field(ge=0)] | None = None
+    budget_usd: Annotated[Decimal, Field(ge=0, le=1_000_000_000)] | None = None
     """What may be spent per UTC day by everyone who shares the store; unset: no cap."""
-    unknown_grace_seconds: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 30
+    unknown_grace_seconds: Annotated[float, Field(ge=0, le=_YEAR_SECONDS)] = 30
     """How long to look for a purchase whose answer was lost, before saying that it is unknown."""
     buy_again_when_unknown: bool = False
     """Buy again when a lost purchase did not show up after the grace time; risks paying twice."""
     allow_private_media: bool | None = None
     """Whether media may come from private addresses; unset: only if the API itself is at one, and never
     from link-local ones."""
-    max_asset_bytes: Annotated[int, Field(gt=0)] = 20 * 1024**3
+    max_asset_bytes: Annotated[int, Field(gt=0, le=5 * 1024**4)] = 20 * 1024**3
     """The largest download accepted."""
     requests_limit_name: str = "veogen-requests"
     """The Prefect global concurrency limit that joins all workers, if it exists."""
 
     def __init__(self, **values: object) -> None:
+        _check_variables()
         try:
             super().__init__(**values)  # type: ignore[arg-type]
         except ValidationError as error:
-            raise ConfigurationError(_explanation(error), next_step="Correct or unset the variable.") from None
+            raise ConfigurationError(_explanation(error), next_step="Correct it, or unset the variable.") from None
 
     @field_validator("base_url")
     @classmethod
@@ -67,10 +76,32 @@ class Settings(BaseSettings):
         return normal_base_url(base_url)
 
 
+def _check_variables() -> None:
+    """Pass an environment whose variables mean what they seem to: a misspelt cap is no cap."""
+    for variable, text in os.environ.items():
+        prefix, name = variable[:7].upper(), variable[7:].lower()
+        if prefix != "VEOGEN_":
+            continue
+        if name in _NEVER_EMPTY and not text.strip():
+            raise ConfigurationError(f"{variable} is set to nothing", next_step="Give it a value, or unset it.")
+        if name not in Settings.model_fields:
+            for nearest in difflib.get_close_matches(name, Settings.model_fields, 1):
+                raise ConfigurationError(
+                    f"There is no setting {variable}", next_step=f"Unset it, or rename it to VEOGEN_{nearest.upper()}."
+                )
+            _tell_of(variable)
+
+
+@cache
+def _tell_of(variable: str) -> None:
+    # No error, for it may be somebody else's: Kubernetes makes VEOGEN_PORT of the name of a service, for instance.
+    logging.getLogger("prefect_veogen").warning("%s is no setting of prefect-veogen, and ignored", variable)
+
+
 def _explanation(error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         name = f"VEOGEN_{str(item['loc'][0]).upper()}"
-        shown = "(hidden)" if "TOKEN" in name else repr(item["input"])
+        shown = "(hidden)" if "TOKEN" in name else reprlib.repr(without_secrets(str(item["input"])))
         lines.append(f"{name}={shown}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

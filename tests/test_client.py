@@ -262,8 +262,13 @@ async def test_a_failed_look_is_one_request_and_a_typed_error(
     assert len(sandbox.requests) == 1
 
 
+async def test_a_base_url_without_the_apis_path_is_told_as_such(sandbox: Sandbox) -> None:
+    with pytest.raises(errors.ChangeTheRequest, match="VEOGEN_BASE_URL: it ends in /api/v1"):
+        await client_at(sandbox.base_url.removesuffix("/api/v1")).get_account()
+
+
 async def test_an_unreachable_service_is_a_failed_look() -> None:
-    with pytest.raises(errors.ServiceUnavailable):
+    with pytest.raises(errors.ServiceUnavailable, match="Check the network and VEOGEN_BASE_URL"):
         await client_at(f"http://127.0.0.1:{free_port()}").get_account()
 
 
@@ -439,7 +444,8 @@ def test_an_account_has_a_name_of_its_own_which_gives_nothing_away(account: tupl
         "http://exa\u2063mple/",
         "http://\x00/",
         "http://ho st/",
-        "https://veogen.studio/api?key=1",
+        "https://veogen.studio/api?key=hunter2",
+        "ftp://user:hunter2@veogen.studio/api",
         "https://veogen.studio/api#top",
         "https://user:hunter2@veogen.studio/api",
     ],

@@ -46,10 +46,49 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert settings.buy_again_when_unknown is False
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
+NEVER_EMPTY = {"budget_usd", "base_url", "store"}
+
+
+@pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() - NEVER_EMPTY))
 def test_an_empty_variable_is_an_unset_one(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(f"VEOGEN_{name.upper()}", "")
     assert getattr(Settings(), name) == Settings.model_fields[name].default
+
+
+@pytest.mark.parametrize("name", sorted(NEVER_EMPTY))
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_cap_a_service_or_a_store_set_to_nothing_is_refused(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"VEOGEN_{name.upper()}", text)
+    with pytest.raises(ConfigurationError, match=f"VEOGEN_{name.upper()} is set to nothing"):
+        Settings()
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "meant"),
+    [
+        ("VEOGEN_BUDGET", "VEOGEN_BUDGET_USD"),
+        ("VEOGEN_TOKEN", "VEOGEN_API_TOKEN"),
+        ("VEOGEN_STORES", "VEOGEN_STORE"),
+        ("veogen_wait_timeout", "VEOGEN_WAIT_TIMEOUT_SECONDS"),
+    ],
+)
+def test_a_misspelt_variable_is_refused_with_the_name_it_should_have(
+    misspelt: str, meant: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(misspelt, "5")
+    with pytest.raises(ConfigurationError, match=f"no setting {misspelt}\n.*{meant}"):
+        Settings()
+
+
+def test_a_variable_that_may_be_somebody_elses_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("VEOGEN_PORT", "VEOGEN_SERVICE_HOST"):
+        monkeypatch.setenv(name, "tcp://10.0.0.1:80")
+    assert Settings() == Settings()
+    assert sorted(record.getMessage().split()[0] for record in caplog.records) == ["VEOGEN_PORT", "VEOGEN_SERVICE_HOST"]
 
 
 @pytest.mark.parametrize(
@@ -59,6 +98,11 @@ def test_an_empty_variable_is_an_unset_one(name: str, monkeypatch: pytest.Monkey
         ("VEOGEN_BASE_URL", "ftp://veogen.studio"),
         ("VEOGEN_REQUESTS_PER_MINUTE", "1"),
         ("VEOGEN_REQUESTS_PER_MINUTE", "many"),
+        ("VEOGEN_REQUESTS_PER_MINUTE", "1000001"),
+        ("VEOGEN_WAIT_TIMEOUT_SECONDS", "1e12"),
+        ("VEOGEN_UNKNOWN_GRACE_SECONDS", "1e12"),
+        ("VEOGEN_MAX_ASSET_BYTES", "1" + "0" * 20),
+        ("VEOGEN_BUDGET_USD", "1e400"),
         ("VEOGEN_IMAGE_POLL_SECONDS", "0"),
         ("VEOGEN_IMAGE_POLL_SECONDS", "inf"),
         ("VEOGEN_VIDEO_POLL_SECONDS", "-1"),
@@ -81,6 +125,15 @@ def test_an_impossible_value_is_refused_by_name(variable: str, text: str, monkey
     with pytest.raises(ConfigurationError, match=re.escape(f"{variable}='{text}': ")) as caught:
         Settings()
     assert TOKEN not in str(caught.value) + repr(caught.value.__dict__)
+
+
+@pytest.mark.parametrize("text", ["ftp://user:secret@veogen.studio", "veogen.studio/api?key=secret", "9" * 400])
+def test_what_is_refused_is_shown_in_short_and_without_secrets(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEOGEN_REQUESTS_PER_MINUTE" if text.isdigit() else "VEOGEN_BASE_URL", text)
+    with pytest.raises(ConfigurationError) as caught:
+        Settings()
+    assert "secret" not in str(caught.value)
+    assert len(str(caught.value)) < 200
 
 
 def test_all_impossible_values_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
