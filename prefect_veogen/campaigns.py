@@ -39,6 +39,7 @@ from prefect_veogen.rows import (
     make_assets,
 )
 from prefect_veogen.tasks import may_be_repeated, session_for_task
+from prefect_veogen.waiting import check_timeout
 
 __all__ = [
     "CampaignItem",
@@ -124,6 +125,7 @@ async def make_campaign(
     """
     if at_once < 1:
         raise ConfigurationError(f"at_once={at_once} makes nothing", next_step="Give 1 or more.")
+    check_timeout(timeout_seconds)
     items: dict[str, CampaignItem] = {}
     waiting = iter(rows)
 

@@ -17,17 +17,18 @@ from prefect.transactions import TransactionState, get_transaction
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
 from prefect_veogen.delivery import deliver
-from prefect_veogen.errors import MediaRejected, TryAgainLater, UnexpectedAnswer
+from prefect_veogen.errors import ConfigurationError, MediaRejected, TryAgainLater, UnexpectedAnswer
 from prefect_veogen.iothread import on_io
 from prefect_veogen.joining import joined_limit
 from prefect_veogen.models import Asset, Generation, GenerationRequest, in_usd
 from prefect_veogen.purchase import buy
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.showing import show
-from prefect_veogen.waiting import wait
+from prefect_veogen.waiting import check_timeout, wait
 
 if TYPE_CHECKING:
     from decimal import Decimal
+    from pathlib import Path
 
     from prefect.client.schemas.objects import State, TaskRun
     from prefect.context import TaskRunContext
@@ -60,9 +61,37 @@ class _ByGeneration(CachePolicy):
         return f"veogen-wait-{generation.receipt}-{generation.id}-{generation.created_at.isoformat()}"
 
 
+def _run_name(template: str) -> Any:
+    """Return how Prefect names a task's runs: before they begin, so that a wrong argument must not stop it."""
+
+    def name(parameters: dict[str, Any]) -> str:
+        try:
+            return template.format(**parameters)
+        except AttributeError:
+            return template.partition(" {")[0]
+
+    return name
+
+
+def _check_argument(value: Any, kind: type[object], example: str) -> None:
+    if not isinstance(value, kind):
+        raise ConfigurationError(
+            f"A {kind.__name__} is needed, not a {type(value).__name__}",
+            next_step=f"Nothing was bought. Give {example}.",
+        )
+
+
+def _check_request(request: GenerationRequest) -> None:
+    _check_argument(request, GenerationRequest, 'GenerationRequest(model="gpt-4o-image", prompt="…")')
+
+
+def _check_generation(generation: Generation) -> None:
+    _check_argument(generation, Generation, 'what submit_generation returned, or Generation(id="…")')
+
+
 @task(
     name="submit generation",
-    task_run_name="submit {request.model} (take {request.take})",
+    task_run_name=_run_name("submit {request.model} (take {request.take})"),
     description="Buys one generation, unless the ledger shows that it was bought before.",
     retries=4,
     retry_delay_seconds=[2, 5, 15, 45],
@@ -74,7 +103,7 @@ async def submit_generation(
     request: GenerationRequest,
     *,
     credentials: VeogenCredentials | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
     budget_usd: Decimal | float | None = None,
 ) -> Generation:
     """Buy what the request asks for, at most once, and return the generation.
@@ -88,6 +117,7 @@ async def submit_generation(
         TryAgainLater: nothing was bought, and the task's retries are used up.
         UnknownSubmission: it may have been bought, and a person must look; running again looks again.
     """
+    _check_request(request)
     session = await session_for_task(credentials, store, _run_cap(budget_usd))
     purchase = await on_io(buy(session, request))
     generation = purchase.generation
@@ -101,7 +131,7 @@ async def submit_generation(
 
 @task(
     name="wait for generation",
-    task_run_name="wait for {generation.model} {generation.id:.8}",
+    task_run_name=_run_name("wait for {generation.model} {generation.id:.8}"),
     description="Waits until a generation is completed, however many others wait at the same time.",
     retries=3,
     retry_delay_seconds=[2, 5, 15],
@@ -112,7 +142,7 @@ async def wait_for_generation(
     generation: Generation,
     *,
     credentials: VeogenCredentials | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
     timeout_seconds: float | None = None,
 ) -> Generation:
     """Return the generation when it is completed. Free, and safe to repeat.
@@ -125,6 +155,8 @@ async def wait_for_generation(
         StillRunning: the time is over, the generation is not; it carries the id, and running again re-attaches.
         GenerationFailed, ContentRejected: it failed, and was not charged (/quickstart).
     """
+    _check_generation(generation)
+    check_timeout(timeout_seconds)
     session = await session_for_task(credentials, store)
     if generation.is_over and generation.output is None:
         _show_as_reused()
@@ -142,7 +174,7 @@ async def wait_for_generation(
 
 @task(
     name="download asset",
-    task_run_name="download {generation.model} {generation.id:.8}",
+    task_run_name=_run_name("download {generation.model} {generation.id:.8}"),
     description="Streams a completed generation's media into the store, verified, with its provenance beside it.",
     retries=5,
     retry_delay_seconds=[1, 2, 5, 15, 30],
@@ -154,7 +186,7 @@ async def download_asset(
     generation: Generation,
     *,
     credentials: VeogenCredentials | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
 ) -> Asset:
     """Return the asset of a completed generation, in the store and verified. Free, and safe to repeat.
 
@@ -166,6 +198,7 @@ async def download_asset(
         MediaRejected: what it served is no such media; the bytes are kept below `rejected/` for a person.
         OutputMissing: the service names nothing to download.
     """
+    _check_generation(generation)
     session = await session_for_task(credentials, store)
     delivery = await on_io(deliver(session, generation))
     session.log.info("%s %s", "Already stored:" if delivery.reused else "Stored", delivery.asset.uri)
@@ -187,7 +220,7 @@ def _chain(function: Callable[Parameters, Result]) -> _Chain[Parameters, Result]
     return _Chain(
         function,
         name="generate",
-        task_run_name="generate {request.model} (take {request.take})",
+        task_run_name=_run_name("generate {request.model} (take {request.take})"),
         description="Submits, waits and downloads.",
         cache_policy=NO_CACHE,
     )
@@ -198,7 +231,7 @@ async def generate(
     request: GenerationRequest,
     *,
     credentials: VeogenCredentials | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
     budget_usd: Decimal | float | None = None,
     timeout_seconds: float | None = None,
 ) -> Asset:
@@ -207,6 +240,7 @@ async def generate(
     COSTS MONEY like `submit_generation`, whose cost, options and errors it shares with the other two. Safe to repeat:
     it goes on wherever an earlier run was stopped.
     """
+    check_timeout(timeout_seconds)
     generation = await submit_generation(request, credentials=credentials, store=store, budget_usd=budget_usd)
     generation = await wait_for_generation(
         generation, credentials=credentials, store=store, timeout_seconds=timeout_seconds
@@ -214,8 +248,12 @@ async def generate(
     return await download_asset(generation, credentials=credentials, store=store)
 
 
-async def session_for_task(credentials: VeogenCredentials | None, store: str | None, cap: Cap | None = None) -> Session:
+async def session_for_task(
+    credentials: VeogenCredentials | None, store: str | Path | None, cap: Cap | None = None
+) -> Session:
     """Return what a task works with: argument → block → environment → default."""
+    if credentials is not None:
+        _check_argument(credentials, VeogenCredentials, 'VeogenCredentials.load("NAME"), awaited in async code')
     session = open_session(
         token=credentials.api_token if credentials else None,
         base_url=credentials.base_url if credentials else None,

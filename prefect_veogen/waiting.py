@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import Generation, Status
 from prefect_veogen.purchase import mark_failed
 
 if TYPE_CHECKING:
     from prefect_veogen.session import Session
+
+
+def check_timeout(timeout_seconds: object) -> None:
+    """Pass a time that can be waited; to be asked before anything is bought.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if timeout_seconds is not None and not (isinstance(timeout_seconds, int | float) and timeout_seconds > 0):
+        raise ConfigurationError(
+            f"timeout_seconds={timeout_seconds!r} is no time to wait",
+            next_step="Nothing was bought. Give a number of more than 0 seconds, or leave it out.",
+        )
 
 
 async def wait(session: Session, generation: Generation, timeout_seconds: float | None = None) -> Generation:
@@ -19,7 +33,7 @@ async def wait(session: Session, generation: Generation, timeout_seconds: float 
         StillRunning: the time is over, the generation is not.
     """
     if not generation.is_over:
-        timeout = timeout_seconds or session.settings.wait_timeout_seconds
+        timeout = session.settings.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
         generation = await session.watcher.until_over(
             generation, timeout, lambda told: session.log.info("Generation %s is %s", told.id, told.status_text)
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
@@ -31,8 +31,10 @@ from prefect_veogen import (
     submit_generation,
     wait_for_generation,
 )
+from prefect_veogen.campaigns import make_campaign
 from prefect_veogen.errors import (
     BudgetExceeded,
+    ConfigurationError,
     ContentRejected,
     InsufficientBalance,
     InvalidRequest,
@@ -296,6 +298,51 @@ async def test_budget_usd_caps_one_flow_run_and_the_next_has_its_own(sandbox: Sa
         results = await capped(prompt)
         assert sorted(type(result).__name__ for result in results) == ["Asset", "Asset", "BudgetExceeded"]
         assert len(sandbox.bill) == 2 * runs
+
+
+# ---------------------------------------------------------------- wrong arguments
+
+
+@pytest.mark.parametrize("seconds", ["60", Decimal(5), float("nan"), -1, 0], ids=repr)
+async def test_a_time_nobody_can_wait_is_refused_before_anything_is_bought(sandbox: Sandbox, seconds: Any) -> None:
+    for wait in (generate(CAT, timeout_seconds=seconds), wait_at_once(Generation(id="x"), timeout_seconds=seconds)):
+        with pytest.raises(ConfigurationError, match="more than 0 seconds"):
+            await wait
+    with pytest.raises(ConfigurationError, match="more than 0 seconds"):
+        await make_campaign([], name="x", timeout_seconds=seconds)
+    assert len(sandbox.bill) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "needed"),
+    [
+        (generate, "A GenerationRequest is needed, not a dict"),
+        (submit_at_once, "A GenerationRequest is needed, not a dict"),
+        (wait_at_once, "A Generation is needed, not a dict"),
+        (download_at_once, "A Generation is needed, not a dict"),
+        (lambda wrong: submit_at_once(CAT, credentials=wrong), "A VeogenCredentials is needed, not a dict"),
+        (lambda wrong: submit_at_once(CAT, store=wrong), "A dict is no place to store things"),
+    ],
+)
+async def test_an_argument_of_another_kind_is_named_and_nothing_bought(
+    sandbox: Sandbox, call: Callable[[Any], Awaitable[Any]], needed: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=needed) as caught:
+        await call({"model": "gpt-4o-image", "api_token": "hunter2"})
+    assert "hunter2" not in str(caught.value)
+    assert len(sandbox.bill) == 0
+
+
+@pytest.mark.parametrize("empty", [{"store": ""}, {"credentials": VeogenCredentials(base_url="")}], ids=str)
+async def test_an_empty_argument_is_not_an_unset_one(sandbox: Sandbox, empty: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match=r"store=|base_url="):
+        await submit_at_once(CAT, **empty)
+    assert len(sandbox.bill) == 0
+
+
+async def test_a_path_is_a_store_too(sandbox: Sandbox, tmp_path: Path) -> None:
+    asset = await generate(CAT, store=tmp_path / "by path")
+    assert asset.uri.startswith((tmp_path / "by path" / "assets").as_uri())
 
 
 # ---------------------------------------------------------------- what passes through Prefect
