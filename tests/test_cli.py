@@ -111,6 +111,8 @@ def test_the_console_script_is_installed_and_starts_without_a_home() -> None:
         ["plan", "m", "p", "--duration", "long"],
         ["plan", "rows.csv", "--budget-usd", "much"],
         ["reconcile", "--since", "yesterday"],
+        ["reconcile", "--since", "0001-01-01"],
+        ["reconcile", "--since", "9999-01-01"],
         ["receipts", "adopt", "key"],
     ],
     ids=" ".join,
@@ -199,6 +201,7 @@ def test_a_refused_token_is_never_shown(run: Run, monkeypatch: pytest.MonkeyPatc
     with Sandbox(token="the-right-one") as sandbox:
         monkeypatch.setenv("VEOGEN_BASE_URL", sandbox.base_url)
         monkeypatch.setenv("VEOGEN_API_TOKEN", "sekrit-4711")
+        Path("veogen-store").mkdir()
         code, out, err = run(*words)
     assert "sekrit" not in out + err
     assert words == ["sweep"] or (code == 1 and "refused the token" in err)
@@ -248,6 +251,23 @@ def test_a_plan_that_would_be_refused_is_1_and_names_what_is_allowed(sandbox: Sa
     code, out, _ = run("plan", "gpt-4o-image", "a fox", "--aspect-ratio", "5:7")
     assert code == 1
     assert "aspect_ratio: gpt-4o-image does not offer this (got '5:7'); allowed: 16:9" in out
+    assert "Correct the request" in out
+    (item,) = json.loads(run("plan", "veo-99", "a fox", "--json")[1])["items"]
+    assert "`prefect-veogen models`" in item["next_step"]
+
+
+def test_a_plan_without_its_prompt_says_what_is_missing(sandbox: Sandbox, run: Run) -> None:
+    code, out, err = run("plan", "gpt-4o-image")
+    assert (code, out) == (1, "")
+    assert "If it is a model: give a prompt, too." in err
+
+
+def test_a_plan_of_a_manifest_ignores_no_option(sandbox: Sandbox, run: Run) -> None:
+    Path("rows.csv").write_text("id,model,prompt\na,gpt-4o-image,a fox\n")
+    assert run("plan", "rows.csv", "--take", "2", "--budget-usd", "1")[0] == 0
+    code, out, err = run("plan", "rows.csv", "--resolution", "4k", "--image-url", "https://x/y.png")
+    assert (code, out) == (1, "")
+    assert "resolution, image_urls would be ignored" in err
 
 
 def test_a_plan_beyond_the_budget_is_1(sandbox: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,8 +305,26 @@ def test_receipts_are_listed_without_a_token(sandbox: Sandbox, run: Run, monkeyp
 
 
 def test_an_empty_store_has_no_receipts_and_is_no_error(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "nothing").mkdir()
     code, out, _ = run("receipts", "--store", str(tmp_path / "nothing"))
     assert (code, out) == (0, f"There are no receipts in file://{tmp_path}/nothing\n")
+
+
+@pytest.mark.parametrize("words", [["receipts"], ["receipts", "show", "v1"], ["sweep"], ["reconcile"]], ids=" ".join)
+@pytest.mark.parametrize("store", ["nowhere", "a-file", ""])
+def test_a_store_that_is_not_there_is_an_error(sandbox: Sandbox, run: Run, words: list[str], store: str) -> None:
+    Path("a-file").touch()
+    code, out, err = run(*words, "--store", store)
+    assert (code, out) == (1, "")
+    assert re.search(r"There is no store at .*/nowhere|a-file is a file|'' is no place to store things", err)
+    assert "--store" in err
+    assert not Path("nowhere").exists()
+
+
+def test_a_plan_may_come_before_the_store_but_not_with_a_file_as_one(sandbox: Sandbox, run: Run) -> None:
+    Path("a-file").touch()
+    assert run("plan", "gpt-4o-image", "a fox", "--store", "nowhere")[0] == 0
+    assert run("plan", "gpt-4o-image", "a fox", "--store", "a-file")[0] == 1
 
 
 def test_a_receipt_is_shown_by_the_beginning_of_its_key(sandbox: Sandbox, run: Run) -> None:
@@ -401,6 +439,13 @@ def test_setup_without_a_server_says_how_to_get_one(tmp_path: Path, server: str 
     assert told in err
     assert "What to do: " in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", ["0", "-5"])
+def test_setup_refuses_a_limit_that_is_none(run: Run, number: str) -> None:
+    code, out, err = run("setup", "--requests-per-minute", number)
+    assert (code, out) == (1, "")
+    assert f"VEOGEN_REQUESTS_PER_MINUTE='{number}': Input should be greater than or equal to 2" in err
 
 
 # ---------------------------------------------------------------- as a process
@@ -528,12 +573,12 @@ def test_a_demo_that_is_stopped_leaves_no_server_behind(number: signal.Signals) 
     assert number == signal.SIGKILL or "nothing is still running" in err
 
 
-@pytest.mark.parametrize("store", ["s3://bucket/prefix", "a-file", "a-file/below"])
+@pytest.mark.parametrize("store", ["s3://bucket/prefix", "a-file", "a-file/below", "", "~nobody-of-that-name", "a\0b"])
 def test_the_demo_refuses_a_store_it_cannot_write(run: Run, tmp_path: Path, store: str) -> None:
     (tmp_path / "a-file").touch()
     code, _, err = run("demo", "--store", store)
     assert code == 1
-    assert "--store DIR" in err
+    assert "--store" in err
 
 
 @contextmanager

@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if words[:1] == ["sandbox"]:
             return _sandbox(words[1:])
         options = parser().parse_args(words)
-        stopped = getattr(options, "stopped", _STOPPED)
+        stopped = options.stopped or _STOPPED
         code = _run(options)
         sys.stdout.flush()
     except VeogenError as error:

@@ -7,7 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.catalogue import quote
-from prefect_veogen.cli.terminal import say, table, wants_json, write_json
+from prefect_veogen.cli.terminal import say, table, write_json
 from prefect_veogen.client import balance_of
 from prefect_veogen.models import CatalogueModel, GenerationRequest, in_usd
 from prefect_veogen.session import open_session
@@ -25,13 +25,13 @@ def models(options: Namespace) -> int:
     client = _client(options)
     if options.slug is None:
         catalogue = asyncio.run(_catalogue(client))
-        if wants_json(options):
+        if options.json:
             write_json([_described(model) for model in catalogue])
         else:
             _write_catalogue(catalogue)
         return 0
     model = asyncio.run(client.get_model(options.slug))
-    if wants_json(options):
+    if options.json:
         write_json(_described(model))
     else:
         _write_model(model)
@@ -41,7 +41,7 @@ def models(options: Namespace) -> int:
 def balance(options: Namespace) -> int:
     """Write what the account holds."""
     found = asyncio.run(_balance(_client(options)))
-    if wants_json(options):
+    if options.json:
         write_json({"remaining_usd": found.remaining_usd, "spent_usd": found.spent_usd})
         return 0
     say(f"The account holds {in_usd(found.remaining_usd)} and has spent {in_usd(found.spent_usd)}.")
@@ -49,7 +49,7 @@ def balance(options: Namespace) -> int:
 
 
 def _client(options: Namespace) -> VeogenClient:
-    return open_session(base_url=getattr(options, "base_url", None)).client
+    return open_session(base_url=options.base_url).client
 
 
 async def _balance(client: VeogenClient) -> Balance:

@@ -23,6 +23,8 @@ with an account:
 
 `prefect-veogen COMMAND --help` tells more. None of these commands buys anything: flows do."""
 
+_EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
+
 _SWEEP_STOPPED = "Stopped. Nothing was bought and nothing is lost: run it again to finish the rest."
 _DEMO_STOPPED = (
     "Stopped. The sandbox and Prefect's local server are gone; nothing is still running, nothing cost money."
@@ -39,6 +41,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=_Formatter,
     )
     top.add_argument("--version", action="version", version=f"prefect-veogen {version('prefect-veogen')}")
+    top.set_defaults(base_url=None, store=None, json=False, state=None, stopped=None)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     _demo(commands)
     _command(commands, "sandbox", "a local Veogen Studio to try pipelines on", "prefect-veogen sandbox --port 8765")
@@ -80,14 +83,12 @@ def _models(commands: Any) -> None:
         "prefect-veogen models\nprefect-veogen models veo-3.1-fast",
     )
     command.add_argument("slug", nargs="?", metavar="MODEL", help="one model, with all it takes")
-    _service(command)
-    _json(command)
+    _shared(command, "--base-url", "--json")
 
 
 def _balance(commands: Any) -> None:
     command = _command(commands, "balance", "what the account holds and has spent", "prefect-veogen balance --json")
-    _service(command)
-    _json(command)
+    _shared(command, "--base-url", "--json")
 
 
 def _plan(commands: Any) -> None:
@@ -111,9 +112,7 @@ def _plan(commands: Any) -> None:
         )
     command.add_argument("--take", type=_take, default=1, help="a number or a name (default: 1)")
     command.add_argument("--budget-usd", type=_amount, metavar="USD", help="also compare with this much")
-    _service(command)
-    _store(command)
-    _json(command)
+    _shared(command, "--base-url", "--store", "--json")
 
 
 def _receipts(commands: Any) -> None:
@@ -126,8 +125,7 @@ def _receipts(commands: Any) -> None:
         "prefect-veogen receipts adopt KEY GENERATION_ID     # that generation was it\n"
         "prefect-veogen receipts release KEY                 # it was never made; the next run buys",
     )
-    _store(command)
-    _json(command)
+    _shared(command, "--store", "--json")
     actions = command.add_subparsers(dest="action", metavar="ACTION")
     listing = _command(
         actions, "list", "all receipts of the store (the default)", "prefect-veogen receipts list --json"
@@ -154,10 +152,9 @@ def _receipts(commands: Any) -> None:
     )
     release.add_argument("key", metavar="KEY")
     release.set_defaults(stopped=_DECISION_STOPPED)
-    _service(adopt)
+    _shared(adopt, "--base-url")
     for action in (listing, show, adopt, release):
-        _store(action)
-        _json(action)
+        _shared(action, "--store", "--json")
 
 
 def _sweep(commands: Any) -> None:
@@ -169,9 +166,7 @@ def _sweep(commands: Any) -> None:
         about="Downloads what was paid for, finds purchases whose answer was lost, and gives back money that was set "
         "aside for nothing. Safe beside working flows. Exit code 1 if a person must look.",
     )
-    _service(command)
-    _store(command)
-    _json(command)
+    _shared(command, "--base-url", "--store", "--json")
     command.set_defaults(stopped=_SWEEP_STOPPED)
 
 
@@ -189,9 +184,7 @@ def _reconcile(commands: Any) -> None:
         metavar="DATE",
         help="a date or time, UTC if nothing else is said (default: 30 days ago)",
     )
-    _service(command)
-    _store(command)
-    _json(command)
+    _shared(command, "--base-url", "--store", "--json")
 
 
 def _setup(commands: Any) -> None:
@@ -206,7 +199,7 @@ def _setup(commands: Any) -> None:
     command.add_argument(
         "--requests-per-minute", type=int, metavar="N", help="the account's limit (VEOGEN_REQUESTS_PER_MINUTE, 120)"
     )
-    _json(command)
+    _shared(command, "--json")
 
 
 # ---------------------------------------------------------------- parts
@@ -236,19 +229,17 @@ def _filled(text: str) -> str:
     return textwrap.fill(text, width=78)
 
 
-# SUPPRESS, because an option may stand before or behind ACTION: the second parser must not undo the first.
-def _json(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="JSON on stdout, nothing else")
+_SHARED: dict[str, dict[str, Any]] = {
+    "--base-url": {"metavar": "URL", "help": "the API (VEOGEN_BASE_URL)"},
+    "--store": {"metavar": "URL", "help": "s3://bucket/prefix or a path (VEOGEN_STORE)"},
+    "--json": {"action": "store_true", "help": "JSON on stdout, nothing else"},
+}
 
 
-def _service(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--base-url", metavar="URL", default=argparse.SUPPRESS, help="the API (VEOGEN_BASE_URL)")
-
-
-def _store(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--store", metavar="URL", default=argparse.SUPPRESS, help="s3://bucket/prefix or a path (VEOGEN_STORE)"
-    )
+def _shared(command: argparse.ArgumentParser, *names: str) -> None:
+    for name in names:
+        # SUPPRESS, because an option may stand before or behind ACTION: the second parser must not undo the first.
+        command.add_argument(name, default=argparse.SUPPRESS, **_SHARED[name])
 
 
 def _take(text: str) -> int | str:
@@ -270,7 +261,10 @@ def _moment(text: str) -> datetime:
         moment = datetime.fromisoformat(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-11-01 or 2026-11-01T08:00+00:00") from None
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    if not _EARLIEST <= moment <= datetime.now(UTC):
+        raise argparse.ArgumentTypeError(f"{text!r} is not between {_EARLIEST:%Y} and now: there is nothing to compare")
+    return moment
 
 
 def a_month_ago() -> datetime:

@@ -19,6 +19,7 @@ from prefect_veogen.cli.demo_run import FLOW, flow_file
 from prefect_veogen.cli.terminal import console, say, table
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import Asset, in_usd
+from prefect_veogen.store import LocalStore, open_store
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -164,17 +165,16 @@ def _running_sandbox() -> Iterator[Sandbox]:
 
 def _fresh_folder(store: str) -> Path:
     """Return a new, empty folder: a demo always buys, and never meets the receipts of the one before."""
-    if "://" in store:
+    place = open_store(store)
+    if not isinstance(place, LocalStore):
         raise ConfigurationError(f"The demo writes into a directory, not to {store}", next_step="Give --store DIR.")
-    parent = Path(store).expanduser().resolve()
-    number = 0
+    parent, number = place.root, 0
     while True:
         number += 1
         try:
             (parent / f"run-{number}").mkdir(parents=True)
         except FileExistsError:
-            if not parent.is_dir():
-                raise ConfigurationError(f"{parent} is no directory", next_step="Give --store DIR.") from None
+            continue
         except OSError as error:
             raise ConfigurationError(
                 f"Nothing can be written to {parent}: {error.strerror}", next_step="Give another place: --store DIR."

@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.budgets import Cap
-from prefect_veogen.cli.terminal import say, shortened, table, wants_json, write_json
+from prefect_veogen.cli.terminal import say, shortened, table, write_json
+from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.manifest import read_manifest
 from prefect_veogen.models import Certainty, GenerationRequest, in_usd
@@ -17,6 +18,7 @@ from prefect_veogen.session import open_session
 if TYPE_CHECKING:
     from argparse import Namespace
 
+    from prefect_veogen.manifest import Row
     from prefect_veogen.session import Session
 
 _FIELDS = (
@@ -35,12 +37,12 @@ def plan(options: Namespace) -> int:
     """Write what it would cost; 1 if something would be refused or could not be paid."""
     cap = Cap.of("this plan", options.budget_usd)
     session = open_session(
-        base_url=getattr(options, "base_url", None),
-        store=getattr(options, "store", None),
+        base_url=options.base_url,
+        store=options.store,
         caps=() if cap is None else (cap,),
     )
     made = asyncio.run(_made(session, options))
-    if wants_json(options):
+    if options.json:
         write_json(_described(made))
     else:
         _write(made)
@@ -48,13 +50,26 @@ def plan(options: Namespace) -> int:
 
 
 async def _made(session: Session, options: Namespace) -> Plan:
-    if options.prompt is None:
-        rows = await read_manifest(options.what, options.take)
-        return await make_plan(session, await on_io(requests_of(session, rows)))
     fields = {name: getattr(options, name) for name in _FIELDS}
+    if options.prompt is None:
+        rows = await _rows(options, [name for name, value in fields.items() if value is not None])
+        return await make_plan(session, await on_io(requests_of(session, rows)))
     return await make_plan(
         session, [GenerationRequest(model=options.what, prompt=options.prompt, take=options.take, **fields)]
     )
+
+
+async def _rows(options: Namespace, given: list[str]) -> list[Row]:
+    if given:
+        raise ConfigurationError(
+            f"{', '.join(given)} would be ignored: the rows of a manifest have their own",
+            next_step="Write it into the rows, or plan one request: give a model and a prompt.",
+        )
+    try:
+        return await read_manifest(options.what, options.take)
+    except ConfigurationError as error:
+        error.next_step = f"{error.next_step} If it is a model: give a prompt, too.".lstrip()
+        raise
 
 
 def _described(made: Plan) -> dict[str, Any]:
@@ -66,7 +81,8 @@ def _described(made: Plan) -> dict[str, Any]:
                 "usd": item.usd,
                 "certainty": item.certainty,
                 "already_bought": item.already_bought,
-                "problem": None if item.problem is None else item.problem.message,
+                "problem": item.problem and item.problem.message,
+                "next_step": item.problem and item.problem.next_step,
             }
             for item in made.items
         ],
@@ -87,7 +103,7 @@ def _write(made: Plan) -> None:
     table(("#", "MODEL", "PROMPT", "PRICE", ""), rows, right=("#", "PRICE"))
     for number, item in enumerate(made.items, start=1):
         if item.problem is not None:
-            say("", f"Item {number} would be refused. {item.problem.message}", style="red")
+            say("", f"Item {number} would be refused. {item.problem}", style="red")
     say("", f"Total: {_total(made)}", style="bold")
     say(f"Balance: {in_usd(made.balance_usd)}")
     for budget in made.budgets:

@@ -10,12 +10,13 @@ from pydantic import SecretStr
 
 from prefect_veogen import upkeep
 from prefect_veogen.cli.arguments import a_month_ago
-from prefect_veogen.cli.terminal import complain, say, shortened, table, wants_json, write_json
+from prefect_veogen.cli.terminal import complain, say, shortened, table, write_json
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.models import in_usd
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.settings import Settings
+from prefect_veogen.store import LocalStore
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -41,7 +42,7 @@ def sweep(options: Namespace) -> int:
     """Finish what can be finished; 1 if a person must look."""
     session = _session(options)
     swept = asyncio.run(upkeep.sweep(session))
-    if wants_json(options):
+    if options.json:
         write_json(swept)
     elif not swept:
         say("Nothing to do: everything that was bought is in the store, verified.")
@@ -57,7 +58,7 @@ def reconcile(options: Namespace) -> int:
     """Compare; 1 if it doesn't add up."""
     session = _session(options)
     found = asyncio.run(upkeep.reconcile(session, options.since or a_month_ago()))
-    if wants_json(options):
+    if options.json:
         write_json({name: getattr(found, name) for name in found.__dataclass_fields__} | {"adds_up": found.adds_up})
         return 0 if found.adds_up else 1
     say(f"Since {found.since:%Y-%m-%d %H:%M} UTC", "")
@@ -99,7 +100,7 @@ _HEADS = ("STATE", "MODEL", "PRICE", "WHEN", "PROMPT", "KEY")
 
 
 def _list(options: Namespace) -> int:
-    wanted = getattr(options, "state", None)
+    wanted = options.state
     if wanted is not None and wanted not in list(State):
         raise ConfigurationError(
             f"{wanted!r} is no state of a receipt", next_step=f"Choose one of: {', '.join(State)}."
@@ -108,7 +109,7 @@ def _list(options: Namespace) -> int:
     known, damaged = asyncio.run(upkeep.all_receipts(session))
     found = [item for item in known if wanted in (None, item.state)]
     found.sort(key=lambda item: item.history[0].at if item.history else a_month_ago())
-    if wants_json(options):
+    if options.json:
         write_json(found)
     elif not found:
         say(f"There are no{f' {wanted}' if wanted else ''} receipts in {session.store.uri('')}")
@@ -125,7 +126,7 @@ def _list(options: Namespace) -> int:
 
 def _show(options: Namespace) -> int:
     found = asyncio.run(_by_beginning(_offline_session(options), options.key))
-    if wants_json(options):
+    if options.json:
         write_json(found)
         return 0
     say(f"{found.key}  {found.state.value}", style="bold")
@@ -177,7 +178,7 @@ async def _by_beginning(session: Session, beginning: str) -> Receipt:
 
 
 def _decided(options: Namespace, receipt: Receipt, consequence: str) -> int:
-    if wants_json(options):
+    if options.json:
         write_json(receipt)
     else:
         say(f"{receipt.key} is {receipt.state.value} now. {consequence}")
@@ -204,10 +205,21 @@ def _paid(found: list[Receipt]) -> Decimal:
 
 
 def _session(options: Namespace) -> Session:
-    return open_session(base_url=getattr(options, "base_url", None), store=getattr(options, "store", None))
+    return _with_a_store(open_session(base_url=options.base_url, store=options.store))
 
 
 def _offline_session(options: Namespace) -> Session:
     """Return a session for looking at the store alone: the service is asked nothing, so that no token is needed."""
     token = Settings().api_token or SecretStr("none-needed")
-    return open_session(token=token, store=getattr(options, "store", None))
+    return _with_a_store(open_session(token=token, store=options.store))
+
+
+def _with_a_store(session: Session) -> Session:
+    """Pass a session whose store is there: of a misspelt one, all would seem well."""
+    store = session.store
+    if isinstance(store, LocalStore) and not store.root.is_dir():
+        raise ConfigurationError(
+            f"There is no store at {store.root}",
+            next_step="Check --store and VEOGEN_STORE; the first purchase makes a new one.",
+        )
+    return session

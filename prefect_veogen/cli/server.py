@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from prefect_veogen.cli.terminal import say, wants_json, write_json
+from prefect_veogen.cli.terminal import say, write_json
 from prefect_veogen.errors import ConfigurationError, ServiceUnavailable
 from prefect_veogen.settings import Settings
 
@@ -20,8 +20,9 @@ def setup(options: Namespace) -> int:
     from prefect_veogen.blocks import VeogenCredentials
     from prefect_veogen.joining import create_limit
 
-    settings = Settings()
-    per_minute = options.requests_per_minute or settings.requests_per_minute
+    given = options.requests_per_minute
+    settings = Settings() if given is None else Settings(requests_per_minute=given)
+    per_minute = settings.requests_per_minute
     server = PREFECT_API_URL.value()
     if server is None:
         raise ConfigurationError(
@@ -37,7 +38,7 @@ def setup(options: Namespace) -> int:
             f"Prefect's server at {server} did not take it: {type(error).__name__}: {error}",
             next_step="Check that it runs (`prefect version`), then run this again; what is done already stays.",
         ) from error
-    if wants_json(options):
+    if options.json:
         write_json({"server": server, "limit": settings.requests_limit_name, "requests_per_minute": per_minute})
         return 0
     say(

@@ -17,7 +17,6 @@ from rich.text import Text
 from prefect_veogen.errors import UnknownSubmission, VeogenError
 
 if TYPE_CHECKING:
-    from argparse import Namespace
     from collections.abc import Iterable, Sequence
 
 
@@ -29,11 +28,6 @@ class _Console(Console):
 def console() -> Console:
     """Return a console on stdout which shows text as it is: prompts may hold brackets and emoji codes."""
     return _Console(highlight=False, markup=False, emoji=False)
-
-
-def wants_json(options: Namespace) -> bool:
-    """Tell whether a program reads the output."""
-    return getattr(options, "json", False)
 
 
 def write_json(value: Any) -> None:
