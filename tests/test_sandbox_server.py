@@ -130,7 +130,18 @@ def test_media_come_from_another_origin_than_the_api(sandbox: Sandbox) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"speed": -1}, {"requests_per_minute": 0}, {"create_shape": "newest"}, {"parameters_echo": "all"}],
+    [
+        {"port": 65536},
+        {"media_port": -1},
+        {"speed": -1},
+        {"speed": float("nan")},
+        {"balance_usd": -5},
+        {"balance_usd": "nan"},
+        {"balance_usd": "inf"},
+        {"requests_per_minute": 0},
+        {"create_shape": "newest"},
+        {"parameters_echo": "all"},
+    ],
 )
 def test_wrong_options_are_refused(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
@@ -302,6 +313,13 @@ def test_the_command_explains_a_taken_port(sandbox: Sandbox, capsys: pytest.Capt
     port = urlsplit(sandbox.base_url).port
     assert main(["--port", str(port)]) == 1
     assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", ["--port 99999", "--speed inf", "--balance nan", "--requests-per-minute -5"])
+def test_the_command_refuses_what_no_sandbox_can_be(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(words.split())
+    assert words.split()[1].lstrip("-") in capsys.readouterr().err.lower().replace("infinity", "inf")
 
 
 def test_the_command_lists_every_fault(capsys: pytest.CaptureFixture[str]) -> None:

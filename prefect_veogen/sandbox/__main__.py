@@ -15,21 +15,15 @@ from prefect_veogen.sandbox.server import Sandbox
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve a sandbox until SIGINT or SIGTERM; the first line printed is its base URL."""
-    options = _parser().parse_args(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
     if options.list_faults:
         _say(*(f"{kind.name:28} {kind.place:8} {kind.summary}{_defaults(kind)}" for kind in FAULTS.values()))
         return 0
-    sandbox = Sandbox(
-        options.port,
-        media_port=options.media_port,
-        speed=options.speed,
-        balance_usd=options.balance,
-        requests_per_minute=options.requests_per_minute or None,
-        token=options.token,
-        tiny_media=options.tiny_media,
-        seed=options.seed,
-        create_shape=options.create_shape,
-    )
+    try:
+        sandbox = _sandbox(options)
+    except ValueError as error:
+        parser.error(str(error))
     stopping = threading.Event()
     _stop_on_signals(stopping)
     try:
@@ -44,6 +38,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         pass
     sandbox.stop()
     return 0
+
+
+def _sandbox(options: argparse.Namespace) -> Sandbox:
+    return Sandbox(
+        options.port,
+        media_port=options.media_port,
+        speed=options.speed,
+        balance_usd=options.balance,
+        requests_per_minute=options.requests_per_minute or None,
+        token=options.token,
+        tiny_media=options.tiny_media,
+        seed=options.seed,
+        create_shape=options.create_shape,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

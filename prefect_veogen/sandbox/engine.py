@@ -180,6 +180,8 @@ class Settings:
             raise ValueError(f"media_bytes is at least {SMALLEST_HUGE_FILE}, not {self.media_bytes}")
         if self.requests_per_minute is not None and self.requests_per_minute < 1:
             raise ValueError(f"requests_per_minute is at least 1, or None for no limit, not {self.requests_per_minute}")
+        if not (self.balance_usd.is_finite() and self.balance_usd >= 0):
+            raise ValueError(f"balance_usd is 0 or more, not {self.balance_usd}")
         for name, known in (("create_shape", get_args(CreateShape)), ("parameters_echo", get_args(ParametersEcho))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 HOST = "127.0.0.1"
 _START_SECONDS = 30.0
+_HIGHEST_PORT = 65535
 
 
 class Sandbox:
@@ -85,6 +86,9 @@ class Sandbox:
             media_bytes=media_bytes,
         )
         self._engine = Engine(replace(settings, balance_usd=Decimal(str(balance_usd))))
+        for name, number in (("port", port), ("media_port", media_port)):
+            if not 0 <= number <= _HIGHEST_PORT:
+                raise ValueError(f"{name} is a number from 0 to {_HIGHEST_PORT}, not {number}")
         self._ports = (port, media_port)
         self._thread: threading.Thread | None = None
         self._serving: Serving | None = None
