@@ -16,6 +16,7 @@ from urllib.parse import quote
 from prefect_veogen.errors import (
     AuthenticationError,
     ConfigurationError,
+    ModelNotFound,
     NotSent,
     ServiceUnavailable,
     UnexpectedAnswer,
@@ -135,7 +136,11 @@ class VeogenClient:
         Raises:
             ModelNotFound: the catalogue does not know it.
         """
-        return read_model(await self._look(f"/models/{quote(slug, safe='')}"))
+        try:
+            return read_model(await self._look(f"/models/{quote(slug, safe='')}"))
+        except ModelNotFound as error:
+            facts: dict[str, Any] = {"http_status": error.http_status, "service_text": error.service_text}
+            raise ModelNotFound(f"{error.message}: {slug[:60]!r}", **facts) from None
 
     async def list_models(self, *, page: int = 1) -> Page[CatalogueModel]:
         """Return a page of the catalogue; the endpoint is linked in the documentation, its page is not known."""

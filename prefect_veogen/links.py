@@ -14,12 +14,14 @@ from prefect_veogen.errors import InputUnavailable, MediaRejected, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Asset
 from prefect_veogen.store import open_store
-from prefect_veogen.transport import AnswerLost
+from prefect_veogen.transport import AnswerLost, without_secrets
 
 if TYPE_CHECKING:
     from prefect_veogen.models import GenerationRequest
     from prefect_veogen.session import Session
     from prefect_veogen.transport import MediaAnswer
+
+__all__ = ["link_to", "offered_links", "without_secrets"]
 
 # Long enough for a queue at the service; the link ends up in the service's records, so not longer than needed.
 PRESIGNED_SECONDS = 6 * 3600
@@ -91,11 +93,3 @@ def _is_of(asset: Asset, answer: MediaAnswer) -> bool:
     if total.isdigit():
         return int(total) == asset.size
     return answer.headers.get("content-type", "").partition("/")[0] == asset.content_type.partition("/")[0]
-
-
-def without_secrets(url: str) -> str:
-    """Return a link without what may be a secret in it: query, fragment, user and password."""
-    address = url.partition("?")[0].partition("#")[0]
-    scheme, separator, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

@@ -174,6 +174,14 @@ def joined_url(base: str, target: str) -> str:
         return target
 
 
+def without_secrets(url: str) -> str:
+    """Return a link without what may be a secret in it: query, fragment, user and password."""
+    address = url.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+
+
 def url_parts(url: str) -> tuple[str, str, int]:
     """Return scheme, host and port of a URL; empty strings if it is none."""
     try:
@@ -206,22 +214,32 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-async def fetch_text(url: str) -> str:
+async def fetch_text(url: str, most_seconds: float = 60.0) -> str:
     """Return a small text from a public link.
 
     Raises:
         ConfigurationError: it can't be had.
     """
+    failure = f"{without_secrets(url)} can't be read"
     try:
-        async with httpx.AsyncClient(follow_redirects=True, timeout=CONNECT_SECONDS) as client:
-            answer = await client.send(client.build_request("GET", url), stream=True)
+        # httpx times single reads; a link that trickles for ever needs an end too.
+        async with (
+            asyncio.timeout(most_seconds),
+            httpx.AsyncClient(follow_redirects=True, timeout=CONNECT_SECONDS) as client,
+            client.stream("GET", url) as answer,
+        ):
             body = await _limited_body(answer)
-            await answer.aclose()
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ConfigurationError(f"{url.partition('?')[0]} can't be read: {_reason(error)}") from None
+    except httpx.HTTPError as error:
+        raise ConfigurationError(f"{failure}: {_reason(error)}") from None
+    except TimeoutError:
+        raise ConfigurationError(f"{failure}: it took longer than {most_seconds:g} s") from None
+    except Exception:  # noqa: BLE001 - whatever IDNA, codecs and sockets raise at odd links, and show of them
+        raise ConfigurationError(f"{failure}: it is, or leads to, no valid link") from None
     if not answer.is_success:
-        raise ConfigurationError(f"{url.partition('?')[0]} can't be read: HTTP {answer.status_code}")
+        raise ConfigurationError(f"{failure}: HTTP {answer.status_code}")
+    if body.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
+        raise ConfigurationError(f"{failure}: it is an HTML page", next_step="Give a link to the file itself.")
     try:
         return body.decode("utf-8-sig")
     except UnicodeDecodeError:
-        raise ConfigurationError(f"{url.partition('?')[0]} can't be read: it is not UTF-8 text") from None
+        raise ConfigurationError(f"{failure}: it is not UTF-8 text") from None

@@ -25,7 +25,7 @@ from prefect_veogen.iothread import io_loop, on_io
 from prefect_veogen.models import Kind, Status
 from prefect_veogen.protocol import Accepted, Busy, Refused, Unknown
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.transport import MAX_ANSWER_BYTES, AnswerLost, Transport
+from prefect_veogen.transport import MAX_ANSWER_BYTES, AnswerLost, Transport, fetch_text
 
 TOKEN = "vg-secret-4711"
 IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse at dusk"}
@@ -164,7 +164,7 @@ async def test_ids_and_slugs_go_into_the_address_escaped(sandbox: Sandbox, clien
 
 
 async def test_a_model_the_catalogue_lacks_is_not_found(client: VeogenClient) -> None:
-    with pytest.raises(errors.ModelNotFound):
+    with pytest.raises(errors.ModelNotFound, match="this model: 'veo-9'"):
         await client.get_model("veo-9")
 
 
@@ -343,6 +343,14 @@ async def test_an_answer_that_trickles_for_ever_is_lost_in_bounded_time() -> Non
         assert isinstance(await bought(client, IMAGE), Unknown)
         with pytest.raises(errors.ServiceUnavailable):
             await client.get_account()
+        assert time.monotonic() - started < 10
+
+
+async def test_a_text_that_trickles_for_ever_is_given_up_in_bounded_time() -> None:
+    with odd_server(trickling) as odd:
+        started = time.monotonic()
+        with pytest.raises(errors.ConfigurationError, match=r"rows.csv can't be read: it took longer than 0.3 s"):
+            await fetch_text(f"{odd.base_url}/rows.csv", 0.3)
         assert time.monotonic() - started < 10
 
 
