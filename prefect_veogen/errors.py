@@ -32,12 +32,19 @@ VeogenError
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from decimal import Decimal
+
+
+# What is wrong with a value may be its size, so it is cut before it is written out.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
+_MOST_SHOWN = 50
 
 
 def _rebuild(cls: type[VeogenError], args: tuple[Any, ...], state: dict[str, Any]) -> VeogenError:
@@ -155,11 +162,13 @@ class Problem:
 
 
 def _shortened(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value) if len(value) <= 80 else f"{value[:60]!r}… ({len(value)} characters)"
     try:
-        text = repr(value)
+        text = _SHORT.repr(value)
     except Exception:  # noqa: BLE001 - what is wrong with a request may be that it can't be shown
         text = f"a {type(value).__name__} that can't be shown"
-    return text if len(text) <= 80 else f"{text[:60]}… ({len(text)} characters)"
+    return text if len(text) <= 80 else f"{text[:60]}…"
 
 
 class InvalidRequest(ChangeTheRequest, ValueError):
@@ -178,8 +187,10 @@ class InvalidManifest(ChangeTheRequest):
 
     def __init__(self, problems: Sequence[str], **facts: Any) -> None:
         self.problems = tuple(problems)
-        lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"The manifest has {len(self.problems)} problem(s):\n{lines}", **facts)
+        lines = [f"  - {problem}" for problem in self.problems[:_MOST_SHOWN]]
+        if more := len(self.problems) - len(lines):
+            lines.append(f"  … and {more} more")
+        super().__init__("\n".join([f"The manifest has {len(self.problems)} problem(s):", *lines]), **facts)
 
 
 class ModelNotFound(ChangeTheRequest):

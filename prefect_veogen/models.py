@@ -7,10 +7,12 @@ import hashlib
 import json
 import pickle
 import re
+import reprlib
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 
 from pydantic import (
     BaseModel,
@@ -30,7 +32,9 @@ from prefect_veogen.errors import InvalidRequest, Problem
 MAX_PROMPT_CHARACTERS = 2000  # /api-reference/generations/create; the unit is not documented, we count code points
 MAX_IMAGES = 14  # /authentication; one model's own page says more:
 MAX_IMAGES_OF_MODEL = {"gpt-image-2": 16}  # /api-reference/models/gpt-image-2
-MAX_TAKE_DIGITS = 18
+MAX_DIGITS = 18
+
+_HALF_A_CHARACTER = "holds half a character (a lone surrogate), which can't be sent"
 
 KEY_VERSION = "v1"
 
@@ -138,10 +142,11 @@ class GenerationRequest(_Value):
 
     @field_validator("*")
     @classmethod
-    def _is_text(cls, value: Any) -> Any:
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, str) and re.search("[\ud800-\udfff]", item):
-                raise ValueError("holds half a character (a lone surrogate), which can't be sent")
+    def _can_be_sent(cls, value: Any) -> Any:
+        if isinstance(value, str) and (problem := text_problem(value)):
+            raise ValueError(problem)
+        if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+            raise ValueError(f"has more than {MAX_DIGITS} digits")
         return value
 
     @field_validator("prompt")
@@ -160,10 +165,8 @@ class GenerationRequest(_Value):
         if info.field_name == "image_urls" and inputs and len(inputs) > most:
             raise ValueError(f"holds {len(inputs)} images; at most {most} are allowed")
         for position, value in enumerate(inputs or ()):
-            if isinstance(value, str) and not re.fullmatch(r"https?://[^\s/?#]\S*", value):
-                raise ValueError(
-                    f"item {position} ({value[:60]!r}) is no http:// or https:// URL; give a public URL or an Asset"
-                )
+            if isinstance(value, str) and (problem := text_problem(value) or _link_problem(value)):
+                raise ValueError(f"item {position} ({value[:60]!r}) {problem}")
         return inputs or None
 
     @field_validator("take")
@@ -171,8 +174,8 @@ class GenerationRequest(_Value):
     def _take_is_named(cls, take: int | str) -> int | str:
         if isinstance(take, str) and not take.strip():
             raise ValueError("must not be empty")
-        if isinstance(take, int) and abs(take) >= 10**MAX_TAKE_DIGITS:
-            raise ValueError(f"has more than {MAX_TAKE_DIGITS} digits")
+        if isinstance(take, str) and re.search("[{}]", take):
+            raise ValueError("holds braces; pass it through prefect_veogen.slots.take_of_slot, which fills them in")
         return take
 
     def set_fields(self) -> dict[str, Any]:
@@ -197,6 +200,27 @@ class GenerationRequest(_Value):
         api = normal_base_url(base_url)
         visible = _digest({"api": api, "model": self.model, "prompt": self.prompt})
         return f"{KEY_VERSION}-{visible[:12]}-{_digest({'api': api, 'request': self.canonical()})[:32]}"
+
+
+def text_problem(text: str) -> str | None:
+    """Return why a text can't be sent, if there is a reason."""
+    if re.search("[\ud800-\udfff]", text):
+        return _HALF_A_CHARACTER
+    if control := re.search(r"[^\t\n\r -~\xa0-\U0010ffff]", text):
+        return f"holds the control character {control[0]!r}; remove it"
+    return None
+
+
+def _link_problem(url: str) -> str | None:
+    if re.search(r"[,;]https?://", url):
+        return "holds two links; separate them by spaces"
+    try:
+        parts = urlsplit(url)
+        if re.fullmatch(r"https?://\S+", url) and parts.hostname and parts.port != 0:
+            return None
+    except ValueError:  # brackets that hold no address, or a port that is none
+        pass
+    return "is no http:// or https:// URL; give a public URL or an Asset"
 
 
 def in_usd(amount: Decimal | None) -> str:
@@ -235,18 +259,31 @@ def _take_part(take: int | str) -> str:
     return f"take.{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+_WORDS = {
+    "missing": "is required",
+    "extra_forbidden": "is no field of a generation request",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_unicode": _HALF_A_CHARACTER,
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "model_type": "must be a mapping of fields",
+    "model_attributes_type": "must be a mapping of fields",
+}
+
+
 def _problems_of(error: ValidationError) -> list[Problem]:
     found: dict[str, Problem] = {}
     for item in error.errors(include_url=False):
         if isinstance(nested := item.get("ctx", {}).get("error"), InvalidRequest):
             return list(nested.problems)
         field = str(item["loc"][0]) if item["loc"] else "request"
-        message = {
-            "missing": "is required",
-            "extra_forbidden": "is no field of a generation request",
-        }.get(item["type"], item["msg"].removeprefix("Value error, "))
-        for position in item["loc"][1:2]:
-            message = f"item {position}: {message}"
+        message = _WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
+        match item["loc"]:
+            case ("take", "int" | "str"):
+                message = "must be text or a whole number"
+            case (_, int(position), *_):
+                message = f"item {position}: must be a URL or an Asset"
         value = None if item["type"] == "missing" else _kept(item["input"])
         allowed = tuple(GenerationRequest.model_fields) if item["type"] == "extra_forbidden" else None
         nearest = next(iter(difflib.get_close_matches(field, allowed or (), n=1)), None)
@@ -259,7 +296,7 @@ def _kept(value: Any) -> Any:
     try:
         pickle.dumps(value)
     except Exception:  # noqa: BLE001 - any object may have been handed in, with any way of refusing
-        return repr(value)
+        return reprlib.repr(value)
     return value
 
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC
+import re
+from datetime import UTC, datetime
 
 from prefect.runtime import flow_run
 
 from prefect_veogen.errors import ConfigurationError
+
+_SLOT = re.compile(r"\{scheduled:([^{}]+)\}")
+# Two moments that have no part in common: what is the same at both is the same at all times.
+_MOMENTS = (datetime(1999, 1, 4, 3, 5, 6, 7, UTC), datetime(2022, 12, 31, 22, 59, 58, 0, UTC))
 
 
 def take_of_slot(take: int | str) -> int | str:
@@ -16,19 +21,28 @@ def take_of_slot(take: int | str) -> int | str:
     take again, and passing that date by hand reruns the slot. A take without braces is returned as it is.
 
     Raises:
-        ConfigurationError: the braces hold something else, or this is no flow run.
+        ConfigurationError: the braces hold anything else or never change, or this is no flow run.
     """
-    if not isinstance(take, str) or "{" not in take:
+    if not isinstance(take, str) or not {"{", "}"} & {*take}:
         return take
+    if not _has_slot(take):
+        raise ConfigurationError(f"take={take!r} can't be filled in", next_step='Write it like "{scheduled:%Y-%m-%d}".')
     # Outside of a flow run Prefect gives the present time: a take of its own, and a purchase, for every call.
     scheduled = flow_run.scheduled_start_time if flow_run.id else None
     if scheduled is None:
         raise ConfigurationError(
             f"take={take!r} needs a flow run with a scheduled start", next_step="Give a plain take, such as a date."
         )
+    return _filled(take, scheduled.astimezone(UTC))
+
+
+def _has_slot(take: str) -> bool:
+    """Tell whether all braces of a take hold formats, and these make another take of another slot."""
     try:
-        return take.format(scheduled=scheduled.astimezone(UTC))
-    except (LookupError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigurationError(
-            f"take={take!r} can't be filled in: {error!r}", next_step='Write it like "{scheduled:%Y-%m-%d}".'
-        ) from None
+        return not {"{", "}"} & {*_SLOT.sub("", take)} and _filled(take, _MOMENTS[0]) != _filled(take, _MOMENTS[1])
+    except ValueError:
+        return False
+
+
+def _filled(take: str, moment: datetime) -> str:
+    return _SLOT.sub(lambda slot: moment.strftime(slot[1]), take)

@@ -128,7 +128,7 @@ def test_an_invalid_request_is_a_value_error_too() -> None:
         (Problem("style", False, "no"), "style: no (got False)"),
         (Problem("style", "x", "no", ()), "style: no (got 'x'); allowed: nothing"),
         (Problem("duration", 9, "no", (4, 8), 8), "duration: no (got 9); allowed: 4, 8; nearest: 8"),
-        (Problem("prompt", "x" * 200, "no"), f"prompt: no (got '{'x' * 59}… (202 characters))"),
+        (Problem("prompt", "x" * 200, "no"), f"prompt: no (got '{'x' * 60}'… (200 characters))"),
     ],
 )
 def test_a_problem_says_field_value_what_is_allowed_and_the_nearest_of_it(problem: Problem, text: str) -> None:

@@ -153,7 +153,10 @@ def test_takes_which_a_case_blind_file_system_confuses_have_different_keys() -> 
 
 
 @settings(deadline=None)
-@given(take=st.integers(-(10**17), 10**17) | st.text(st.characters(exclude_categories=["Cs"]), min_size=1))
+@given(
+    take=st.integers(-(10**17), 10**17)
+    | st.text(st.characters(exclude_categories=["Cs", "Cc"], exclude_characters="{}"))
+)
 def test_any_take_makes_a_file_name_and_equal_takes_equal_ones(take: int | str) -> None:
     if str(take).strip():
         name = key(take=take)
@@ -176,30 +179,44 @@ def test_takes_of_a_request_share_the_content_key_and_lookalikes_its_beginning()
 @pytest.mark.parametrize(
     ("field", "value", "says"),
     [
-        ("model", "", "at least 1 character"),
-        ("model", 7, "valid string"),
+        ("model", "", "must not be empty"),
+        ("model", 7, "must be text"),
+        pytest.param("model", "gpt\ud83d", "holds half a character", id="model-surrogate"),
+        ("model", "gpt\x00", r"control character '\x00'"),
         ("prompt", " \n", "empty"),
         pytest.param(
             "prompt", "x" * (MAX_PROMPT_CHARACTERS + 1), "2001 characters long; at most 2000", id="prompt-long"
         ),
         pytest.param("prompt", "half an emoji \ud83d", "surrogate", id="surrogate"),
-        ("aspect_ratio", 16, "valid string"),
-        ("duration", "8", "valid integer"),
-        ("duration", 8.0, "valid integer"),
-        ("duration", True, "valid integer"),
-        ("watermark", "yes", "valid boolean"),
-        ("private", 1, "valid boolean"),
+        ("prompt", "a bell \x07", r"control character '\x07'"),
+        ("prompt", "a sign \x92 read wrongly", r"control character '\x92'"),
+        ("aspect_ratio", 16, "must be text"),
+        ("duration", "8", "must be a whole number"),
+        ("duration", 8.0, "must be a whole number"),
+        ("duration", True, "must be a whole number"),
+        ("watermark", "yes", "must be true or false"),
+        ("private", 1, "must be true or false"),
         ("image_urls", "https://example.org/a.png", "list of URLs or Assets"),
         ("image_urls", ["https://example.org/a.png"] * 15, "15 images; at most 14"),
         ("image_urls", ["data:image/png;base64,AAAA"], "item 0"),
         ("image_urls", ["https://example.org/a.png", "s3://bucket/a.png"], "item 1"),
         ("image_urls", ["https://"], "item 0"),
         ("video_urls", ["https://example.org/a b.mp4"], "item 0"),
-        ("audio_urls", ["https://example.org/a.mp3", 7], "item 1: Input should be a valid string"),
+        ("audio_urls", ["https://example.org/a.mp3", 7], "item 1: must be a URL or an Asset"),
+        ("audio_urls", [{"uri": "https://example.org/a.mp3"}], "item 0: must be a URL or an Asset"),
+        ("image_urls", ["https://a/1.png,https://a/2.png"], "holds two links; separate them by spaces"),
+        ("image_urls", ["https://a/1.png", "https://a/2.png;https://a/3.png"], "item 1 ('https://a/2.png;https://a/3"),
+        ("image_urls", ["http://[::1"], "is no http:// or https:// URL"),
+        ("image_urls", ["http://a:99999/"], "is no http:// or https:// URL"),
+        ("image_urls", ["http://user@/a.png"], "is no http:// or https:// URL"),
+        ("image_urls", ["https://a/\x00.png"], r"item 0 ('https://a/\x00.png') holds the control character"),
         ("take", "  ", "empty"),
-        ("take", 1.5, "valid"),
-        ("take", True, "valid"),
+        ("take", 1.5, "must be text or a whole number"),
+        ("take", True, "must be text or a whole number"),
+        ("take", "{scheduled:%Y-%m-%d}", "prefect_veogen.slots.take_of_slot"),
+        ("take", "a}", "holds braces"),
         pytest.param("take", 10**5000, "digits", id="take-huge"),
+        pytest.param("duration", 10**5000, "digits", id="duration-huge"),
     ],
 )
 def test_a_wrong_value_names_field_value_and_reason(field: str, value: Any, says: str) -> None:
@@ -208,6 +225,11 @@ def test_a_wrong_value_names_field_value_and_reason(field: str, value: Any, says
     assert says in found[field].message
     assert str(found[field]).startswith(f"{field}: ")
     assert found[field].value is not None
+
+
+@pytest.mark.parametrize("url", ["https://a.b/i.png?size=1,2;3", "http://[::1]:8/i.png", "https://ü.example/ä,b.png"])
+def test_a_link_is_passed_on_as_it_was_given(url: str) -> None:
+    assert request(image_urls=[url]).image_urls == (url,)
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
@@ -291,7 +313,7 @@ def test_only_fields_that_were_set_are_sent_and_false_is_set() -> None:
 
 
 def test_a_prompt_is_sent_as_it_was_given() -> None:
-    assert request(prompt="  two\nlines ").set_fields()["prompt"] == "  two\nlines "
+    assert request(prompt="  two\r\n\tlines\u2028 ").set_fields()["prompt"] == "  two\r\n\tlines\u2028 "
     assert key(prompt="a ") != key(prompt="a")
 
 
