@@ -1,11 +1,9 @@
-"""A campaign's rows, from a list, a file or a link: CSV, JSON, JSON Lines or YAML; every problem is told at once."""
+"""A campaign's rows, from a list, a file or a link; every problem is told at once, nothing is guessed."""
 
 from __future__ import annotations
 
-import csv
+import asyncio
 import difflib
-import io
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,21 +11,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-import yaml
-
-from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest
+from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem, StoreUnavailable
 from prefect_veogen.iothread import on_io
-from prefect_veogen.models import Asset, GenerationRequest
+from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, text_problem
+from prefect_veogen.records import ENDINGS, TWICE, mapping, parsed
 from prefect_veogen.store import open_store
-from prefect_veogen.transport import fetch_text
+from prefect_veogen.transport import fetch_text, without_secrets
 
 MOTION = "motion_"
 DEFAULT_MOTION_MODEL = "veo-3.1-fast"
 MOTION_FIELDS = ("prompt", "model", "aspect_ratio", "resolution", "duration", "mode", "style")
-_ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".yaml": "yaml", ".yml": "yaml"}
+MAX_ID_CHARACTERS = 200
+_FIELDS = ("id", *GenerationRequest.model_fields, *(f"{MOTION}{name}" for name in MOTION_FIELDS))
 _YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
 
-Manifest = Sequence[Mapping[str, Any]] | str | Path
+Manifest = Sequence[Mapping[str, Any]] | Mapping[str, Any] | str | Path
+TakeOf = Callable[[Any], Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,23 +43,25 @@ class Row:
         return GenerationRequest(**{**self.motion, "image_urls": [image], "take": self.request.take})
 
 
-async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
+async def read_manifest(manifest: Manifest, take: int | str = 1, take_of: TakeOf = lambda take: take) -> list[Row]:
     """Return the rows of a manifest: a list of dicts, or the path or link (http(s), s3, file) of a file. Free.
 
     A row has an `id`, a `GenerationRequest`'s fields and, for image-then-animate, `motion_prompt` (with
     `motion_model`, `motion_aspect_ratio`, `motion_resolution`, `motion_duration`, `motion_mode`, `motion_style`).
-    A row without a `take` of its own has the campaign's. In CSV, empty cells are unset, and links are separated by
-    spaces.
+    A row without a `take` of its own has the campaign's; `take_of` fills in either. In CSV, empty cells are unset,
+    and links are separated by spaces.
 
     Raises:
         InvalidManifest: rows are wrong; all of them are named.
+        ConfigurationError: there is nothing to read.
     """
-    if isinstance(manifest, str | Path):
-        text, form = await _text(str(manifest))
-        records = _records(text, form)
-    else:
-        records = list(manifest)
-    return _rows(records, take)
+    take = take_of(take)
+    found = parsed(*await _text(str(manifest))) if isinstance(manifest, str | Path) else manifest
+    if isinstance(found, Mapping) and isinstance(found.get("rows"), list):
+        found = found["rows"]
+    if not isinstance(found, Sequence) or isinstance(found, str | bytes | bytearray):
+        raise InvalidManifest([f"it holds {type(found).__name__}, where a list of rows is due"])
+    return _rows(found, take, take_of)
 
 
 def placeholder_image(of: str = "") -> Asset:
@@ -72,106 +73,83 @@ def placeholder_image(of: str = "") -> Asset:
 
 
 async def _text(source: str) -> tuple[str, str]:
-    path = source.partition("?")[0]
-    form = _ENDINGS.get(Path(path).suffix.lower())
+    path = without_secrets(source) if "://" in source else source
+    form = ENDINGS.get(Path(path).suffix.lower())
     if form is None:
         raise ConfigurationError(
-            f"The manifest {path} has no known ending", next_step=f"Name it one of: {', '.join(_ENDINGS)}."
+            f"The manifest {path} has no known ending", next_step=f"Name it one of: {', '.join(ENDINGS)}."
         )
     return await on_io(_read(source)), form
 
 
 async def _read(source: str) -> str:
-    scheme = source.partition("://")[0].lower() if "://" in source else ""
-    if scheme in ("http", "https"):
-        return await fetch_text(source)
-    if scheme not in ("", "file", "s3"):
-        raise ConfigurationError(
-            f"There is no way to read {source}", next_step="Give a path or a link: http(s)://, s3:// or file://."
-        )
-    path = unquote(urlsplit(source).path) if scheme == "file" else source
-    folder, slash, name = path.rpartition("/")
-    document = await open_store(folder or slash or ".").read(name)
-    if document is None:
+    match source.partition("://")[0].lower() if "://" in source else "":
+        case "http" | "https":
+            return await fetch_text(source)
+        case "s3":
+            body = await _object(source)
+        case "file":
+            body = await asyncio.to_thread(_file, source, unquote(urlsplit(source).path))
+        case "":
+            body = await asyncio.to_thread(_file, source, source)
+        case _:
+            raise ConfigurationError(
+                f"There is no way to read {without_secrets(source)}",
+                next_step="Give a path or a link: http(s)://, s3:// or file://.",
+            )
+    if body is None:
         raise ConfigurationError(f"There is no manifest at {source}", next_step="Check its path.")
     try:
-        return document.body.decode("utf-8-sig")
+        return body.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise InvalidManifest([f"{source} is not UTF-8 text"]) from None
 
 
-def _records(text: str, form: str) -> list[Any]:
+async def _object(source: str) -> bytes | None:
+    folder, _, name = source.rpartition("/")
     try:
-        match form:
-            case "csv":
-                return _cells(text)
-            case "jsonl":
-                return _lines(text)
-            case "json":
-                found = json.loads(text)
-            case _:
-                found = yaml.load(text, _Scalars)  # noqa: S506 - a safe loader with fewer types
-    except (ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
-        raise InvalidManifest([f"it is no valid {form.upper()}: {error}"]) from None
-    if isinstance(found, dict) and isinstance(found.get("rows"), list):
-        found = found["rows"]
-    if not isinstance(found, list):
-        raise InvalidManifest([f"it holds {type(found).__name__}, where a list of rows is due"])
-    return found
+        document = await open_store(folder).read(name)
+    except ConfigurationError:
+        return None
+    except StoreUnavailable as error:
+        raise ConfigurationError(f"The manifest {source} can't be read: {error.message}") from None
+    return document.body if document else None
 
 
-class _Scalars(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """Reads what is written: to YAML 1.1, 16:9 is the number 969, and 2026-11-24 no text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012 - what the base class calls it
-        first: [(tag, pattern) for tag, pattern in known if tag.endswith((":null", ":merge"))]
-        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-
-def _cells(text: str) -> list[Any]:
-    table = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="(cells without a heading)")
-    names = [name.strip() for name in table.fieldnames or ()]
-    if len(names) == 1 and (separator := re.search(r"[;\t|]", names[0])):
-        raise InvalidManifest([f"its cells are separated by {separator[0]!r}, where commas are due"])
-    problems = [
-        f"it has more than one column {name!r}" for name in sorted(set(names)) if name and names.count(name) > 1
-    ]
-    if problems:
-        raise InvalidManifest(problems)
-    # Spreadsheets like to end with rows of nothing but commas.
-    return [row for row in table if any(cell and str(cell).strip() for cell in row.values())]
-
-
-def _lines(text: str) -> list[Any]:
-    records, problems = [], []
-    # Not `splitlines`: a JSON text may hold other line breaks than this one.
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            records += [json.loads(line)] if line.strip() else []
-        except ValueError as error:
-            problems.append(f"line {number} is no valid JSON: {error}")
-    if problems:
-        raise InvalidManifest(problems)
-    return records
+def _file(source: str, path: str) -> bytes | None:
+    try:
+        return Path(path).expanduser().read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError, RuntimeError) as error:  # a directory, no name of a file, nobody's home
+        raise ConfigurationError(
+            f"The manifest {source} can't be read: {getattr(error, 'strerror', error)}",
+            next_step="Check its path, and who may read it.",
+        ) from None
 
 
 # ---------------------------------------------------------------- rows
 
 
-def _rows(records: Sequence[Any], take: int | str) -> list[Row]:
+def _rows(records: Sequence[Any], take: int | str, take_of: TakeOf) -> list[Row]:
     rows: list[Row] = []
     problems: list[str] = [] if records else ["it has no rows"]
-    seen: dict[str, int] = {}
+    ids: dict[str, int] = {}
+    told: set[str] = set()
     for number, record in enumerate(records, start=1):
-        label = (
-            f"row {number} ({record['id']})" if isinstance(record, Mapping) and record.get("id") else f"row {number}"
-        )
+        label = f"row {number}"
         try:
             fields = _fields(record)
-            if "id" in fields and (first := seen.setdefault(str(fields["id"]), number)) != number:
-                problems.append(f"{label}: id: is row {first}'s already")
-            rows.append(_row(fields, take))
+            identity = fields.get("id")
+            if _id_problem(identity) is None:
+                label += f" ({identity})"
+                if (first := ids.setdefault(str(identity), number)) != number:
+                    problems.append(f"{label}: id: is row {first}'s already")
+            # What is wrong with a heading is told once, not five thousand times.
+            unknown = {name: fields.pop(name) for name in list(fields) if name not in _FIELDS}
+            problems += [f"{label}: {_unknown(name, unknown[name])}" for name in unknown if name not in told]
+            told |= unknown.keys()
+            rows.append(_row(fields, take, take_of))
         except InvalidManifest as error:
             problems += [f"{label}: {problem}" for problem in error.problems]
     if problems:
@@ -182,15 +160,19 @@ def _rows(records: Sequence[Any], take: int | str) -> list[Row]:
 def _fields(record: Any) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         raise InvalidManifest([f"is {type(record).__name__}, where a mapping of fields is due"])
-    fields = {str(name).strip(): _cell(str(name).strip(), value) for name, value in record.items()}
-    return {name: value for name, value in fields.items() if value is not None}
+    fields = mapping((str(name).strip(), value) for name, value in record.items())
+    if TWICE in fields.values():
+        raise InvalidManifest([f"{name}: is there twice" for name, value in fields.items() if value is TWICE])
+    cells = {name: _cell(name, value) for name, value in fields.items()}
+    return {name: value for name, value in cells.items() if value is not None}
 
 
-def _row(fields: dict[str, Any], take: int | str) -> Row:
+def _row(fields: dict[str, Any], take: int | str, take_of: TakeOf) -> Row:
     identity = fields.pop("id", None)
     motion = {name.removeprefix(MOTION): fields.pop(name) for name in list(fields) if name.startswith(MOTION)}
-    problems = ["id: is required"] if identity is None else []
-    request = _collected(lambda: GenerationRequest(**{"take": take, **fields}), problems)
+    wrong = _id_problem(identity)
+    problems = [] if wrong is None else [str(Problem("id", identity, wrong))]
+    request = _collected(lambda: GenerationRequest(**fields | {"take": take_of(fields.get("take", take))}), problems)
     if motion:
         problems += _motion_problems(motion)
     if request is None or problems:
@@ -198,21 +180,30 @@ def _row(fields: dict[str, Any], take: int | str) -> Row:
     return Row(str(identity), request, _motion_of(request, motion) if motion else None)
 
 
+def _id_problem(value: Any) -> str | None:
+    if value is None:
+        return "is required"
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return "must be text or a whole number"
+    if isinstance(value, int):
+        return None if abs(value) < 10**MAX_DIGITS else f"has more than {MAX_DIGITS} digits"
+    if len(value) > MAX_ID_CHARACTERS:
+        return f"is {len(value)} characters long; at most {MAX_ID_CHARACTERS} are allowed"
+    return "must be one line" if re.search(r"[\t\r\n]", value) else text_problem(value)
+
+
+def _unknown(name: str, value: Any) -> Problem:
+    nearest = next(iter(difflib.get_close_matches(name.lower(), _FIELDS, n=1)), None)
+    return Problem(name or "(no heading)", value, "is no field of a row", _FIELDS, nearest)
+
+
 def _motion_problems(motion: dict[str, Any]) -> list[str]:
-    problems = [f"{MOTION}{name}: is no field of a row{_nearest(name)}" for name in motion if name not in MOTION_FIELDS]
-    if "prompt" not in motion:
-        problems.append(f"{MOTION}prompt: is required by the other {MOTION} fields")
-    known = {name: value for name, value in motion.items() if name in MOTION_FIELDS}
+    problems = [] if "prompt" in motion else [f"{MOTION}prompt: is required by the other {MOTION} fields"]
     # The picture isn't made yet, and says nothing about the other fields.
     _collected(
-        lambda: GenerationRequest(**{"model": DEFAULT_MOTION_MODEL, "prompt": "-", **known}), problems, prefix=MOTION
+        lambda: GenerationRequest(**{"model": DEFAULT_MOTION_MODEL, "prompt": "-", **motion}), problems, prefix=MOTION
     )
     return problems
-
-
-def _nearest(name: str) -> str:
-    close = difflib.get_close_matches(name, MOTION_FIELDS, n=1)
-    return f"; nearest: {MOTION}{close[0]}" if close else ""
 
 
 def _motion_of(request: GenerationRequest, motion: dict[str, Any]) -> dict[str, Any]:
@@ -227,7 +218,9 @@ def _collected(
         return make()
     except InvalidRequest as error:
         problems += [f"{prefix}{problem}" for problem in error.problems]
-        return None
+    except ConfigurationError as error:
+        problems.append(f"take: {error.message}")
+    return None
 
 
 def _cell(name: str, value: Any) -> Any:
@@ -238,7 +231,8 @@ def _cell(name: str, value: Any) -> Any:
     if not text:
         return None
     if name.removeprefix(MOTION) == "duration" or name == "take":
-        return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
+        # 007 is no other spelling of 7: what looks different is another take, and another purchase.
+        return int(text) if re.fullmatch(rf"0|-?[1-9][0-9]{{0,{MAX_DIGITS - 1}}}", text) else text
     if name in ("watermark", "private"):
         return True if text.lower() in _YES else False if text.lower() in _NO else text
     if name in ("image_urls", "video_urls", "audio_urls"):

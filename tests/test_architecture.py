@@ -25,7 +25,7 @@ PACKAGE = ROOT / "prefect_veogen"
 
 ROWS = {
     "values": "errors models settings protocol catalogue media",
-    "edges": "iothread limiter liveness transport client watcher store ledger budgets manifest thumbnails",
+    "edges": "iothread limiter liveness transport client watcher store ledger budgets records manifest thumbnails",
     "session": "session",
     "work": "addresses links transfer delivery recovery purchase waiting planning rows upkeep contact_sheet",
     "Prefect": "slots joining blocks showing tasks campaigns maintenance",
@@ -42,7 +42,7 @@ DOORS = {
     "botocore": {"store"},
     "prefect": {*ROWS["Prefect"].split(), "cli"},
     "pydantic_settings": {"settings"},
-    "yaml": {"manifest"},
+    "yaml": {"records"},
     "rich": {"cli"},
     "av": {"thumbnails", BESIDE},
     "PIL": {"thumbnails", BESIDE},

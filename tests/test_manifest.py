@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_veogen import Asset, GenerationRequest
-from prefect_veogen.errors import ConfigurationError, InvalidManifest, VeogenError
+from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from prefect_veogen.manifest import Row, read_manifest
 from tests.support.servers import Reply, serving
 
@@ -85,8 +85,12 @@ async def read_or_judged(record: dict[str, Any]) -> tuple[list[Row], tuple[str, 
 
 
 async def problems_in(tmp_path: Path, name: str, text: str | bytes) -> tuple[str, ...]:
+    return await problems_of(rows_in(tmp_path, name, text))
+
+
+def rows_in(tmp_path: Path, name: str, text: str | bytes) -> Path:
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    return await problems_of(tmp_path / name)
+    return tmp_path / name
 
 
 # ---------------------------------------------------------------- where it is, and how it is written
@@ -135,9 +139,35 @@ async def test_yaml_has_numbers_and_truths_where_they_belong(tmp_path: Path) -> 
     assert (row.request.duration, row.request.watermark, row.request.private, row.request.take) == (10, True, False, 3)
 
 
-@pytest.mark.parametrize("text", ["!!python/object/apply:os.system [exit]", "- !!python/name:os.system"])
-async def test_yaml_runs_nothing(text: str, tmp_path: Path) -> None:
-    assert "is no valid YAML" in (await problems_in(tmp_path, "rows.yaml", text))[0]
+async def test_yaml_refers_to_what_stands_elsewhere(tmp_path: Path) -> None:
+    text = (
+        "- &a {id: !!str 1, model: gpt-4o-image, prompt: &p x, take: 3}\n"
+        "- &b {id: b, model: sora-2, prompt: y}\n"
+        "- {<<: [*b, *a], id: c, motion_prompt: *p}\n"
+    )
+    rows = await read_manifest(rows_in(tmp_path, "rows.yaml", text))
+    assert [row.id for row in rows] == ["1", "b", "c"]
+    assert rows[2].request == GenerationRequest(model="sora-2", prompt="y", take=3)
+    assert (rows[2].motion or {})["prompt"] == "x"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["!!bool foo", "!!timestamp foo", "!!int ''", "!!binary aGk=", "!own x", "!!set {a}", "!!python/name:os.system"],
+)
+async def test_yaml_has_no_tags_but_those_of_text(value: str, tmp_path: Path) -> None:
+    (problem,) = await problems_in(tmp_path, "rows.yaml", f"- id: a\n  prompt: {value}")
+    assert problem.startswith("it is no valid YAML: line 2: the tag ")
+
+
+@pytest.mark.parametrize("level", ["[{0}]", "{{<<: [{0}]}}", "{{x: [{0}]}}"])
+async def test_yaml_that_unfolds_without_end_costs_nothing(level: str, tmp_path: Path) -> None:
+    text = "- &a0 {id: a, model: gpt-4o-image}\n"
+    for number in range(15):
+        text += f"- &a{number + 1} " + level.format(", ".join([f"*a{number}"] * 9)) + "\n"
+    began = time.perf_counter()
+    await problems_in(tmp_path, "rows.yaml", f"{text}- {{id: z, prompt: *a15}}")
+    assert time.perf_counter() - began < 1
 
 
 async def test_a_path_may_be_relative_or_begin_at_home_or_be_a_file_link(
@@ -193,10 +223,52 @@ async def test_a_place_without_a_manifest_is_named(source: str, said: str) -> No
     assert "VEOGEN_STORE" not in str(caught.value)
 
 
-async def test_a_directory_is_no_manifest(tmp_path: Path) -> None:
-    (tmp_path / "rows.csv").mkdir()
-    with pytest.raises(VeogenError):
-        await read_manifest(tmp_path / "rows.csv")
+@pytest.mark.parametrize("source", ["folder.csv", f"{'x' * 300}.csv", "a\0b.csv", "~nobody-of-that-name/rows.csv"])
+async def test_what_is_no_file_is_told_by_its_name(source: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.csv").mkdir()
+    with pytest.raises(ConfigurationError, match="can't be read") as caught:
+        await read_manifest(source)
+    assert f"The manifest {source} " in str(caught.value)
+    assert "VEOGEN_STORE" not in str(caught.value)
+
+
+@pytest.mark.parametrize("manifest", [None, 5, b"rows.csv", {"rows": 3}, {}, {"a", "b"}])
+async def test_what_is_no_list_is_refused_as_an_argument_too(manifest: Any) -> None:
+    (problem,) = await problems_of(manifest)
+    assert "where a list of rows is due" in problem
+
+
+async def test_rows_below_a_heading_are_rows_as_an_argument_too() -> None:
+    assert await read_manifest({"made by": "hand", "rows": ROWS}) == await read_manifest(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("http://user:s3cret@127.0.0.1:99999/rows.csv", "http://127.0.0.1:99999/rows.csv can't be read: it is, or"),
+        ("http://user:s3cret@xn--zzzzzz99999/rows.csv", "no valid link"),
+        ("http://user:s3cret@h/\ud800.csv", "no valid link"),
+        ("http://user:s3cret@127.0.0.1:9/rows.csv", "can't be read"),
+        ("http://user:s3cret@h/rows?sig=s3cret", "The manifest http://h/rows has no known ending"),
+        ("ftp://user:s3cret@h/rows.csv?sig=s3cret", "There is no way to read ftp://h/rows.csv"),
+    ],
+)
+async def test_a_link_that_cannot_be_followed_is_named_without_its_secrets(source: str, said: str) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await read_manifest(source)
+    assert said in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+async def test_a_page_instead_of_the_file_and_a_redirect_into_nothing_are_said_to_be_that() -> None:
+    answers = {
+        "/login.csv": Reply(body=b"\n<!DOCTYPE html><title>Sign in, please</title>"),
+        "/moved.csv": Reply(302, {"Location": "http://127.0.0.1:99999/rows.csv"}),
+    }
+    with serving(lambda request: answers[request.path]) as origin:
+        for path, said in (("login.csv", "it is an HTML page"), ("moved.csv", "leads to, no valid link")):
+            with pytest.raises(ConfigurationError, match=said):
+                await read_manifest(f"{origin}/{path}")
 
 
 @pytest.mark.parametrize(
@@ -220,6 +292,13 @@ async def test_a_directory_is_no_manifest(tmp_path: Path) -> None:
         ("rows.jsonl", '{"id": 1}\n{\n\n[\n', "line 4 is no valid JSON"),
         ("rows.yaml", "a: [", "no valid YAML"),
         ("rows.yaml", "", "NoneType, where a list"),
+        ("rows.yaml", "[]\n---\n[]", "more than one document"),
+        ("rows.yaml", "[" * 100_000, "line 1: is nested too deeply"),
+        ("rows.yaml", "- " * 100_000, "is nested too deeply"),
+        pytest.param("rows.yaml", f"- &a {'x' * 100_001}", "line 1: is a text of 100001 characters", id="long-text"),
+        ("rows.yaml", "- &a [*a]", "line 1: *a refers to nothing that ended before it"),
+        ("rows.yaml", "- {id: a}\n- {<<: a}", "line 2: << has to refer to mappings"),
+        ("rows.yaml", "- {[a]: b}", "line 1: has a name that is no text"),
     ],
 )
 async def test_what_is_no_table_of_rows_is_refused(name: str, text: str | bytes, said: str, tmp_path: Path) -> None:
@@ -241,17 +320,76 @@ async def test_every_problem_of_every_row_is_told_at_once_with_number_and_id(tmp
     expected = [
         "row 2 (b): model: is required",
         "row 2 (b): prompt: is required",
-        "row 2 (b): duration: Input should be a valid integer (got 'ten')",
+        "row 2 (b): duration: must be a whole number (got 'ten')",
         "row 2 (b): motion_prompt: is required by the other motion_ fields",
-        "row 2 (b): motion_duration: Input should be a valid integer (got '8.5')",
+        "row 2 (b): motion_duration: must be a whole number (got '8.5')",
         "row 3: id: is required",
         "row 3: image_urls: item 0 ('ftp://a.b/c.png') is no http:// or https:// URL",
         "row 4 (a): id: is row 1's already",
-        "row 4 (a): (cells without a heading): is no field of a generation request (got ['one', 'two'])",
+        "row 4 (a): (no heading): is no field of a row (got ['one', 'two']); allowed: id, model, prompt",
     ]
     assert len(told) == len(expected)
     for problem, begin in zip(told, expected, strict=True):
         assert problem.startswith(begin)
+
+
+async def test_what_is_wrong_with_a_heading_is_told_once_and_long_lists_of_problems_are_cut(tmp_path: Path) -> None:
+    rows = "".join(f"r{number},gpt-4o-image,,9,,x\n" for number in range(1000))
+    text = f"ID,model,prompt,Dauer,id,\n{rows}"
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest(rows_in(tmp_path, "rows.csv", text))
+    unknown = [problem for problem in caught.value.problems if "is no field of a row" in problem]
+    assert [problem.partition(": is")[0] for problem in unknown] == ["row 1: ID", "row 1: Dauer", "row 1: (no heading)"]
+    assert "motion_style; nearest: id" in unknown[0]
+    assert len(caught.value.problems) == 2003
+    assert "… and 1953 more" in str(caught.value)
+    assert len(str(caught.value)) < 5000
+
+
+@pytest.mark.parametrize(
+    ("identity", "said"),
+    [
+        (float("nan"), "must be text or a whole number (got nan)"),
+        ([1, 2], "must be text or a whole number"),
+        ({"a": 1}, "must be text or a whole number"),
+        (True, "must be text or a whole number"),
+        (1.0, "must be text or a whole number"),
+        pytest.param(10**5000, "has more than 18 digits", id="huge"),
+        pytest.param("x" * 201, "is 201 characters long; at most 200", id="long"),
+        pytest.param("\ud800", "holds half a character", id="surrogate"),
+        ("a\x1b[31m", "holds the control character"),
+        ("a\nb", "must be one line"),
+    ],
+)
+async def test_an_id_is_a_short_text_or_a_whole_number(identity: Any, said: str) -> None:
+    (problem,) = await problems_of([{"id": identity, "model": "gpt-4o-image", "prompt": "x"}])
+    assert problem.startswith(f"row 1: id: {said}")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.json", '[{"id": "a", "model": "gpt-4o-image", "prompt": "one", "prompt": "two"}]'),
+        ("rows.jsonl", '{"id": "a", "model": "gpt-4o-image", "prompt": "one", " prompt ": "two"}'),
+        ("rows.yaml", "- id: a\n  model: gpt-4o-image\n  prompt: one\n  prompt: two\n"),
+        ("rows.yaml", "- &a {id: a, prompt: one, prompt: two}\n- {<<: *a, id: b}\n"),
+    ],
+)
+async def test_a_field_that_is_there_twice_is_told_of_its_row(name: str, text: str, tmp_path: Path) -> None:
+    assert (await problems_in(tmp_path, name, text))[0] == "row 1: prompt: is there twice"
+
+
+async def test_only_what_looks_like_a_number_is_one() -> None:
+    takes = ["7", "007", "0", "00", "-7", "-0", "+7", "7.0"]
+    rows = await read_manifest([{"id": take, "model": "gpt-4o-image", "prompt": "x", "take": take} for take in takes])
+    assert [row.request.take for row in rows] == [7, "007", 0, "00", -7, "-0", "+7", "7.0"]
+    assert len({row.request.receipt_key("https://a.b") for row in rows}) == len(takes)
+
+
+async def test_takes_are_filled_in_by_whom_it_was_told() -> None:
+    rows = [{"id": str(take), "model": "gpt-4o-image", "prompt": "x", "take": take} for take in ("{a}", "{b}", None)]
+    filled = await read_manifest(rows, "{c}", lambda take: take.strip("{}"))
+    assert [row.request.take for row in filled] == ["a", "b", "c"]
 
 
 async def test_the_id_of_a_wrong_row_is_taken_too() -> None:
