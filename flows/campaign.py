@@ -18,7 +18,6 @@ from prefect_veogen.campaigns import (
     read_manifest,
 )
 from prefect_veogen.maintenance import tell_what_runs_on
-from prefect_veogen.slots import take_of_slot
 
 STOPPED: Any = [tell_what_runs_on]
 
@@ -41,7 +40,7 @@ async def campaign(
     made from its rows). All rows are checked and priced first, and nothing is bought if one is wrong or if the money
     would not do. Then at most `at_once` rows are in the making; the failure of one stops no other.
     """
-    rows = await read_manifest(manifest, take_of_slot(take))
+    rows = await read_manifest(manifest, take)
     name = name or campaign_name(rows)
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     money: dict[str, Any] = {"name": name, "budget_usd": budget_usd}

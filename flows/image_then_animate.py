@@ -1,7 +1,6 @@
 """Make a picture, then animate it: two purchases, two verified assets in the store.
 
-Run it as a script (`python flows/image_then_animate.py "a lighthouse at dusk" "the beam turns"`), call it from
-Python, or deploy it. It may be killed anywhere and run again: what was bought is never bought twice.
+Run it as a script, call it from Python, or deploy it. It may be killed anywhere and run again: nothing is bought twice.
 """
 
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import Any
 from prefect import flow
 
 from prefect_veogen import Asset, GenerationRequest, VeogenCredentials, generate
+from prefect_veogen.campaigns import Row, check_row
 from prefect_veogen.maintenance import tell_what_runs_on
 from prefect_veogen.slots import take_of_slot
 
@@ -38,23 +38,23 @@ async def image_then_animate(
 ) -> Animated:
     """Return the picture of `image_prompt`, and that picture moving as `motion_prompt` says.
 
-    COSTS MONEY: one image and one video, once per equal arguments; another `take` is another pair. `resolution` is the
-    video's. The image asset itself is the video's input: the service is given its own output link, which it can reach
-    wherever it runs, or, once that has gone stale, a presigned link of the stored object.
+    COSTS MONEY: one image and one video, both checked first, once per equal arguments; another `take` is another pair.
+    `resolution` is the video's, and the image asset itself its input, under a link that the service can reach.
     """
-    options: dict[str, Any] = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
+    where: dict[str, Any] = {"credentials": credentials, "store": store}
     shared: dict[str, Any] = {"aspect_ratio": aspect_ratio, "take": take_of_slot(take)}
     picture = GenerationRequest(model=image_model, prompt=image_prompt, **shared)
-    image = await generate(picture, **options)
-    clip = GenerationRequest(
-        model=video_model, prompt=motion_prompt, resolution=resolution, image_urls=[image], **shared
-    )
-    return Animated(image, await generate(clip, **options))
+    row = Row("pair", picture, {"model": video_model, "prompt": motion_prompt, "resolution": resolution, **shared})
+    await check_row(row, **where)
+    image = await generate(picture, budget_usd=budget_usd, **where)
+    return Animated(image, await generate(row.motion_request(image), budget_usd=budget_usd, **where))
 
 
 if __name__ == "__main__":
     import asyncio
     import sys
 
+    if len(sys.argv) != 3:
+        sys.exit("usage: python flows/image_then_animate.py IMAGE_PROMPT MOTION_PROMPT")
     animated = asyncio.run(image_then_animate(*sys.argv[1:3]))
     print(animated.image.uri, animated.video.uri, sep="\n")

@@ -27,8 +27,10 @@ from prefect_veogen.budgets import Cap
 from prefect_veogen.contact_sheet import make_tiles, page
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.iothread import on_io
-from prefect_veogen.manifest import Manifest, Row, read_manifest
+from prefect_veogen.manifest import Manifest, Row
+from prefect_veogen.manifest import read_manifest as _read_manifest
 from prefect_veogen.models import in_usd
+from prefect_veogen.planning import is_bought, priced
 from prefect_veogen.rows import (
     CampaignItem,
     CampaignReport,
@@ -37,7 +39,10 @@ from prefect_veogen.rows import (
     check_rows,
     item_of_failure,
     make_assets,
+    requests_of,
 )
+from prefect_veogen.session import Session
+from prefect_veogen.slots import take_of_slot
 from prefect_veogen.tasks import may_be_repeated, session_for_task
 from prefect_veogen.waiting import check_timeout
 
@@ -49,6 +54,7 @@ __all__ = [
     "Row",
     "campaign_name",
     "check_campaign",
+    "check_row",
     "make_campaign",
     "publish_campaign",
     "read_manifest",
@@ -58,6 +64,11 @@ _TOLD_EVERY_SECONDS = 2.0
 _LOGGED_EVERY_SECONDS = 15.0
 _MOST_TABLE_ROWS = 1000
 _MOST_PICTURES = 12
+
+
+async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
+    """Return the rows of a manifest, as `prefect_veogen.manifest` does, with all takes filled in by `take_of_slot`."""
+    return await _read_manifest(manifest, take, take_of_slot)
 
 
 @task(
@@ -81,6 +92,29 @@ async def check_campaign(
     left_to_pay = await check_rows(session, rows)
     session.log.info("%d rows, %s to pay", len(rows), in_usd(left_to_pay))
     return left_to_pay
+
+
+@task(
+    name="check row",
+    description="Checks a picture and its clip before the first of them is bought.",
+    retries=4,
+    retry_delay_seconds=[2, 5, 15, 45],
+    retry_condition_fn=may_be_repeated,
+    cache_policy=NO_CACHE,
+)
+async def check_row(row: Row, *, credentials: VeogenCredentials | None = None, store: str | None = None) -> None:
+    """Pass a row if its models offer all that it asks for; what was bought before is past judging. Free.
+
+    Raises:
+        ChangeTheRequest: they don't, so that at most a part of the row could be bought.
+    """
+    await on_io(_check_row(await session_for_task(credentials, store), row))
+
+
+async def _check_row(session: Session, row: Row) -> None:
+    for request in await requests_of(session, [row]):
+        if not await is_bought(session, request.receipt_key(session.client.base_url)):
+            await priced(session, request)
 
 
 @task(

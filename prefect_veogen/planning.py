@@ -84,7 +84,7 @@ async def make_plan(session: Session, requests: Sequence[GenerationRequest]) -> 
 async def _make_plan(session: Session, requests: Sequence[GenerationRequest]) -> Plan:
     keys = [request.receipt_key(session.client.base_url) for request in requests]
     bought = {
-        key for key, known in zip(keys, await each(keys, lambda key: _is_bought(session, key)), strict=True) if known
+        key for key, known in zip(keys, await each(keys, lambda key: is_bought(session, key)), strict=True) if known
     }
     items, unpaid = [], {*keys} - bought
     for key, request in zip(keys, requests, strict=True):
@@ -123,6 +123,7 @@ async def _left(session: Session, cap: Cap, unpaid: set[str]) -> Decimal:
     return cap.usd - account.committed_usd + own
 
 
-async def _is_bought(session: Session, key: str) -> bool:
+async def is_bought(session: Session, key: str) -> bool:
+    """Tell whether a receipt says that the purchase of that key was made."""
     entry = await session.ledger.read(key)
     return entry is not None and entry.receipt.state in (State.BOUGHT, State.STORED)

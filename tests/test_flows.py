@@ -26,6 +26,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from flows.image_then_animate import image_then_animate
+from prefect_veogen.errors import ChangeTheRequest
 from prefect_veogen.sandbox import Sandbox
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -88,6 +89,25 @@ async def test_running_again_costs_nothing_and_another_take_is_another_pair(sand
     assert sandbox.bill.total_usd == Decimal("0.64")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"motion_prompt": " "}, "prompt: must not be empty"),
+        ({"video_model": "nope"}, "nope"),
+        ({"resolution": "16k"}, r"resolution: veo-3.1-fast does not offer this \(got '16k'\); allowed: "),
+        ({"aspect_ratio": "1:1"}, "aspect_ratio: veo-3.1-fast does not offer this"),
+        ({"image_model": "nope"}, "nope"),
+    ],
+)
+async def test_what_cannot_be_had_of_the_clip_stops_the_picture_too(
+    wrong: dict[str, Any], said: str, sandbox: Sandbox
+) -> None:
+    prompts: dict[str, Any] = dict(zip(("image_prompt", "motion_prompt"), PROMPTS, strict=True))
+    with pytest.raises(ChangeTheRequest, match=said):
+        await image_then_animate(**prompts | wrong)
+    assert sandbox.bill.purchases == ()
+
+
 async def test_the_cap_stops_the_clip_and_keeps_the_picture(sandbox: Sandbox) -> None:
     state = await image_then_animate(*PROMPTS, budget_usd=0.1, return_state=True)
     assert state.is_failed()
@@ -98,20 +118,26 @@ async def test_the_cap_stops_the_clip_and_keeps_the_picture(sandbox: Sandbox) ->
 
 
 @pytest.mark.slow
-def test_as_a_script_it_prints_where_both_are_and_the_second_run_pays_nothing(sandbox: Sandbox, store_url: str) -> None:
-    first, second = run_as_script(), run_as_script()
-    uris = first.stdout.split()
+def test_as_a_script_it_prints_where_both_are_and_the_second_run_asks_for_nothing(
+    sandbox: Sandbox, store_url: str
+) -> None:
+    first = run_as_script()
+    uris, asked = first.stdout.split(), len(sandbox.requests)
     assert first.returncode == 0, first.stderr
-    assert second.stdout.split() == uris
+    assert run_as_script().stdout.split() == uris
+    assert len(sandbox.requests) == asked
     assert [read(uri) for uri in uris] == served(sandbox)
     assert len(sandbox.bill) == 2
 
 
-def test_as_a_script_without_prompts_it_names_them_and_buys_nothing(sandbox: Sandbox) -> None:
-    command = [sys.executable, SCRIPT]
+@pytest.mark.parametrize("words", [(), PROMPTS[:1], (*PROMPTS, "2")])
+def test_as_a_script_with_other_than_two_prompts_it_says_how_it_is_used(
+    words: tuple[str, ...], sandbox: Sandbox
+) -> None:
+    command = [sys.executable, SCRIPT, *words]
     told = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
-    assert told.returncode != 0
-    assert "image_prompt: str, motion_prompt: str" in told.stderr
+    assert told.returncode == 1
+    assert told.stderr.strip() == "usage: python flows/image_then_animate.py IMAGE_PROMPT MOTION_PROMPT"
     assert len(sandbox.requests) == 0
 
 

@@ -12,7 +12,8 @@ from prefect.flow_engine import run_flow_async
 from prefect.states import Scheduled
 
 from flows.image_then_animate import Animated, image_then_animate
-from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.campaigns import read_manifest
+from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.slots import take_of_slot
 
@@ -25,6 +26,11 @@ PROMPTS = ("a lighthouse at dusk", "the beam turns")
 @flow
 async def slotted(take: int | str) -> int | str:
     return take_of_slot(take)
+
+
+@flow
+async def takes(rows: list[dict[str, Any]], take: int | str) -> list[int | str]:
+    return [row.request.take for row in await read_manifest(rows, take)]
 
 
 async def run_of_slot(flow: Any, scheduled: datetime, **parameters: Any) -> Any:
@@ -41,7 +47,7 @@ async def run_of_slot(flow: Any, scheduled: datetime, **parameters: Any) -> Any:
         (DAILY, "2024-11-24"),
         ("{scheduled:%G-W%V}", "2024-W47"),
         ("{scheduled:%Y-%m-%dT%H}", "2024-11-24T03"),
-        ("poster {scheduled:%d} of {{all}}", "poster 24 of {all}"),
+        ("poster {scheduled:%d} of {scheduled:%B}", "poster 24 of November"),
         ("plain", "plain"),
         (7, 7),
     ],
@@ -50,14 +56,17 @@ async def test_a_take_is_filled_from_the_slot_in_utc(take: int | str, filled: in
     assert await run_of_slot(slotted, EVENING, take=take) == filled
 
 
-@pytest.mark.server
 @pytest.mark.parametrize(
     "take",
-    ["{", "{}", "{0}", "{today}", "{scheduled", "{scheduled.nope}", "{scheduled[0]}", "{scheduled!x}", "{scheduled:%Y"],
+    [
+        *("{", "}", "{}", "{0}", "{today}", "{scheduled}", "{scheduled", "{scheduled:%Y", "{{scheduled:%Y}}"),
+        *("{scheduled.year}", "{scheduled.nope}", "{scheduled[0]}", "{scheduled!r:.4}", "{scheduled:{scheduled:%Y}}"),
+        *("{scheduled:}", "{scheduled:%%}", "{scheduled:daily}", "{scheduled:%Z}", "{scheduled:\ud800%Y}"),
+    ],
 )
-async def test_braces_that_hold_something_else_are_refused(take: str, prefect_server: None) -> None:
+def test_braces_that_hold_something_else_or_never_change_are_refused(take: str) -> None:
     with pytest.raises(ConfigurationError, match="can't be filled in") as caught:
-        await run_of_slot(slotted, EVENING, take=take)
+        take_of_slot(take)
     assert DAILY in str(caught.value)
 
 
@@ -71,6 +80,15 @@ def test_outside_of_a_flow_run_there_is_no_slot() -> None:
 async def test_a_run_by_hand_has_the_slot_of_its_start(prefect_server: None) -> None:
     before = datetime.now(UTC).date().isoformat()
     assert await slotted(DAILY) in (before, datetime.now(UTC).date().isoformat())
+
+
+@pytest.mark.server
+async def test_rows_takes_are_filled_like_the_campaigns(prefect_server: None) -> None:
+    rows = [{"id": take, "model": "gpt-4o-image", "prompt": "x", "take": take} for take in (DAILY, "plain", "")]
+    rows[2]["id"] = "without its own"
+    assert await run_of_slot(takes, EVENING, rows=rows, take="{scheduled:%H}") == ["2024-11-24", "plain", "03"]
+    with pytest.raises(InvalidManifest, match=r"row 1 .* take: .* needs a flow run"):
+        await read_manifest(rows)
 
 
 @pytest.mark.slow
