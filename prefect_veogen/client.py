@@ -21,7 +21,7 @@ from prefect_veogen.errors import (
     ServiceUnavailable,
     UnexpectedAnswer,
     VeogenError,
-    without_secrets,
+    masked,
 )
 from prefect_veogen.iothread import io_loop, on_io
 from prefect_veogen.limiter import Lane, Limiter
@@ -254,7 +254,7 @@ def _usable_base_url(base_url: str) -> str:
     # A user name in it would take the token's place in the Authorization header.
     if scheme not in ("http", "https") or not host or re.search(r"[@?#\s]", base_url):
         raise ConfigurationError(
-            f"{without_secrets(base_url)!r} is no base URL of an API",
+            f"{masked(base_url)!r} is no base URL of an API",
             next_step="Give something like https://veogen.studio/api/v1, without a password or query (VEOGEN_BASE_URL, "
             "base_url= or --base-url).",
         )

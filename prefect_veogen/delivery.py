@@ -22,13 +22,12 @@ from urllib.parse import quote
 from prefect_veogen.addresses import open_media
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
 from prefect_veogen.ledger import Entry, Receipt, State
-from prefect_veogen.links import without_secrets
 from prefect_veogen.media import NotMedia
 from prefect_veogen.models import Asset, Generation, Kind, Status
 from prefect_veogen.protocol import failure_of
 from prefect_veogen.store import Changed
 from prefect_veogen.transfer import LEAST_BYTES, Restart, Transfer
-from prefect_veogen.transport import AnswerLost
+from prefect_veogen.transport import AnswerLost, without_secrets
 
 if TYPE_CHECKING:
     from prefect_veogen.session import Session

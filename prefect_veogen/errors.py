@@ -89,7 +89,7 @@ class VeogenError(Exception):
         return _rebuild, (type(self), self.args, dict(self.__dict__))
 
 
-def without_secrets(text: str) -> str:
+def masked(text: str) -> str:
     """Return a text with "…" for the user names, passwords and queries of URLs in it."""
     return re.sub(r"(?<=//).+(?=@)|(?<=[?#])[^\s'\"`]+", "…", text, flags=re.DOTALL)
 

@@ -14,14 +14,12 @@ from prefect_veogen.errors import InputUnavailable, MediaRejected, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Asset
 from prefect_veogen.store import open_store
-from prefect_veogen.transport import AnswerLost, without_secrets
+from prefect_veogen.transport import AnswerLost
 
 if TYPE_CHECKING:
     from prefect_veogen.models import GenerationRequest
     from prefect_veogen.session import Session
     from prefect_veogen.transport import MediaAnswer
-
-__all__ = ["link_to", "offered_links", "without_secrets"]
 
 # Long enough for a queue at the service; the link ends up in the service's records, so not longer than needed.
 PRESIGNED_SECONDS = 6 * 3600

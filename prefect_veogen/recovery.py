@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from prefect_veogen.client import MAX_PER_PAGE
 from prefect_veogen.errors import UnknownSubmission, VeogenError
 from prefect_veogen.ledger import Entry, Receipt, State
-from prefect_veogen.links import without_secrets
 from prefect_veogen.models import Generation, GenerationRequest, Kind, Status, in_usd
 from prefect_veogen.store import Changed
+from prefect_veogen.transport import without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,7 +13,7 @@ from typing import Annotated
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from prefect_veogen.errors import ConfigurationError, without_secrets
+from prefect_veogen.errors import ConfigurationError, masked
 from prefect_veogen.models import normal_base_url
 
 _YEAR_SECONDS = 366 * 86400
@@ -102,6 +102,6 @@ def _explanation(error: ValidationError) -> str:
     lines = []
     for item in error.errors(include_url=False):
         name = f"VEOGEN_{str(item['loc'][0]).upper()}"
-        shown = "(hidden)" if "TOKEN" in name else reprlib.repr(without_secrets(str(item["input"])))
+        shown = "(hidden)" if "TOKEN" in name else reprlib.repr(masked(str(item["input"])))
         lines.append(f"{name}={shown}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

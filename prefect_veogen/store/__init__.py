@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from prefect_veogen.errors import ConfigurationError, without_secrets
+from prefect_veogen.errors import ConfigurationError, masked
 from prefect_veogen.store.bucket import S3Store
 from prefect_veogen.store.directory import LocalStore
 from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer
@@ -67,7 +67,7 @@ def _directory(path: str) -> str:
 
 
 def _no_store(url: str) -> ConfigurationError:
-    return ConfigurationError(f"{without_secrets(url)!r} is no place to store things", next_step=_WHERE)
+    return ConfigurationError(f"{masked(url)!r} is no place to store things", next_step=_WHERE)
 
 
 @lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, without_secrets
+from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, masked
 from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer, in_thread
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class S3Store(Store):
                     _check_setup(client.meta.endpoint_url)
                 except (BotoCoreError, ValueError) as error:
                     raise ConfigurationError(
-                        f"boto3 can't reach S3 as it is set up: {without_secrets(str(error))}",
+                        f"boto3 can't reach S3 as it is set up: {masked(str(error))}",
                         next_step="Check AWS_ENDPOINT_URL_S3 and the other AWS_ variables, and boto3's profile.",
                     ) from None
                 self._client = client
@@ -274,9 +274,7 @@ def _store_errors(store: S3Store) -> Iterator[None]:
     except ClientError as error:
         raise store._unavailable(_Refused(error.response)) from None  # noqa: SLF001 - same module
     except (BotoCoreError, HTTPClientError, ResponseParserError, RecursionError) as error:
-        raise StoreUnavailable(
-            f"The store at {store.uri('')} could not be reached: {without_secrets(str(error))}"
-        ) from None
+        raise StoreUnavailable(f"The store at {store.uri('')} could not be reached: {masked(str(error))}") from None
 
 
 class _S3Writer(Writer):
