@@ -85,7 +85,6 @@ class VeogenClient:
         self._token = _sendable_token(token)
         self.limiter = Limiter(requests_per_minute)
         self.transport = Transport(request_timeout_seconds)
-        self.join: Callable[[], Awaitable[None]] | None = None
         self.service_ahead = timedelta(0)
         """How far the service's clock was ahead of ours when it last told."""
 
@@ -99,7 +98,7 @@ class VeogenClient:
 
     async def turn_to_buy(self) -> None:
         """Return when a purchase may be sent under the rate limit; `create_generation` is to follow at once."""
-        await on_io(self._turn(Lane.BUYING))
+        await on_io(self.limiter.turn(Lane.BUYING))
 
     async def create_generation(
         self, body: dict[str, Any], before_sending: Callable[[], Awaitable[None]] | None = None
@@ -180,7 +179,7 @@ class VeogenClient:
 
     async def _look_when_allowed(self, path: str, query: dict[str, str | int] | None) -> Answer:
         for _ in range(_LOOKS_WHEN_BUSY):
-            await self._turn(Lane.LOOKING)
+            await self.limiter.turn(Lane.LOOKING)
             try:
                 answer = await self._call("GET", path, query=query)
             except AnswerLost as error:
@@ -193,9 +192,6 @@ class VeogenClient:
         if 200 <= answer.status < 300:
             return answer
         raise error_of(answer, f"GET {path}", _now())
-
-    async def _turn(self, lane: Lane) -> None:
-        await self.limiter.turn(lane, self.join)
 
     async def _call(
         self,

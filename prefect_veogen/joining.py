@@ -20,7 +20,15 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
 _LOOKED_UP_EVERY_SECONDS = 300.0
+# A server that doesn't answer is asked again sooner.
+_TRIED_AGAIN_AFTER_SECONDS = 60.0
+# So long does a request wait for a Prefect server that says nothing.
+_ANSWER_SECONDS = 3.0
+# A turn may take long, where many workers want one; then it is worth asking whether the server answers at all.
+_LONG_TURN_SECONDS = 10.0
+_LONGEST_TURN_SECONDS = 120.0
 _known: dict[tuple[str, str], tuple[float, bool]] = {}
+"""Whether there is such a limit, and until when that is believed."""
 _asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 
 
@@ -33,13 +41,13 @@ async def joined_limit(session: Session) -> None:
 
     async def take_turns() -> None:
         try:
-            await rate_limit(name)
+            await _turn_among_all(name)
         except Exception as error:  # noqa: BLE001 - a limit that can't be asked must not stop what is paid for
-            session.log.warning("The concurrency limit %s can't be used: %s", name, error)
-            _known[str(server), name] = (time.monotonic(), False)
-            session.client.join = None
+            session.log.warning("The concurrency limit %s can't be used: %s", name, str(error) or repr(error))
+            _known[str(server), name] = (time.monotonic() + _TRIED_AGAIN_AFTER_SECONDS, False)
+            session.client.limiter.join = None
 
-    session.client.join = take_turns if joined else None
+    session.client.limiter.join = take_turns if joined else None
 
 
 async def create_limit(name: str, requests_per_minute: int) -> None:
@@ -58,6 +66,21 @@ async def create_limit(name: str, requests_per_minute: int) -> None:
             )
 
 
+async def _turn_among_all(name: str) -> None:
+    async with asyncio.timeout(_LONGEST_TURN_SECONDS):
+        while True:
+            try:
+                return await rate_limit(name, timeout_seconds=_LONG_TURN_SECONDS)
+            except TimeoutError:
+                await _read(name)
+
+
+async def _read(name: str) -> None:
+    """Raise whatever keeps the server from telling of the limit within some seconds."""
+    async with asyncio.timeout(_ANSWER_SECONDS), get_client() as client:
+        await client.read_global_concurrency_limit_by_name(name)
+
+
 async def _exists(server: str, name: str) -> bool:
     if (known := _still_known(server, name)) is not None:
         return known
@@ -69,16 +92,17 @@ async def _asked_once(server: str, name: str) -> bool:
     async with _asking.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
         if (known := _still_known(server, name)) is not None:
             return known
+        exists, believed_seconds = True, _LOOKED_UP_EVERY_SECONDS
         try:
-            async with asyncio.timeout(10), get_client() as client:
-                await client.read_global_concurrency_limit_by_name(name)
-            exists = True
-        except Exception:  # noqa: BLE001 - no limit, an old server, no server: each process keeps the limit for itself
+            await _read(name)
+        except ObjectNotFound:
             exists = False
-        _known[server, name] = (time.monotonic(), exists)
+        except Exception:  # noqa: BLE001 - an old server, a slow one, none: each process keeps the limit for itself
+            exists, believed_seconds = False, _TRIED_AGAIN_AFTER_SECONDS
+        _known[server, name] = (time.monotonic() + believed_seconds, exists)
         return exists
 
 
 def _still_known(server: str, name: str) -> bool | None:
-    looked_at, exists = _known.get((server, name), (-_LOOKED_UP_EVERY_SECONDS, False))
-    return exists if time.monotonic() - looked_at < _LOOKED_UP_EVERY_SECONDS else None
+    believed_until, exists = _known.get((server, name), (0.0, False))
+    return exists if time.monotonic() < believed_until else None

