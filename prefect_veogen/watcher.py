@@ -1,8 +1,8 @@
 """One watcher answers all waits of an account in this process, with as few requests as will do.
 
 One list request tells of up to 100 generations, so each look is the request which can tell most: the page on which the
-most overdue generations are expected. Single looks are for what the lists don't show. A failed look never fails a
-generation. With nobody waiting, nothing runs.
+most overdue generations are expected. Single looks are for what the lists don't show, and for when they are broken. A
+failed look never fails a generation. With nobody waiting, nothing runs.
 """
 
 from __future__ import annotations
@@ -13,10 +13,19 @@ import math
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from prefect_veogen.client import MAX_PER_PAGE
-from prefect_veogen.errors import AuthenticationError, OutputMissing, StillRunning, VeogenError
+from prefect_veogen.errors import (
+    AuthenticationError,
+    OutputMissing,
+    PersonNeeded,
+    StillRunning,
+    TryAgainLater,
+    UnexpectedAnswer,
+    VeogenError,
+)
 from prefect_veogen.models import Generation, Kind, Status, in_usd
 
 if TYPE_CHECKING:
@@ -28,10 +37,17 @@ _log = logging.getLogger("prefect_veogen")
 
 DEFAULT_TIMEOUT_SECONDS = {Kind.IMAGE: 600.0, Kind.VIDEO: 1800.0, None: 1800.0}
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
+_SERVICE_IN_TROUBLE = (TryAgainLater, UnexpectedAnswer, AuthenticationError)
 _REFUSALS_BELIEVED = 3
+_NOT_FOUNDS_BELIEVED = 5
+# A look that keeps failing is made again after twice as many polls each time, up to so many.
+_LONGEST_REST_POLLS = 32
+# Where the lists are broken, this many are looked at in the time of one poll, however many wait.
+_SINGLES_PER_POLL = 4
 _LOOKS_FOR_AN_OUTPUT = 8
 _MOST_SINGLES_IN_A_ROW = 16
 _DURATIONS_REMEMBERED = 50
+_BIRTHS_REMEMBERED = 1000
 # Generations of a model have been taking at least so long: looking much earlier is a wasted request.
 _EARLIEST_SHARE = 0.8
 _NOWHERE = 10**9
@@ -58,6 +74,8 @@ class _Awaited:
     placed_after: dict[Kind | None, int] = field(default_factory=dict)
     singles_left: int = 0
     times_missing: int = 0
+    times_failed: int = 0
+    times_not_found: int = 0
     looks_without_output: int = 0
     confirmed: set[str | None] = field(default_factory=set)
     waiters: list[tuple[asyncio.Future[Generation], Callable[[Generation], None]]] = field(default_factory=list)
@@ -93,10 +111,15 @@ class Watcher:
         self._runner: asyncio.Task[None] | None = None
         self._failures = 0
         self._refusals = 0
+        self._resting: dict[_Look, tuple[int, float]] = {}
+        self._failed_in_a_row: set[_Look] = set()
+        self._after_a_single = False
 
     def bought(self, generation: Generation) -> None:
         """Take note of a generation that was bought just now: it is on top of the lists, and not finished yet."""
         self._births[generation.id] = self._clock()
+        if len(self._births) > _BIRTHS_REMEMBERED:  # nobody in this process waits for the oldest
+            del self._births[next(iter(self._births))]
         self._born[None] += 1
         if generation.type is not None:
             self._born[generation.type] += 1
@@ -109,6 +132,7 @@ class Watcher:
         Raises:
             StillRunning: it was not over in time; it goes on, and waiting again costs nothing.
             OutputMissing: it is completed, and the service keeps naming no output.
+            PersonNeeded: the service keeps knowing no such generation.
             AuthenticationError: the token is refused, again and again.
         """
         if timeout_seconds is None:
@@ -178,6 +202,7 @@ class Watcher:
                 await self._sleep(min(awaited.due_at for awaited in self._awaited.values()) - now)
                 continue
             look = self._most_telling(due, now)
+            self._after_a_single = look.single is not None
             try:
                 if look.single is not None:
                     self._told_one(look.single, await self._client.get_generation(look.single))
@@ -192,6 +217,8 @@ class Watcher:
                 if self._failures:
                     _log.info("The service answers again")
                 self._failures = self._refusals = 0
+                self._failed_in_a_row.clear()
+                self._resting.pop(look, None)
 
     async def _sleep(self, seconds: float) -> None:
         self._wake.clear()
@@ -209,15 +236,20 @@ class Watcher:
                 return
         if not self._failures:
             _log.warning("A look at running generations failed and will be repeated: %s", error.message)
-        pause = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS) - 1)]
-        self._failures += 1
-        if look.single is not None and look.single in self._awaited:
-            # Others shouldn't wait behind one generation that can't be looked at.
-            self._awaited[look.single].due_at = self._clock() + max(pause, self._poll_of(look.single))
-        await asyncio.sleep(pause)
+        in_trouble = isinstance(error, _SERVICE_IN_TROUBLE)
+        pause = _BACKOFF_SECONDS[min(self._failures, len(_BACKOFF_SECONDS) - 1)] if in_trouble else 0.0
+        if look.single is None:
+            times, _ = self._resting.get(look, (0, 0.0))
+            self._resting[look] = (times + 1, self._rest_over(look.kind, times + 1, pause))
+            self._failed_in_a_row.add(look)
+        elif look.single in self._awaited:
+            self._not_told(self._awaited[look.single], error, pause)
+        if in_trouble:
+            self._failures += 1
+            await asyncio.sleep(pause)
 
-    def _poll_of(self, generation_id: str) -> float:
-        return self._poll_seconds[self._awaited[generation_id].generation.type]
+    def _rest_over(self, kind: Kind | None, times_failed: int, pause: float) -> float:
+        return self._clock() + pause + self._poll_seconds[kind] * min(2.0**times_failed, _LONGEST_REST_POLLS)
 
     # ------------------------------------------------------------ where to look
 
@@ -226,18 +258,28 @@ class Watcher:
         for awaited in due:
             for look in self._looks_for(awaited):
                 gain[look] = gain.get(look, 0.0) + 0.001 + now - awaited.looked_at
-        return max(gain, key=lambda look: gain[look])
+        # However many can only be looked at singly, those whom a list can tell of don't wait for them all.
+        pages = [look for look in gain if look.single is None]
+        return max(pages if pages and self._after_a_single else gain, key=lambda look: gain[look])
 
     def _looks_for(self, awaited: _Awaited) -> list[_Look]:
         if awaited.singles_left:
             return [_Look(single=awaited.generation.id)]
-        looks = []
+        pages = [page for page in self._pages_for(awaited) if not self._rests(page)]
+        return pages or [_Look(single=awaited.generation.id)]
+
+    def _rests(self, page: _Look) -> bool:
+        # However long the pauses are: when the lists have failed one after the other, it is the singles' turn.
+        return page in self._failed_in_a_row or self._clock() < self._resting.get(page, (0, 0.0))[1]
+
+    def _pages_for(self, awaited: _Awaited) -> list[_Look]:
+        pages = []
         for kind in self._lists_of(awaited.generation):
             page = self._place(awaited, kind) // MAX_PER_PAGE + 1
             # Without a kind the service shows nothing behind the first page.
             if page == 1 or (kind is not None and page < _NOWHERE // MAX_PER_PAGE):
-                looks.append(_Look(kind, page))
-        return looks or [_Look(single=awaited.generation.id)]
+                pages.append(_Look(kind, page))
+        return pages
 
     def _lists_of(self, generation: Generation) -> tuple[Kind | None, ...]:
         return (None,) if generation.type is None else (None, generation.type)
@@ -290,12 +332,37 @@ class Watcher:
         awaited = self._awaited.get(generation_id)
         if awaited is None:
             return
-        awaited.singles_left = max(0, awaited.singles_left - 1)
-        if not awaited.singles_left:
-            for kind in self._lists_of(told):
-                self._put(awaited, kind, 0)
+        instead_of_a_list = not awaited.singles_left
+        self._looked_singly(awaited)
         awaited.confirmed.add(told.status_text)
         self._told(awaited, told)
+        if instead_of_a_list:
+            # Hundreds who are looked at one by one would take every turn there is.
+            poll = self._poll_seconds[awaited.generation.type]
+            pace = len(self._awaited) / _SINGLES_PER_POLL * poll
+            awaited.due_at = max(awaited.due_at, self._clock() + pace)
+
+    def _looked_singly(self, awaited: _Awaited) -> None:
+        if awaited.singles_left:
+            awaited.singles_left -= 1
+            if not awaited.singles_left:
+                for kind in self._lists_of(awaited.generation):
+                    self._put(awaited, kind, 0)
+
+    def _not_told(self, awaited: _Awaited, error: VeogenError, pause: float) -> None:
+        if pause and self._failures:
+            # Nothing is answered at all: neither the lists are to blame for that, nor this generation.
+            self._resting.clear()
+            self._failed_in_a_row.clear()
+        else:
+            awaited.times_failed += 1
+        awaited.looked_at = self._clock()
+        awaited.due_at = self._rest_over(awaited.generation.type, awaited.times_failed, pause)
+        if error.http_status == HTTPStatus.NOT_FOUND:
+            awaited.times_not_found += 1
+            self._looked_singly(awaited)
+            if awaited.times_not_found >= _NOT_FOUNDS_BELIEVED:
+                self._end(awaited, _not_found(awaited.generation, error))
 
     def _told(self, awaited: _Awaited, told: Generation) -> None:
         before, now = awaited.generation, self._clock()
@@ -303,6 +370,7 @@ class Watcher:
         known |= {"type": told.type or before.type, "model": told.model or before.model}
         awaited.generation = told.model_copy(update=known)
         awaited.looked_at = now
+        awaited.times_failed = awaited.times_not_found = 0
         kind = awaited.generation.type
         awaited.due_at = self._tick_after(now + self._poll_seconds[kind] / 2, kind)
         if told.status != before.status:
@@ -349,4 +417,15 @@ def _still_running(last: Generation, asked: Generation, timeout_seconds: float) 
     price = f", paid {in_usd(asked.price_usd)}" if asked.price_usd is not None else ""
     return StillRunning(
         f"Generation {asked.id} is still {status} after {timeout_seconds:g} s{price}", generation_id=asked.id
+    )
+
+
+def _not_found(generation: Generation, error: VeogenError) -> PersonNeeded:
+    return PersonNeeded(
+        f"The service keeps saying that it knows no generation {generation.id}",
+        next_step="Check the id, and whether VEOGEN_API_TOKEN and VEOGEN_BASE_URL (or the block's) are those it was "
+        "bought with; then run it again: it buys nothing.",
+        generation_id=generation.id,
+        http_status=error.http_status,
+        service_text=error.service_text,
     )

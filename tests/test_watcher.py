@@ -17,7 +17,7 @@ from pydantic import SecretStr
 
 from prefect_veogen import Generation
 from prefect_veogen.client import VeogenClient
-from prefect_veogen.errors import AuthenticationError, OutputMissing, StillRunning
+from prefect_veogen.errors import AuthenticationError, OutputMissing, PersonNeeded, StillRunning
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Kind, Status
 from prefect_veogen.protocol import Accepted
@@ -325,11 +325,39 @@ async def test_a_failed_look_fails_no_generation(fault: str, account: Account) -
     assert [generation.status for generation in done] == [Status.COMPLETED] * 2
 
 
-async def test_a_broken_list_is_asked_less_and_less_often(account: Account) -> None:
+async def test_while_the_list_is_broken_the_generations_themselves_are_asked(account: Account) -> None:
     account.sandbox.fault("list-500", times=None)
-    with pytest.raises(StillRunning):
-        await account.wait(await account.buy(VIDEO), 2)
-    assert 2 <= account.looks().total() <= 4
+    done = await finished(account, await account.buy(VIDEO), await account.buy(VIDEO))
+    assert [generation.status for generation in done] == [Status.COMPLETED] * 2
+    assert account.looks()["single"] >= 2
+
+
+async def test_a_list_that_was_broken_is_relied_on_again(account: Account) -> None:
+    account.sandbox.fault("list-500", times=2)
+    wait = asyncio.create_task(account.wait(await account.buy(VIDEO)))
+    assert await soon(lambda: account.looks()["single"] >= 1)
+    await account.after_looks(5)
+    singles = account.looks()["single"]
+    await account.after_looks(8)
+    assert account.looks()["single"] == singles
+    account.sandbox.advance(LONG)
+    assert (await wait).status is Status.COMPLETED
+
+
+async def test_a_broken_list_is_asked_seldom_and_makes_no_storm_of_single_looks(account: Account) -> None:
+    account.watcher = Watcher(account.client, 0.2, 0.2)
+    account.sandbox.fault("list-500", times=None)
+    made = await asyncio.gather(*(account.buy(VIDEO) for _ in range(20)))
+    waits = [asyncio.create_task(account.wait(generation)) for generation in made]
+    assert await soon(lambda: account.looks()["single"] >= 20)
+    before = account.looks()
+    await asyncio.sleep(3)
+    after = account.looks()
+    # Looking at each of them with every poll would be 300.
+    assert after["single"] - before["single"] <= 80
+    assert (after - before).total() - (after - before)["single"] <= 4
+    account.sandbox.advance(LONG)
+    assert {generation.status for generation in await asyncio.gather(*waits)} == {Status.COMPLETED}
 
 
 async def test_a_token_refused_once_may_be_the_services_mistake_but_not_thrice(account: Account) -> None:
@@ -343,13 +371,33 @@ async def test_a_token_refused_once_may_be_the_services_mistake_but_not_thrice(a
     assert (await account.wait(made[0])).status is Status.COMPLETED
 
 
-async def test_an_id_that_nobody_knows_holds_up_nobody_else(account: Account) -> None:
-    nobody = asyncio.create_task(account.wait(Generation(id="no-such-id"), 1.5))
-    done = await finished(account, await account.buy(IMAGE))
-    assert done[0].status is Status.COMPLETED
-    with pytest.raises(StillRunning) as caught:
-        await nobody
-    assert caught.value.generation_id == "no-such-id"
+async def test_ids_that_nobody_knows_hold_up_nobody_else(account: Account) -> None:
+    nobodies = [asyncio.create_task(account.wait(Generation(id=f"no-such-id-{n}"))) for n in range(20)]
+    await account.after_looks(10)
+    started = time.monotonic()
+    [done] = await finished(account, await account.buy(IMAGE))
+    assert done.status is Status.COMPLETED
+    assert time.monotonic() - started < 1
+    for nobody in nobodies:
+        nobody.cancel()
+
+
+async def test_an_id_that_nobody_knows_is_for_a_person_in_the_end(account: Account) -> None:
+    started = time.monotonic()
+    with pytest.raises(PersonNeeded, match=r"no generation no-such-id(?s:.*)VEOGEN_BASE_URL") as caught:
+        await account.wait(Generation(id="no-such-id"))
+    assert (caught.value.generation_id, caught.value.http_status) == ("no-such-id", 404)
+    assert time.monotonic() - started > 20 * POLL
+    assert account.looks()["single"] == 5
+    assert await account.idle()
+
+
+async def test_an_id_that_is_not_known_at_times_is_waited_for(account: Account) -> None:
+    account.sandbox.fault("hidden-from-list", times=None)
+    account.sandbox.fault("look-404", times=3)
+    [done] = await finished(account, await account.buy(VIDEO))
+    assert done.status is Status.COMPLETED
+    assert account.looks()["single"] >= 4
 
 
 # ---------------------------------------------------------------- who waits
@@ -364,6 +412,13 @@ async def test_with_nobody_waiting_nothing_is_asked(account: Account) -> None:
     looks = account.looks()
     await asyncio.sleep(5 * POLL)
     assert account.looks() == looks
+
+
+async def test_what_was_bought_and_is_never_waited_for_is_forgotten(account: Account) -> None:
+    for number in range(3000):
+        account.watcher.bought(Generation(id=f"generation-{number}", type=Kind.IMAGE))
+    assert len(account.watcher._births) <= 1000
+    assert "generation-2999" in account.watcher._births
 
 
 async def test_a_cancelled_wait_leaves_nothing_behind(account: Account) -> None:
