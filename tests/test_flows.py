@@ -169,7 +169,8 @@ async def test_a_cancelled_run_says_what_is_still_running_and_the_next_adopts_it
     sandbox.speed = 0
     running = asyncio.create_task(image_then_animate(*PROMPTS))
     await asyncio.to_thread(
-        wait_until, lambda: any(request.path.endswith("/generations") for request in sandbox.requests[2:])
+        wait_until,
+        lambda: any(told.method == "GET" and told.path.endswith("/generations") for told in sandbox.requests),
     )
     with caplog.at_level(logging.WARNING):
         running.cancel()
