@@ -17,12 +17,10 @@ from prefect_veogen.campaigns import (
     publish_campaign,
     read_manifest,
 )
-from prefect_veogen.maintenance import tell_what_runs_on
-
-STOPPED: Any = [tell_what_runs_on]
+from prefect_veogen.maintenance import TELL_WHEN_STOPPED
 
 
-@flow(name="campaign", on_cancellation=STOPPED, on_failure=STOPPED, on_crashed=STOPPED)
+@flow(name="campaign", **TELL_WHEN_STOPPED)
 async def campaign(
     manifest: list[dict[str, Any]] | str,
     *,

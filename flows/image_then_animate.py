@@ -10,7 +10,7 @@ from prefect import flow
 
 from prefect_veogen import Asset, GenerationRequest, VeogenCredentials, generate
 from prefect_veogen.campaigns import Row, check_row
-from prefect_veogen.maintenance import tell_what_runs_on
+from prefect_veogen.maintenance import TELL_WHEN_STOPPED
 from prefect_veogen.slots import take_of_slot
 
 
@@ -22,7 +22,7 @@ class Animated:
     video: Asset
 
 
-@flow(name="image-then-animate", on_cancellation=[tell_what_runs_on], on_failure=[tell_what_runs_on])
+@flow(name="image-then-animate", **TELL_WHEN_STOPPED)
 async def image_then_animate(
     image_prompt: str,
     motion_prompt: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 from prefect import task
 from prefect.artifacts import acreate_table_artifact
@@ -107,6 +107,12 @@ async def _unsettled(flow_run: FlowRun) -> list[Receipt]:
     return [
         receipt for receipt in found.readable if receipt.flow_run_id == str(flow_run.id) and receipt.state in _UNSETTLED
     ]
+
+
+TELL_WHEN_STOPPED: Final[dict[str, Any]] = {
+    hook: [tell_what_runs_on] for hook in ("on_cancellation", "on_crashed", "on_failure")
+}
+"""For flows which buy: `@flow(**TELL_WHEN_STOPPED)`."""
 
 
 def _differences(found: Reconciliation) -> list[dict[str, str]]:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 
-from prefect.runtime import flow_run
-
 from prefect_veogen.errors import ConfigurationError
 
 _SLOT = re.compile(r"\{scheduled:([^{}]+)\}")
@@ -14,8 +12,8 @@ _SLOT = re.compile(r"\{scheduled:([^{}]+)\}")
 _MOMENTS = (datetime(1999, 1, 4, 3, 5, 6, 7, UTC), datetime(2022, 12, 31, 22, 59, 58, 0, UTC))
 
 
-def take_of_slot(take: int | str) -> int | str:
-    """Return the take, with `{scheduled:…}` filled in from the flow run's scheduled start (UTC). Free.
+def take_of_slot(take: int | str, scheduled: datetime | None = None) -> int | str:
+    """Return the take, with `{scheduled:…}` filled in from the flow run's scheduled start (UTC), or a given one. Free.
 
     `"{scheduled:%Y-%m-%d}"` makes one purchase per day: overlapping runs, catching up and retries of a slot find its
     take again, and passing that date by hand reruns the slot. A take without braces is returned as it is.
@@ -27,13 +25,19 @@ def take_of_slot(take: int | str) -> int | str:
         return take
     if not _has_slot(take):
         raise ConfigurationError(f"take={take!r} can't be filled in", next_step='Write it like "{scheduled:%Y-%m-%d}".')
-    # Outside of a flow run Prefect gives the present time: a take of its own, and a purchase, for every call.
-    scheduled = flow_run.scheduled_start_time if flow_run.id else None
+    scheduled = scheduled or _scheduled_start()
     if scheduled is None:
         raise ConfigurationError(
             f"take={take!r} needs a flow run with a scheduled start", next_step="Give a plain take, such as a date."
         )
     return _filled(take, scheduled.astimezone(UTC))
+
+
+def _scheduled_start() -> datetime | None:
+    from prefect.runtime import flow_run
+
+    # Outside of a flow run Prefect gives the present time: a take of its own, and a purchase, for every call.
+    return flow_run.scheduled_start_time if flow_run.id else None
 
 
 def _has_slot(take: str) -> bool:

@@ -373,6 +373,16 @@ def test_a_damaged_receipt_is_told_beside_the_others(sandbox: Sandbox, run: Run)
     assert "v1-0-0-1 can't be read" in told
 
 
+def test_a_scheduled_manifest_is_planned_as_if_it_ran_now(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,{scheduled:%%}\n")
+    code, _, told = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
+    assert (code, "row 2 (b): take: " in told) == (1, True)
+    rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,\n")
+    code, out, _ = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
+    assert (code, "$0.04" in out) == (0, True)
+
+
 # ---------------------------------------------------------------- sweep and reconcile
 
 

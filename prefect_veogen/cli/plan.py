@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.budgets import Cap
@@ -14,6 +15,7 @@ from prefect_veogen.models import Certainty, GenerationRequest, in_usd
 from prefect_veogen.planning import Plan, PlanItem, make_plan
 from prefect_veogen.rows import requests_of
 from prefect_veogen.session import open_session
+from prefect_veogen.slots import take_of_slot
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -55,7 +57,7 @@ async def _made(session: Session, options: Namespace) -> Plan:
         rows = await _rows(options, [name for name, value in fields.items() if value is not None])
         return await make_plan(session, await on_io(requests_of(session, rows)))
     return await make_plan(
-        session, [GenerationRequest(model=options.what, prompt=options.prompt, take=options.take, **fields)]
+        session, [GenerationRequest(model=options.what, prompt=options.prompt, take=_take_now(options.take), **fields)]
     )
 
 
@@ -66,10 +68,15 @@ async def _rows(options: Namespace, given: list[str]) -> list[Row]:
             next_step="Write it into the rows, or plan one request: give a model and a prompt.",
         )
     try:
-        return await read_manifest(options.what, options.take)
+        return await read_manifest(options.what, options.take, _take_now)
     except ConfigurationError as error:
         error.next_step = f"{error.next_step} If it is a model: give a prompt, too.".lstrip()
         raise
+
+
+def _take_now(take: int | str) -> int | str:
+    """Return a take of a schedule as a run of this moment would have it."""
+    return take_of_slot(take, datetime.now(UTC))
 
 
 def _described(made: Plan) -> dict[str, Any]:
