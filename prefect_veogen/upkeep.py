@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
 _UNFINISHED_SECONDS = 24 * 3600.0
-_SWEEP_WAIT_SECONDS = 1.0
+# Enough for one look, which may have to wait for its turn.
+_SWEEP_WAIT_SECONDS = 3.0
 _LOST_MONEY_COUNTS = timedelta(days=1)
 # A charge is stamped at submission or at completion (undocumented), by a clock that isn't ours.
 _STATEMENT_TOLERANCE = timedelta(hours=1)

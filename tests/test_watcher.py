@@ -339,7 +339,7 @@ async def test_a_list_that_was_broken_is_relied_on_again(account: Account) -> No
     await account.after_looks(5)
     singles = account.looks()["single"]
     await account.after_looks(8)
-    assert account.looks()["single"] == singles
+    assert account.looks()["single"] <= singles + 1  # old news for so long may be doubted once
     account.sandbox.advance(LONG)
     assert (await wait).status is Status.COMPLETED
 
