@@ -107,7 +107,8 @@ async def test_two_processes_together_keep_the_pace(
     moments = [record.at for record in sandbox.requests if record.path.endswith("/account")]
     # Each alone may send 200 a second.
     assert most_within(moments, 2.0) <= 2 * per_minute / 60 + 3 + 2
-    assert len(moments) >= 0.5 * per_minute / 60 * seconds
+    # Prefect tells who comes too early to come again after a random time, so that some turns are never taken.
+    assert len(moments) >= 0.3 * per_minute / 60 * seconds
 
 
 async def told(process: asyncio.subprocess.Process, until: float) -> int:
