@@ -154,6 +154,7 @@ async def wait_for_generation(
     Raises:
         StillRunning: the time is over, the generation is not; it carries the id, and running again re-attaches.
         GenerationFailed, ContentRejected: it failed, and was not charged (/quickstart).
+        PersonNeeded: the service keeps knowing no such generation, or naming no output for it.
     """
     _check_generation(generation)
     check_timeout(timeout_seconds)

@@ -31,6 +31,7 @@ async def wait(session: Session, generation: Generation, timeout_seconds: float 
     Raises:
         GenerationFailed: it failed; the receipt then says that nothing was charged.
         StillRunning: the time is over, the generation is not.
+        PersonNeeded: the service keeps knowing no such generation, or naming no output for it.
     """
     if not generation.is_over:
         timeout = session.settings.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
