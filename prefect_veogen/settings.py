@@ -19,6 +19,7 @@ from prefect_veogen.models import normal_base_url
 _YEAR_SECONDS = 366 * 86400
 Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
 # Taken as unset, these would let things be bought without a cap, at the real service, or again beside another ledger.
+_ALMOST = 0.7
 _NEVER_EMPTY = ("budget_usd", "base_url", "store")
 
 
@@ -26,7 +27,7 @@ class Settings(BaseSettings):
     """What the environment says, variables prefixed `VEOGEN_`; arguments and blocks come before it.
 
     Raises:
-        ConfigurationError: a variable has an impossible value or is misspelt; the message names it.
+        ConfigurationError: a variable has an impossible value, or a cap's name is misspelt; the message names it.
     """
 
     model_config = SettingsConfigDict(env_prefix="VEOGEN_", frozen=True, extra="ignore", env_ignore_empty=True)
@@ -84,18 +85,20 @@ def _check_variables() -> None:
             continue
         if name in _NEVER_EMPTY and not text.strip():
             raise ConfigurationError(f"{variable} is set to nothing", next_step="Give it a value, or unset it.")
-        if name not in Settings.model_fields:
-            for nearest in difflib.get_close_matches(name, Settings.model_fields, 1):
-                raise ConfigurationError(
-                    f"There is no setting {variable}", next_step=f"Unset it, or rename it to VEOGEN_{nearest.upper()}."
-                )
-            _tell_of(variable)
+        if name in Settings.model_fields:
+            continue
+        if difflib.get_close_matches(name, ["budget_usd"], 1, _ALMOST):
+            raise ConfigurationError(
+                f"There is no setting {variable}", next_step="Unset it, or rename it to VEOGEN_BUDGET_USD."
+            )
+        _tell_of(variable, next(iter(difflib.get_close_matches(name, Settings.model_fields, 1)), None))
 
 
 @cache
-def _tell_of(variable: str) -> None:
+def _tell_of(variable: str, nearest: str | None) -> None:
     # No error, for it may be somebody else's: Kubernetes makes VEOGEN_PORT of the name of a service, for instance.
-    logging.getLogger("prefect_veogen").warning("%s is no setting of prefect-veogen, and ignored", variable)
+    meant = f"; is VEOGEN_{nearest.upper()} meant?" if nearest else ""
+    logging.getLogger("prefect_veogen").warning("%s is no setting of prefect-veogen, and ignored%s", variable, meant)
 
 
 def _explanation(error: ValidationError) -> str:
