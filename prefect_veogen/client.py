@@ -85,8 +85,8 @@ class VeogenClient:
         self._token = _sendable_token(token)
         self.limiter = Limiter(requests_per_minute)
         self.transport = Transport(request_timeout_seconds)
-        self.service_ahead = timedelta(0)
-        """How far the service's clock was ahead of ours when it last told."""
+        self.service_behind = timedelta(0)
+        """How far the service's clock was behind ours when it last told; never less than nothing."""
 
     def __repr__(self) -> str:
         return f"VeogenClient(base_url={self.base_url!r})"
@@ -204,7 +204,7 @@ class VeogenClient:
     ) -> Answer:
         url, token = self.base_url + path, self._token.get_secret_value()
         answer = await self.transport.call(method, url, token=token, query=query, body=body, before_body=before_body)
-        self.service_ahead = read_clock(answer, _now())
+        self.service_behind = max(_now() - read_clock(answer, _now()), timedelta(0))
         return answer
 
 

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
@@ -163,13 +163,13 @@ def failure_of(generation: Generation) -> GenerationFailed:
     return kind(message, generation_id=generation.id, service_text=generation.error)
 
 
-def read_clock(answer: Answer, now: datetime) -> timedelta:
-    """Return how far the service's clock is ahead of ours; nothing if it doesn't tell."""
+def read_clock(answer: Answer, now: datetime) -> datetime:
+    """Return what time it is at the service; `now` if it doesn't tell."""
     try:
         told = parsedate_to_datetime(answer.headers["date"])
-        return told - now
-    except (KeyError, TypeError, ValueError, OverflowError):
-        return timedelta(0)
+    except (KeyError, TypeError, ValueError):
+        return now
+    return told if told.tzinfo else now
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:

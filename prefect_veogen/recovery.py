@@ -94,7 +94,7 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
 
     Only a generation which no receipt has claimed, and which no other unsettled receipt could mean, is taken.
     """
-    since = (receipt.sent_at or receipt.history[0].at) + session.client.service_ahead - _CLOCK_TOLERANCE
+    since = (receipt.sent_at or receipt.history[0].at) - session.client.service_behind - _CLOCK_TOLERANCE
     earlier = _known_ids(receipt)
     listed = [item for item in await _listed_since(session, receipt, since) if item.id not in earlier]
     matching = [item for item in listed if looks_like(receipt, item)]
@@ -103,7 +103,7 @@ async def look_for(session: Session, receipt: Receipt) -> Search:
     if matching:
         rivals = [
             entry.receipt
-            for entry in await session.ledger.family(receipt, since - session.client.service_ahead - _FAMILY_AGE)
+            for entry in await session.ledger.family(receipt, since - _FAMILY_AGE)
             if entry.receipt.state in (State.SENDING, State.UNKNOWN)
         ]
     free = []

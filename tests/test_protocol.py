@@ -30,6 +30,7 @@ from prefect_veogen.protocol import (
     money,
     read_account,
     read_balance,
+    read_clock,
     read_generation,
     read_generations,
     read_model,
@@ -548,6 +549,20 @@ def test_the_statement_is_read_with_its_pages() -> None:
     ]
     assert (page.items[0].kind, page.items[0].model_key) == (Kind.VIDEO, "veo_3_1_fast")
     assert page.items[0].created_at == datetime(2025, 1, 15, 10, 31, 15, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("date", "told"),
+    [
+        ("Wed, 15 Jan 2025 10:30:00 GMT", datetime(2025, 1, 15, 10, 30, tzinfo=UTC)),
+        ("Wed, 15 Jan 2025 10:30:00 -0000", None),
+        ("soon", None),
+        (None, None),
+    ],
+)
+def test_the_services_clock_is_read_where_it_tells(date: str | None, told: datetime | None) -> None:
+    headers = {} if date is None else {"date": date}
+    assert read_clock(Answer(200, headers, b""), NOW) == (told or NOW)
 
 
 # ---------------------------------------------------------------- whatever comes
