@@ -29,8 +29,14 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox]:
     """A fresh, fast sandbox with tiny media and no rate limit; the environment points at it and at a directory."""
+    settings = {
+        **fast_settings(),
+        "VEOGEN_STORE": str(tmp_path / "store"),
+        # Tests share a Prefect server: a limit which one of them makes there must not slow down all after it.
+        "VEOGEN_REQUESTS_LIMIT_NAME": f"limit-{uuid.uuid4().hex[:12]}",
+    }
     with Sandbox(speed=SPEED, tiny_media=True, requests_per_minute=None) as sandbox:
-        for name, value in {**sandbox.environment, **fast_settings(), "VEOGEN_STORE": str(tmp_path / "store")}.items():
+        for name, value in {**sandbox.environment, **settings}.items():
             monkeypatch.setenv(name, value)
         yield sandbox
 

@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import uuid
 from collections.abc import Awaitable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -49,11 +48,9 @@ asyncio.run(look())
 
 
 @pytest.fixture
-def name(sandbox: Sandbox, prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A limit's name that nobody has used, and which the settings name."""
-    name = f"limit-{uuid.uuid4().hex[:8]}"
-    monkeypatch.setenv("VEOGEN_REQUESTS_LIMIT_NAME", name)
-    return name
+def name(sandbox: Sandbox, prefect_server: None) -> str:
+    """The limit's name in the settings, which nobody else uses."""
+    return os.environ["VEOGEN_REQUESTS_LIMIT_NAME"]
 
 
 async def limit_of(name: str) -> GlobalConcurrencyLimitResponse:
