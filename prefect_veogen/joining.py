@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import random
 import time
 import weakref
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
-from prefect.concurrency.asyncio import rate_limit
-from prefect.exceptions import ObjectNotFound
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
 from prefect_veogen.iothread import on_io
 from prefect_veogen.limiter import pace
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from prefect_veogen.session import Session
 
 _LOOKED_UP_EVERY_SECONDS = 300.0
 # A server that doesn't answer is asked again sooner.
 _TRIED_AGAIN_AFTER_SECONDS = 60.0
-# So long does a request wait for a Prefect server that says nothing.
+# So long does the first request wait for a Prefect server that says nothing, and one that was answered before: a busy
+# server (SQLite under load) takes some seconds now and then, and whoever gives up leaves the others' limit.
 _ANSWER_SECONDS = 3.0
-# A turn may take long, where many workers want one; then it is worth asking whether the server answers at all.
-_LONG_TURN_SECONDS = 10.0
-_LONGEST_TURN_SECONDS = 120.0
+_BUSY_SECONDS = 10.0
+# Prefect lets slots decay whole, and forgets the fraction at each request: of thousandths that is hardly anything.
+_SLOTS_PER_TURN = 1000
+_SPREAD_OF_A_TURN = 0.2
 _known: dict[tuple[str, str], tuple[float, bool]] = {}
 """Whether there is such a limit, and until when that is believed."""
 _asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, PrefectClient]]
+_connections = weakref.WeakKeyDictionary()
 
 
 async def joined_limit(session: Session) -> None:
@@ -53,26 +61,66 @@ async def joined_limit(session: Session) -> None:
 async def create_limit(name: str, requests_per_minute: int) -> None:
     """Create or update the limit which joins all workers of one Prefect server; free, and safe to repeat."""
     burst, interval = pace(requests_per_minute)
+    slots, decay = burst * _SLOTS_PER_TURN, _SLOTS_PER_TURN / interval
     async with get_client() as client:
         try:
             await client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
             await client.create_global_concurrency_limit(
-                GlobalConcurrencyLimitCreate(name=name, limit=burst, slot_decay_per_second=1 / interval)
+                GlobalConcurrencyLimitCreate(name=name, limit=slots, slot_decay_per_second=decay)
             )
         else:
             await client.update_global_concurrency_limit(
-                name, GlobalConcurrencyLimitUpdate(limit=burst, slot_decay_per_second=1 / interval, active=True)
+                name, GlobalConcurrencyLimitUpdate(limit=slots, slot_decay_per_second=decay, active=True)
             )
 
 
 async def _turn_among_all(name: str) -> None:
-    async with asyncio.timeout(_LONGEST_TURN_SECONDS):
+    """Return when this process may send a request.
+
+    Prefect's own `rate_limit` asks for slots until it gets some, and each refusal costs all workers what had decayed
+    since the last request. Asking how many are taken costs nothing.
+    """
+    async with _connected() as client:
         while True:
-            try:
-                return await rate_limit(name, timeout_seconds=_LONG_TURN_SECONDS)
-            except TimeoutError:
-                await _read(name)
+            async with asyncio.timeout(_BUSY_SECONDS):
+                limit = await client.read_global_concurrency_limit_by_name(name)
+                # One that was made by hand counts requests.
+                slots = _SLOTS_PER_TURN if limit.limit >= _SLOTS_PER_TURN else 1
+                too_many = limit.active_slots + slots - limit.limit
+                if not limit.active or (too_many <= 0 and await _taken(client, name, slots)):
+                    return
+            if not limit.slot_decay_per_second:
+                raise ValueError("it is no rate limit: its slots never decay")
+            # Not all who wait at once: all but one would be refused.
+            soon = random.uniform(0, _SPREAD_OF_A_TURN * slots)
+            await asyncio.sleep((max(too_many, 0) + soon) / limit.slot_decay_per_second)
+
+
+async def _taken(client: PrefectClient, name: str, slots: int) -> bool:
+    try:
+        await client.increment_concurrency_slots([name], slots, "rate_limit")
+    except PrefectHTTPStatusError as refused:
+        if refused.response.status_code != HTTPStatus.LOCKED:
+            raise
+        return False
+    return True
+
+
+@contextlib.asynccontextmanager
+async def _connected() -> AsyncIterator[PrefectClient]:
+    """Hand out the process's connection to the server, which is made anew after a failure."""
+    connections = _connections.setdefault(asyncio.get_running_loop(), {})
+    server = str(PREFECT_API_URL.value())
+    if server not in connections:
+        # Making one takes more than 20 ms of processor time, too much for each turn.
+        connections[server] = await get_client().__aenter__()
+    try:
+        yield connections[server]
+    except BaseException:
+        with contextlib.suppress(Exception):
+            await connections.pop(server).__aexit__(None, None, None)
+        raise
 
 
 async def _read(name: str) -> None:
