@@ -20,18 +20,20 @@ from benchmarks import servers
 from benchmarks.campaign_run import Measured, measure, mixed_rows, pictures
 from benchmarks.faults_run import Outcome, outcomes
 from benchmarks.figures import Table
+from benchmarks.joined_run import joined
 from benchmarks.media_run import Moved, moves
 from benchmarks.report import (
     accident_table,
     campaign_chart,
     campaign_table,
+    joined_table,
     media_chart,
     media_table,
     overhead_chart,
     overhead_table,
 )
 
-PARTS = ("campaigns", "overhead", "media", "accidents")
+PARTS = ("campaigns", "overhead", "media", "accidents", "joined")
 _OVERHEAD_SPEED = 100.0
 _AT_ONCE = 300
 _MEGABYTE = 1024 * 1024
@@ -75,6 +77,8 @@ class Benchmark:
                     self._overhead(prefect)
                 if "accidents" in parts:
                     self._accidents(prefect)
+                if "joined" in parts:
+                    self._joined(prefect)
 
     def _campaigns(self, prefect: dict[str, str]) -> None:
         pairs: list[tuple[Measured, Measured]] = []
@@ -124,6 +128,13 @@ class Benchmark:
             found += outcomes(way, prefect, self._folder / f"accidents-{way}")
         _say(accident_table(found))
 
+    def _joined(self, prefect: dict[str, str]) -> None:
+        workers, seconds = self._options.workers, self._options.joined_seconds
+        peer, ours = (
+            joined(way, workers, seconds, prefect, self._folder / f"joined-{way}") for way in ("peer", "ours")
+        )
+        _say(joined_table(peer, ours))
+
     def _draw(self, name: str, svg: str) -> None:
         (self._options.out / f"{name}.svg").write_text(svg, encoding="utf-8")
 
@@ -139,6 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overhead-rows", type=int, default=100, help="pictures to tell the overhead by")
     parser.add_argument("--media-mb", nargs="+", type=int, default=[512], help="sizes of the video (default: 512)")
+    parser.add_argument("--workers", type=int, default=2, help="how many share the limit (default: 2)")
+    parser.add_argument("--joined-seconds", type=float, default=30.0, help="how long they do (default: 30)")
     parser.add_argument("--out", type=Path, default=servers.ROOT / "docs" / "benchmarks", help="where the charts go")
     return parser
 

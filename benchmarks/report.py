@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from benchmarks.campaign_run import LIMIT_PER_MINUTE, Measured
 from benchmarks.faults_run import Outcome
 from benchmarks.figures import Bar, Panel, Table, chart, ratio
+from benchmarks.joined_run import Joined
 from benchmarks.media_run import Moved
 
 PEER, OURS = "by hand", "prefect-veogen"
@@ -160,3 +161,15 @@ def accident_table(found: Sequence[Outcome]) -> Table:
         rows.append((accident, f"{peer.purchases}", peer.stored, f"{ours.purchases}", ours.stored))
     heading = ("one picture, and", f"{PEER}: bought", "stored", f"{OURS}: bought", "stored")
     return Table("When things go wrong", heading, tuple(rows))
+
+
+def joined_table(peer: Joined, ours: Joined) -> Table:
+    """Return what workers who share the limit sent in each way."""
+    row = (
+        "requests a minute",
+        f"{peer.requests_per_minute:.0f}",
+        f"{ours.requests_per_minute:.0f}",
+        ratio(ours.requests_per_minute, peer.requests_per_minute),
+    )
+    note = f"By hand: Prefect's `rate_limit` before each request. The limit: {LIMIT_PER_MINUTE} requests a minute."
+    return Table(f"{ours.workers} workers who share the limit", ("", PEER, OURS, "ours : peer"), (row,), note)

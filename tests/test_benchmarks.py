@@ -13,11 +13,13 @@ import pytest
 from benchmarks.campaign_run import Measured
 from benchmarks.faults_run import Outcome, what_is_at
 from benchmarks.figures import Table, ratio
+from benchmarks.joined_run import Joined
 from benchmarks.media_run import Moved
 from benchmarks.report import (
     accident_table,
     campaign_chart,
     campaign_table,
+    joined_table,
     media_chart,
     media_table,
     overhead_chart,
@@ -64,7 +66,8 @@ def test_every_table_is_well_formed() -> None:
     accidents = [Outcome("the answer is lost", way, 1, "the picture") for way in ("peer", "campaign")]
     overhead = overhead_table([measured("peer"), measured("campaign"), measured("chained")])
     campaigns = campaign_table(measured("peer", 120), measured("campaign"))
-    for table in (campaigns, overhead, media_table(moved()), accident_table(accidents)):
+    together = joined_table(*(Joined(way, 2, 60, 30.0) for way in ("peer", "ours")))
+    for table in (campaigns, overhead, media_table(moved()), accident_table(accidents), together):
         assert_well_formed(str(table))
 
 
@@ -113,19 +116,21 @@ def test_what_was_stored_is_judged_by_its_bytes(tmp_path: Path, body: bytes, sai
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("part", "size", "counted"),
+    ("part", "size", "counted", "drawn"),
     [
-        ("campaigns", ("--sizes", "2", "--speed", "100"), r"\| stored +\| +2 \| +2 \| +1 \|"),
-        ("media", ("--media-mb", "1"), r"(\| 1 MB into a (directory|bucket): .*\n){6}"),
+        ("campaigns", ("--sizes", "2", "--speed", "100"), r"\| stored +\| +2 \| +2 \| +1 \|", True),
+        ("media", ("--media-mb", "1"), r"(\| 1 MB into a (directory|bucket): .*\n){6}", True),
+        ("joined", ("--workers", "1", "--joined-seconds", "3"), r"\| requests a minute \| +[1-9]", False),
     ],
 )
 def test_one_command_measures_both_ways_and_draws_it(
-    tmp_path: Path, part: str, size: tuple[str, ...], counted: str
+    tmp_path: Path, part: str, size: tuple[str, ...], counted: str, drawn: bool
 ) -> None:
     command = [sys.executable, "-m", "benchmarks", "--only", part, *size, "--out", str(tmp_path)]
     done = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True, timeout=290)
     assert done.returncode == 0, done.stderr
     assert_well_formed(done.stdout)
     assert re.search(counted, done.stdout)
-    assert [path.name for path in tmp_path.iterdir()] == [f"{part}.svg"]
-    ET.parse(tmp_path / f"{part}.svg")
+    assert [path.name for path in tmp_path.iterdir()] == ([f"{part}.svg"] if drawn else [])
+    for path in tmp_path.iterdir():
+        ET.parse(path)
