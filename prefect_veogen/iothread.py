@@ -74,6 +74,16 @@ async def on_io(work: Coroutine[Any, Any, Result]) -> Result:
     return begun[0].result()
 
 
+async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the work's result; who is cancelled meanwhile waits for its end too, since a thread can't be stopped."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.gather(task, return_exceptions=True)
+        raise
+
+
 async def each(items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], at_once: int = 16) -> list[Result]:
     """Return what the work makes of each item, in their order, several at once."""
     bound = asyncio.Semaphore(at_once)

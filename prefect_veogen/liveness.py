@@ -53,6 +53,10 @@ class Holder(BaseModel):
             mark = _process_mark(self.pid)
             if mark is not None or not _is_hidden(self.pid):
                 return mark != self.process
+        return self.is_late()
+
+    def is_late(self) -> bool:
+        """Tell whether this holder, dead or alive, should have been done by now."""
         return datetime.now(UTC) > self.lease_until + CLOCK_TOLERANCE
 
 

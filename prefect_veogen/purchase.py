@@ -26,6 +26,7 @@ from prefect_veogen.errors import (
     UnexpectedAnswer,
     VeogenError,
 )
+from prefect_veogen.iothread import uninterrupted
 from prefect_veogen.ledger import Entry, Receipt, State
 from prefect_veogen.links import offered_links
 from prefect_veogen.liveness import holding
@@ -131,6 +132,22 @@ class _Buyer:
         self._body: dict[str, Any] = {}
 
     async def get(self) -> Purchase:
+        try:
+            return await self._got()
+        except BaseException:
+            await asyncio.shield(self._let_go())
+            raise
+
+    async def _let_go(self) -> None:
+        """Give up what is only reserved: others would wait for it for as long as this process lives."""
+        with contextlib.suppress(Changed, VeogenError):
+            entry = await self._ledger.read(self._key)
+            if entry is None or entry.receipt.state is not State.RESERVED or entry.receipt.holder is None:
+                return
+            if entry.receipt.holder.id == self._holder.id:
+                await self._release(entry, "the buyer was stopped before sending")
+
+    async def _got(self) -> Purchase:
         attempt = 0
         while True:
             if attempt == 1:
@@ -162,17 +179,20 @@ class _Buyer:
         await self._prepare()
         await self._session.client.turn_to_buy()
         try:
-            left_over = entry.receipt if entry is not None and entry.receipt.state is not State.UNKNOWN else None
-            entry = await self._written_ahead(entry)
-            if left_over is not None:
-                # What an attempt that bought nothing had set aside, if whoever made it died before giving it back.
-                kept = entry.receipt.budgets if left_over.reservation == entry.receipt.reservation else ()
-                settled = left_over.price_usd if left_over.state is State.FAILED else None
-                await self._session.budgets.release(set(left_over.budgets) - set(kept), left_over.reservation, settled)
-            await self._set_aside(entry)
+            return await uninterrupted(self._held(entry))
         except BaseException:
             self._session.client.limiter.give_back()
             raise
+
+    async def _held(self, entry: Entry | None) -> Entry:
+        left_over = entry.receipt if entry is not None and entry.receipt.state is not State.UNKNOWN else None
+        entry = await self._written_ahead(entry)
+        if left_over is not None:
+            # What an attempt that bought nothing had set aside, if whoever made it died before giving it back.
+            kept = entry.receipt.budgets if left_over.reservation == entry.receipt.reservation else ()
+            settled = left_over.price_usd if left_over.state is State.FAILED else None
+            await self._session.budgets.release(set(left_over.budgets) - set(kept), left_over.reservation, settled)
+        await self._set_aside(entry)
         return entry
 
     async def _prepare(self) -> None:

@@ -236,8 +236,11 @@ def shown_links(body: dict[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def is_abandoned(receipt: Receipt) -> bool:
-    """Tell whether whoever was at work on a receipt surely no longer is."""
-    return receipt.holder is None or receipt.holder.is_dead()
+    """Tell whether a receipt may be taken over from whoever was at work on it."""
+    if receipt.holder is None or receipt.holder.is_dead():
+        return True
+    # Nothing can have been sent yet: the note that goes before the money is refused to whoever comes too late.
+    return receipt.state is State.RESERVED and receipt.holder.is_late()
 
 
 def is_about(receipt: Receipt, generation: Generation) -> bool:

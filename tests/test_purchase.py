@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +34,7 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Receipt, State
+from prefect_veogen.liveness import Holder, _process_mark
 from prefect_veogen.models import Generation, GenerationRequest, Kind
 from prefect_veogen.purchase import Purchase, buy
 from prefect_veogen.recovery import looks_like
@@ -602,15 +605,16 @@ async def test_a_caller_cancelled_during_the_purchase_loses_nothing(sandbox: San
     assert len(sandbox.bill) == 2
 
 
-async def test_a_caller_cancelled_before_the_purchase_leaves_nothing_for_a_person(
-    sandbox: Sandbox, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("late", [b'"state": "reserved"', b'"spent_usd"', b'"state": "sending"'])
+async def test_a_caller_cancelled_before_the_purchase_leaves_nothing_that_others_wait_for(
+    late: bytes, sandbox: Sandbox, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sending = asyncio.Event()
+    writing = asyncio.Event()
     loop = asyncio.get_running_loop()
 
     def slow(request: Request) -> Reply:
-        if b'"state": "sending"' in request.body:
-            loop.call_soon_threadsafe(sending.set)
+        if request.method == "PUT" and late in request.body and not writing.is_set():
+            loop.call_soon_threadsafe(writing.set)
             time.sleep(0.3)
         return relayed(s3_server, request)
 
@@ -619,13 +623,37 @@ async def test_a_caller_cancelled_before_the_purchase_leaves_nothing_for_a_perso
         monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
         monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.02")
         buying = asyncio.create_task(purchase())
-        await sending.wait()
+        await writing.wait()
         buying.cancel()
         with pytest.raises(asyncio.CancelledError):
             await buying
+        assert ((await receipt_of()).state, await committed()) == (State.RELEASED, 0)
         assert not (await purchase()).reused
-    assert events(await receipt_of()) == ["reserved", "sending", "released", "reserved", "sending", "bought"]
     assert len(sandbox.bill) == 1  # of the first one nothing but the headers was sent
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+async def test_what_a_living_process_only_reserved_is_taken_over_when_its_time_is_over(
+    is_late: bool, sandbox: Sandbox
+) -> None:
+    sandbox.fault("402")
+    with pytest.raises(InsufficientBalance):
+        await purchase()
+    session = open_session()
+    entry = await session.ledger.read((await receipt_of()).key)
+    assert entry is not None
+    until = datetime.now(UTC) + timedelta(hours=-1 if is_late else 1)
+    living = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(living, stdin=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220 - a moment
+        mark = _process_mark(process.pid)
+        other = Holder(id="1", host="here", pid=process.pid, process=mark, lease_until=until)
+        await session.ledger.move(entry, State.RESERVED, "reserved", holder=other)
+        buying = asyncio.create_task(purchase())
+        await asyncio.wait([buying], timeout=20 if is_late else 0.5)
+        assert (buying.done(), len(sandbox.bill)) == (is_late, int(is_late))
+        process.communicate("")
+    assert not (await buying).reused
+    assert len(sandbox.bill) == 1
 
 
 async def test_a_purchase_under_way_in_a_living_process_is_waited_for(sandbox: Sandbox) -> None:

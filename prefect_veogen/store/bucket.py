@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, masked
+from prefect_veogen.iothread import uninterrupted
 from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
+    from collections.abc import Iterator
 
 PART_BYTES = 8 * 1024 * 1024
 _PARTS_IN_FLIGHT = 3
@@ -334,7 +335,7 @@ class _S3Writer(Writer):
 
     async def _send(self, part: bytes) -> None:
         if self._upload_id is None:
-            await _uninterrupted(self._begin())
+            await uninterrupted(self._begin())
         self._sent += 1
         self._in_flight.append(asyncio.create_task(self._send_part(self._sent, part)))
         if len(self._in_flight) >= _PARTS_IN_FLIGHT:
@@ -347,7 +348,7 @@ class _S3Writer(Writer):
         self._upload_id = str(answer["UploadId"])
 
     async def _send_part(self, number: int, part: bytes) -> None:
-        answer = await _uninterrupted(self._call("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part))
+        answer = await uninterrupted(self._call("upload_part", UploadId=self._upload_id, PartNumber=number, Body=part))
         self._parts[number] = {"PartNumber": number, "ETag": str(answer["ETag"])}
         if "ChecksumCRC32" in answer:
             self._parts[number]["ChecksumCRC32"] = answer["ChecksumCRC32"]
@@ -357,13 +358,3 @@ class _S3Writer(Writer):
             return await self._store._call(operation, Key=self._key, **arguments)  # noqa: SLF001 - same module
         except _Refused as refused:
             raise self._store._unavailable(refused) from None  # noqa: SLF001 - same module
-
-
-async def _uninterrupted(work: Coroutine[Any, Any, Any]) -> Any:
-    """Return the work's result; who is cancelled meanwhile waits for its end too, since a thread can't be stopped."""
-    task = asyncio.ensure_future(work)
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        await asyncio.gather(task, return_exceptions=True)
-        raise
