@@ -6,11 +6,10 @@ what is missing.
 
 from typing import Any
 
-from prefect import flow
-
 from prefect_veogen import VeogenCredentials
 from prefect_veogen.campaigns import (
     CampaignReport,
+    campaign_flow,
     campaign_name,
     check_campaign,
     make_campaign,
@@ -20,7 +19,7 @@ from prefect_veogen.campaigns import (
 from prefect_veogen.maintenance import TELL_WHEN_STOPPED
 
 
-@flow(name="campaign", **TELL_WHEN_STOPPED)
+@campaign_flow(name="campaign", **TELL_WHEN_STOPPED)
 async def campaign(
     manifest: list[dict[str, Any]] | str,
     *,

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import json
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
-from prefect import get_run_logger, task
+from prefect import Flow, get_run_logger, task
 from prefect.artifacts import (
     acreate_markdown_artifact,
     acreate_progress_artifact,
@@ -26,7 +28,7 @@ from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
 from prefect_veogen.contact_sheet import make_tiles, page
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.iothread import on_io
+from prefect_veogen.iothread import each, on_io
 from prefect_veogen.manifest import Manifest, Row
 from prefect_veogen.manifest import read_manifest as _read_manifest
 from prefect_veogen.models import in_usd
@@ -36,6 +38,7 @@ from prefect_veogen.rows import (
     CampaignReport,
     ItemStatus,
     campaign_name,
+    check_ids,
     check_rows,
     item_of_failure,
     make_assets,
@@ -52,6 +55,7 @@ __all__ = [
     "ItemStatus",
     "Manifest",
     "Row",
+    "campaign_flow",
     "campaign_name",
     "check_campaign",
     "check_row",
@@ -60,10 +64,35 @@ __all__ = [
     "read_manifest",
 ]
 
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
 _TOLD_EVERY_SECONDS = 2.0
 _LOGGED_EVERY_SECONDS = 15.0
 _MOST_TABLE_ROWS = 1000
 _MOST_PICTURES = 12
+_MOST_KEPT_CHARACTERS = 256 * 1024
+_MOST_NAME_CHARACTERS = 80
+
+
+class _CampaignFlow(Flow[Parameters, Result]):
+    """A flow which runs with a list of any length, though Prefect keeps no more than half a megabyte of parameters."""
+
+    def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
+        kept = super().serialize_parameters(parameters)
+        rows = kept.get("manifest")
+        if isinstance(rows, list) and len(json.dumps(rows)) > _MOST_KEPT_CHARACTERS:
+            kept["manifest"] = f"{len(rows)} rows, too many to be kept here"
+        return kept
+
+
+def campaign_flow(**options: Any) -> Callable[[Callable[Parameters, Result]], Flow[Parameters, Result]]:
+    """Return Prefect's `flow` decorator for a flow with a `manifest`, which may then be a list of thousands of rows.
+
+    Prefect's records show of a list beyond a quarter of a megabyte only how long it was, so that such a run can't be
+    started again from there; one with a file or a link can.
+    """
+    return lambda function: _CampaignFlow(function, **options)
 
 
 async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
@@ -71,9 +100,16 @@ async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
     return await _read_manifest(manifest, take, take_of_slot)
 
 
-@task(
-    name="check campaign", description="Validates and prices all rows before the first purchase.", cache_policy=NO_CACHE
-)
+# Checking and publishing buy nothing, and a blip must not end a campaign before it began, or after all is paid for.
+_FREE: dict[str, Any] = {
+    "retries": 4,
+    "retry_delay_seconds": [2, 5, 15, 45],
+    "retry_condition_fn": may_be_repeated,
+    "cache_policy": NO_CACHE,
+}
+
+
+@task(name="check campaign", description="Validates and prices all rows before the first purchase.", **_FREE)
 async def check_campaign(
     rows: Sequence[Row],
     *,
@@ -94,14 +130,7 @@ async def check_campaign(
     return left_to_pay
 
 
-@task(
-    name="check row",
-    description="Checks a picture and its clip before the first of them is bought.",
-    retries=4,
-    retry_delay_seconds=[2, 5, 15, 45],
-    retry_condition_fn=may_be_repeated,
-    cache_policy=NO_CACHE,
-)
+@task(name="check row", description="Checks a picture and its clip before the first of them is bought.", **_FREE)
 async def check_row(row: Row, *, credentials: VeogenCredentials | None = None, store: str | None = None) -> None:
     """Pass a row if its models offer all that it asks for; what was bought before is past judging. Free.
 
@@ -160,29 +189,28 @@ async def make_campaign(
     if at_once < 1:
         raise ConfigurationError(f"at_once={at_once} makes nothing", next_step="Give 1 or more.")
     check_timeout(timeout_seconds)
+    check_ids(rows)
     items: dict[str, CampaignItem] = {}
-    waiting = iter(rows)
 
-    async def work() -> None:
-        for row in waiting:
-            try:
-                items[row.id] = await make_row(
-                    row,
-                    name=name,
-                    budget_usd=budget_usd,
-                    credentials=credentials,
-                    store=store,
-                    timeout_seconds=timeout_seconds,
-                )
-            except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: one row's only
-                items[row.id] = await item_of_failure(await session_for_task(credentials, store), row, error)
+    async def make(row: Row) -> None:
+        try:
+            items[row.id] = await make_row(
+                row,
+                name=name,
+                budget_usd=budget_usd,
+                credentials=credentials,
+                store=store,
+                timeout_seconds=timeout_seconds,
+            )
+        except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: one row's only
+            items[row.id] = await item_of_failure(await session_for_task(credentials, store), row, error)
 
     async with _progress(name, len(rows), items):
-        await asyncio.gather(*(work() for _ in range(min(at_once, len(rows)))))
+        await each(rows, make, at_once)
     return CampaignReport(name, tuple(items[row.id] for row in rows))
 
 
-@task(name="publish campaign", description="Writes the report and the contact sheet.", cache_policy=NO_CACHE)
+@task(name="publish campaign", description="Writes the report and the contact sheet.", **_FREE)
 async def publish_campaign(
     report: CampaignReport,
     *,
@@ -260,6 +288,8 @@ def _cap(name: str, budget_usd: Decimal | float | None) -> Cap | None:
 
 
 def _plain(name: str) -> str:
-    """Return a name as Prefect's artifacts want their keys; names that differ in more than punctuation stay apart."""
+    """Return a name as Prefect's artifacts and file systems want it; what differs in more than punctuation stays so."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    return plain if name.isascii() and plain else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")
+    if name.isascii() and plain and len(plain) <= _MOST_NAME_CHARACTERS:
+        return plain
+    return f"{plain[:_MOST_NAME_CHARACTERS]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")

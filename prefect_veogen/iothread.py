@@ -8,8 +8,10 @@ context variables (Prefect's run context, logging) come along, and cancelling th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import threading
+import weakref
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -69,9 +71,30 @@ async def on_io(work: Coroutine[Any, Any, Result]) -> Result:
         await asyncio.shield(ending)
     except asyncio.CancelledError:
         loop.call_soon_threadsafe(stop)
-        await asyncio.wait([ending], timeout=_PUTTING_AWAY_SECONDS)
+        await _over_or_late(ending)
         raise
     return begun[0].result()
+
+
+async def _over_or_late(ending: asyncio.Future[None]) -> None:
+    """Return when the work is over, or too late, however often we are cancelled meanwhile: Prefect's timeouts go on."""
+    loop = asyncio.get_running_loop()
+    late_at = loop.time() + _PUTTING_AWAY_SECONDS
+    while not ending.done() and loop.time() < late_at:
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([ending], timeout=late_at - loop.time())
+
+
+class Places:
+    """So many at once, per event loop: `async with places():`."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._of: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
+
+    def __call__(self) -> asyncio.Semaphore:
+        """Return the running loop's places."""
+        return self._of.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._count))
 
 
 async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
@@ -85,11 +108,18 @@ async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def each(items: Iterable[Item], work: Callable[[Item], Awaitable[Result]], at_once: int = 16) -> list[Result]:
-    """Return what the work makes of each item, in their order, several at once."""
-    bound = asyncio.Semaphore(at_once)
+    """Return what the work makes of each item, in their order, so many at once; the first failure ends all the work."""
+    waiting = enumerate(items)
+    made: dict[int, Result] = {}
 
-    async def one(item: Item) -> Result:
-        async with bound:
-            return await work(item)
+    async def worker() -> None:
+        for number, item in waiting:
+            made[number] = await work(item)
 
-    return list(await asyncio.gather(*(one(item) for item in items)))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(at_once):
+                group.create_task(worker())
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [made[number] for number in sorted(made)]

@@ -114,12 +114,14 @@ async def _connected() -> AsyncIterator[PrefectClient]:
     server = str(PREFECT_API_URL.value())
     if server not in connections:
         # Making one takes more than 20 ms of processor time, too much for each turn.
-        connections[server] = await get_client().__aenter__()
+        connections.setdefault(server, await get_client().__aenter__())
+    client = connections[server]
     try:
-        yield connections[server]
+        yield client
     except BaseException:
-        with contextlib.suppress(Exception):
-            await connections.pop(server).__aexit__(None, None, None)
+        # Not closed: another account's limiter may be using it.
+        if connections.get(server) is client:
+            del connections[server]
         raise
 
 

@@ -73,7 +73,7 @@ def placeholder_image(of: str = "") -> Asset:
 
 
 async def _text(source: str) -> tuple[str, str]:
-    path = without_secrets(source) if "://" in source else source
+    path = without_secrets(source) if source.lower().startswith(("http:", "https:")) else source
     form = ENDINGS.get(Path(path).suffix.lower())
     if form is None:
         raise ConfigurationError(
@@ -106,11 +106,9 @@ async def _read(source: str) -> str:
 
 
 async def _object(source: str) -> bytes | None:
-    folder, _, name = source.rpartition("/")
+    bucket, _, key = source.partition("://")[2].partition("/")
     try:
-        document = await open_store(folder).read(name)
-    except ConfigurationError:
-        return None
+        document = await open_store(f"s3://{bucket}").read(key)
     except StoreUnavailable as error:
         raise ConfigurationError(f"The manifest {source} can't be read: {error.message}") from None
     return document.body if document else None

@@ -110,6 +110,17 @@ def campaign_name(rows: Sequence[Row]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def check_ids(rows: Sequence[Row]) -> None:
+    """Pass rows which have an id of their own each, as those of a manifest have.
+
+    Raises:
+        InvalidManifest: they haven't; the report could not tell them apart.
+    """
+    times = Counter(row.id for row in rows)
+    if twice := [identity for identity, count in times.items() if count > 1]:
+        raise InvalidManifest([f"id: {identity!r} is there {times[identity]} times" for identity in twice])
+
+
 async def check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
     """Pass rows which can be bought all together, and return what is still to be paid for them, in USD. Free.
 
@@ -211,17 +222,22 @@ async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
 
 async def _check_against_catalogue(session: Session, rows: Sequence[Row]) -> None:
     problems: list[str] = []
+    unknown: dict[str, str] = {}  # asked for once, not once a row
     for number, row in enumerate(rows, start=1):
         parts = [("", row.request)]
         if row.motion is not None:
             parts.append((MOTION, row.motion_request(placeholder_image())))
         for prefix, request in parts:
             try:
-                await priced(session, request)
+                if request.model not in unknown:
+                    await priced(session, request)
             except InvalidRequest as error:
                 problems += [f"row {number} ({row.id}): {prefix}{problem}" for problem in error.problems]
             except ChangeTheRequest as error:
-                problems.append(f"row {number} ({row.id}): {prefix}model: {error.message} (got {request.model!r})")
+                unknown[request.model] = error.message
+            if request.model in unknown:
+                problem = f"model: {unknown[request.model]} (got {request.model!r})"
+                problems.append(f"row {number} ({row.id}): {prefix}{problem}")
     if problems:
         raise InvalidManifest(problems)
 

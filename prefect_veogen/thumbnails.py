@@ -10,12 +10,16 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
+from prefect_veogen.iothread import Places
+
 if TYPE_CHECKING:
     from prefect_veogen.models import Asset
     from prefect_veogen.store import Store
 
 _MOST_BYTES = 64 * 1024 * 1024
 _WIDTH = 240
+# Each is read whole and decoded: hundreds of downloads at once must neither fill the memory nor hold up the ledger.
+_places = Places(2)
 
 
 async def thumbnail(store: Store, asset: Asset) -> str | None:
@@ -23,8 +27,9 @@ async def thumbnail(store: Store, asset: Asset) -> str | None:
     key = store.key(asset.uri)
     if key is None or asset.size > _MOST_BYTES:
         return None
-    document = await store.read(key)
-    return None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
+    async with _places():
+        document = await store.read(key)
+        return None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
 
 
 def _small(body: bytes, content_type: str) -> str | None:

@@ -133,7 +133,10 @@ async def release(session: Session, key: str) -> Receipt:
 
 
 async def _sweep(session: Session) -> list[Swept]:
-    await session.store.clear_unfinished(_UNFINISHED_SECONDS)
+    try:
+        await session.store.clear_unfinished(_UNFINISHED_SECONDS)
+    except VeogenError as error:  # no right to list uploads, for instance: what is paid for is worth more than tidiness
+        session.log.warning("Unfinished uploads could not be cleared: %s", error.message)
     swept = await each(await session.ledger.keys(), lambda key: _sweep_one(session, key))
     return [item for item in swept if item is not None]
 

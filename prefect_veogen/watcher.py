@@ -38,7 +38,8 @@ _log = logging.getLogger("prefect_veogen")
 DEFAULT_TIMEOUT_SECONDS = {Kind.IMAGE: 600.0, Kind.VIDEO: 1800.0, None: 1800.0}
 _BACKOFF_SECONDS = (0.5, 1.0, 2.0, 4.0, 8.0, 15.0)
 _SERVICE_IN_TROUBLE = (TryAgainLater, UnexpectedAnswer, AuthenticationError)
-_REFUSALS_BELIEVED = 3
+# Some eight seconds: a gateway that stumbles refuses everybody for a moment, a token that was revoked does so for ever.
+_REFUSALS_BELIEVED = 5
 _NOT_FOUNDS_BELIEVED = 5
 # A look that keeps failing is made again after twice as many polls each time, up to so many.
 _LONGEST_REST_POLLS = 32
@@ -146,7 +147,7 @@ class Watcher:
             self._runner = asyncio.create_task(self._run())
         try:
             async with asyncio.timeout(timeout_seconds):
-                return await waiter
+                told = await waiter
         except TimeoutError:
             raise _still_running(awaited.generation, generation, timeout_seconds) from None
         finally:
@@ -154,6 +155,9 @@ class Watcher:
             if not awaited.waiters:
                 self._forget(awaited)
                 self._wake.set()
+        # Others who wait for it may know less of it, or have another receipt.
+        own = {"receipt": generation.receipt, "price_usd": generation.price_usd or told.price_usd}
+        return told.model_copy(update=own)
 
     def _forget(self, awaited: _Awaited) -> None:
         # Somebody else may wait for the same generation anew, under a record of its own.
@@ -366,7 +370,8 @@ class Watcher:
 
     def _told(self, awaited: _Awaited, told: Generation) -> None:
         before, now = awaited.generation, self._clock()
-        known = {"receipt": before.receipt, "price_usd": before.price_usd or told.price_usd}
+        # A service may write an id otherwise; here it goes by the one it is awaited under.
+        known = {"id": before.id, "receipt": before.receipt, "price_usd": before.price_usd or told.price_usd}
         known |= {"type": told.type or before.type, "model": told.model or before.model}
         awaited.generation = told.model_copy(update=known)
         awaited.looked_at = now

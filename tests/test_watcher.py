@@ -8,6 +8,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
@@ -23,7 +24,7 @@ from prefect_veogen.models import Kind, Status
 from prefect_veogen.protocol import Accepted
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.watcher import Watcher
-from tests.support.servers import Reply, Request, serving
+from tests.support.servers import Reply, Request, relayed, serving
 
 IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse"}
 VIDEO = {"model": "veo-3.1-fast", "prompt": "waves"}
@@ -360,15 +361,45 @@ async def test_a_broken_list_is_asked_seldom_and_makes_no_storm_of_single_looks(
     assert {generation.status for generation in await asyncio.gather(*waits)} == {Status.COMPLETED}
 
 
-async def test_a_token_refused_once_may_be_the_services_mistake_but_not_thrice(account: Account) -> None:
-    account.sandbox.fault("look-401", times=3)
+@pytest.mark.parametrize("times", [1, 4])
+async def test_a_token_refused_for_a_moment_may_be_the_services_mistake(account: Account, times: int) -> None:
+    account.sandbox.fault("look-401", times=times)
+    (done,) = await finished(account, await account.buy(VIDEO))
+    assert done.status is Status.COMPLETED
+
+
+async def test_a_token_refused_again_and_again_ends_all_waits(account: Account) -> None:
+    account.sandbox.fault("look-401", times=5)
     made = [await account.buy(VIDEO), await account.buy(IMAGE)]
     ends = await asyncio.gather(*(account.wait(generation) for generation in made), return_exceptions=True)
     assert [type(end) for end in ends] == [AuthenticationError] * 2
-    assert account.looks().total() == 3
+    assert account.looks().total() == 5
     assert await account.idle()
     account.sandbox.advance(LONG)
     assert (await account.wait(made[0])).status is Status.COMPLETED
+
+
+async def test_an_id_written_otherwise_than_the_service_does_is_found_all_the_same(account: Account) -> None:
+    bought = await account.buy(VIDEO)
+    otherwise = bought.model_copy(update={"id": bought.id.upper()})
+
+    def relay(request: Request) -> Reply:
+        lower = replace(request, path=request.path.replace(otherwise.id, bought.id))
+        return relayed(account.sandbox.base_url, lower)
+
+    with serving(relay) as origin:
+        account.client.base_url = f"{origin}/api/v1"
+        (done,) = await finished(account, otherwise)
+    assert (done.status, done.id) == (Status.COMPLETED, otherwise.id)
+    assert await account.idle()
+
+
+async def test_each_wait_gets_its_own_receipt_and_price_back(account: Account) -> None:
+    bought = await account.buy(VIDEO)
+    stranger = Generation(id=bought.id)
+    told, mine = await finished(account, stranger, bought)
+    assert (told.receipt, mine.receipt) == (None, "v1-key")
+    assert mine.price_usd == bought.price_usd is not None
 
 
 async def test_ids_that_nobody_knows_hold_up_nobody_else(account: Account) -> None:
