@@ -36,6 +36,9 @@ async def campaign(
     COSTS MONEY: what the rows come to, at most `budget_usd` over all runs of the campaign called `name` (unset: a name
     made from its rows). All rows are checked and priced first, and nothing is bought if one is wrong or if the money
     would not do. Then at most `at_once` rows are in the making; the failure of one stops no other.
+
+    Of a list of more than 256 KB the run's record keeps only the length: to start such a run again from Prefect's UI,
+    give a file or a link.
     """
     rows = await read_manifest(manifest, take)
     name = name or campaign_name(rows)

@@ -89,8 +89,8 @@ class _CampaignFlow(Flow[Parameters, Result]):
 def campaign_flow(**options: Any) -> Callable[[Callable[Parameters, Result]], Flow[Parameters, Result]]:
     """Return Prefect's `flow` decorator for a flow with a `manifest`, which may then be a list of thousands of rows.
 
-    Prefect's records show of a list beyond a quarter of a megabyte only how long it was, so that such a run can't be
-    started again from there; one with a file or a link can.
+    Of a list of more than 256 KB Prefect's record of the run keeps only the length, so that such a run can't be started
+    again from there; one with a file or a link can.
     """
     return lambda function: _CampaignFlow(function, **options)
 

@@ -73,7 +73,8 @@ def placeholder_image(of: str = "") -> Asset:
 
 
 async def _text(source: str) -> tuple[str, str]:
-    path = without_secrets(source) if source.lower().startswith(("http:", "https:")) else source
+    # A bucket's keys may hold anything; of other links, what follows a question mark is no part of the name.
+    path = without_secrets(source) if "://" in source and not source.lower().startswith("s3:") else source
     form = ENDINGS.get(Path(path).suffix.lower())
     if form is None:
         raise ConfigurationError(

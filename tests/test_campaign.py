@@ -135,6 +135,24 @@ async def test_a_price_nobody_names_is_not_bought_under_a_cap(
     assert sandbox.bill.purchases == ()
 
 
+async def test_a_model_that_is_not_known_is_asked_for_once_not_once_a_row(sandbox: Sandbox) -> None:
+    told = await refused(InvalidManifest, [row(f"r{number}", model="gpt-5o-image") for number in range(50)])
+    assert told.count("model: ") >= 10
+    assert len(sandbox.requests) == 1
+
+
+async def test_rows_that_share_an_id_are_refused_however_they_were_made(sandbox: Sandbox) -> None:
+    rows = await read_manifest(pictures(2))
+    with pytest.raises(InvalidManifest, match="'r1' is there 2 times"):
+        await make_campaign([*rows, rows[1]], name="twins")
+    assert sandbox.requests == ()
+
+
+async def test_a_blip_before_the_first_purchase_ends_no_campaign(sandbox: Sandbox) -> None:
+    sandbox.fault("look-500")
+    assert Counter(ended(await campaign(pictures(2))).values()) == Counter(ok=2)
+
+
 @pytest.mark.parametrize("manifest", [[], [row("a"), row("a")], [row("a", promt="x")]])
 async def test_a_wrong_manifest_buys_nothing(manifest: list[dict[str, Any]], sandbox: Sandbox) -> None:
     await refused(InvalidManifest, manifest)
@@ -343,6 +361,11 @@ async def test_campaigns_whose_names_have_no_letter_a_to_z_have_sheets_of_their_
     assert sheets[4].endswith("/campaigns/autumn/contact-sheet.html")
 
 
+async def test_long_names_have_sheets_of_their_own_too(sandbox: Sandbox) -> None:
+    sheets = [await publish_campaign(CampaignReport("n" * 300 + end, ())) for end in ("", "x", "y")]
+    assert len(set(sheets)) == 3
+
+
 async def test_assets_that_are_gone_spoil_no_sheet(sandbox: Sandbox) -> None:
     report = await campaign(pictures(2), name="autumn")
     asset = report.items[0].asset
@@ -361,6 +384,23 @@ def test_a_sheet_of_many_rows_says_how_many_it_leaves_out() -> None:
 
 
 # ---------------------------------------------------------------- many, and killed
+
+
+async def test_a_list_larger_than_prefect_keeps_of_a_run_is_made_all_the_same(sandbox: Sandbox) -> None:
+    long = "a lighthouse " * 150
+    rows = [row(f"r{number}", f"{number} {long}") for number in range(300)]
+    assert len(json.dumps(rows)) > 512 * 1024
+    sandbox.fault("422", times=None)
+    state = await campaign(rows, name="long", return_state=True)
+    report = await state.aresult()
+    assert Counter(ended(report).values()) == Counter(failed=300)
+    run_id = state.state_details.flow_run_id
+    assert run_id is not None
+    async with get_client() as client:
+        kept = (await client.read_flow_run(run_id)).parameters
+    assert (kept["manifest"], kept["name"]) == ("300 rows, too many to be kept here", "long")
+    with pytest.raises(ConfigurationError, match="has no known ending"):
+        await campaign(kept["manifest"])
 
 
 def at_least(sandbox: Sandbox, bought: int) -> bool:

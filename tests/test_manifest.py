@@ -182,11 +182,20 @@ async def test_a_path_may_be_relative_or_begin_at_home_or_be_a_file_link(
 
 async def test_it_may_lie_in_a_bucket(bucket: str) -> None:
     client = boto3.client("s3")
-    for key in ("rows.jsonl", "deep/er/rows.jsonl"):
+    for key in ("rows.jsonl", "deep/er/rows.jsonl", "/rows.jsonl", "deep//rows.jsonl", "what?#.jsonl"):
         client.put_object(Bucket=bucket, Key=key, Body=as_jsonl(ROWS).encode())
         assert await read_manifest(f"s3://{bucket}/{key}") == await read_manifest(ROWS)
     with pytest.raises(ConfigurationError, match="no manifest at"):
         await read_manifest(f"s3://{bucket}/gone.csv")
+    assert await read_manifest(f"S3://{bucket}/rows.jsonl") == await read_manifest(ROWS)
+
+
+async def test_an_s3_that_is_set_up_wrongly_is_no_missing_manifest(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(ConfigurationError, match="nobody"):
+        await read_manifest(f"s3://{bucket}/rows.csv")
 
 
 async def test_it_may_be_a_link_that_redirects_and_whose_signature_is_never_shown() -> None:

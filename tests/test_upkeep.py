@@ -36,6 +36,7 @@ from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.upkeep import Reconciliation, Swept, adopt, all_receipts, reconcile, release, sweep
 from tests.paid_once_worker import bought_and_stored
+from tests.support.servers import Reply, Request, relayed, serving
 
 ROOT = Path(__file__).parent.parent
 CAP = Cap("autumn", Decimal(1))
@@ -150,6 +151,22 @@ async def test_a_sweep_finishes_what_a_killed_process_left(sandbox: Sandbox, sto
     }
     assert (len(sandbox.bill), await committed()) == (2, 2 * CENTS)
     assert await sweep(open_session()) == []
+
+
+async def test_a_sweep_that_may_not_list_uploads_finishes_the_rest(
+    sandbox: Sandbox, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(request: Request) -> Reply:
+        denied = b"<Error><Code>AccessDenied</Code><Message>No</Message></Error>"
+        return Reply(403, body=denied) if "?uploads" in request.path else relayed(s3_server, request)
+
+    with serving(forbidden) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy)
+        monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
+        session = open_session()
+        await on_io(buy(session, GenerationRequest(model="gpt-4o-image", prompt="left behind")))
+        sandbox.advance(600)
+        assert [(swept.before, swept.after) for swept in await sweep(session)] == [(State.BOUGHT, State.STORED)]
 
 
 async def test_a_sweep_leaves_live_purchases_alone(sandbox: Sandbox) -> None:
