@@ -46,7 +46,7 @@ from prefect_veogen.rows import (
 )
 from prefect_veogen.session import Session
 from prefect_veogen.slots import take_of_slot
-from prefect_veogen.tasks import may_be_repeated, session_for_task
+from prefect_veogen.tasks import FREE, may_be_repeated, session_for_task
 from prefect_veogen.waiting import check_timeout
 
 __all__ = [
@@ -100,16 +100,7 @@ async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
     return await _read_manifest(manifest, take, take_of_slot)
 
 
-# Checking and publishing buy nothing, and a blip must not end a campaign before it began, or after all is paid for.
-_FREE: dict[str, Any] = {
-    "retries": 4,
-    "retry_delay_seconds": [2, 5, 15, 45],
-    "retry_condition_fn": may_be_repeated,
-    "cache_policy": NO_CACHE,
-}
-
-
-@task(name="check campaign", description="Validates and prices all rows before the first purchase.", **_FREE)
+@task(name="check campaign", description="Validates and prices all rows before the first purchase.", **FREE)
 async def check_campaign(
     rows: Sequence[Row],
     *,
@@ -130,7 +121,7 @@ async def check_campaign(
     return left_to_pay
 
 
-@task(name="check row", description="Checks a picture and its clip before the first of them is bought.", **_FREE)
+@task(name="check row", description="Checks a picture and its clip before the first of them is bought.", **FREE)
 async def check_row(row: Row, *, credentials: VeogenCredentials | None = None, store: str | None = None) -> None:
     """Pass a row if its models offer all that it asks for; what was bought before is past judging. Free.
 
@@ -210,7 +201,7 @@ async def make_campaign(
     return CampaignReport(name, tuple(items[row.id] for row in rows))
 
 
-@task(name="publish campaign", description="Writes the report and the contact sheet.", **_FREE)
+@task(name="publish campaign", description="Writes the report and the contact sheet.", **FREE)
 async def publish_campaign(
     report: CampaignReport,
     *,

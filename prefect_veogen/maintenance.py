@@ -8,7 +8,6 @@ from typing import Any, Final
 
 from prefect import task
 from prefect.artifacts import acreate_table_artifact
-from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
@@ -21,7 +20,7 @@ from prefect_veogen.ledger import State as ReceiptState
 from prefect_veogen.models import in_usd
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import open_store
-from prefect_veogen.tasks import may_be_repeated, session_for_task
+from prefect_veogen.tasks import FREE, session_for_task
 from prefect_veogen.upkeep import Reconciliation, Swept, read_receipts, reconcile, sweep
 
 _UNSETTLED = (ReceiptState.SENDING, ReceiptState.UNKNOWN, ReceiptState.BOUGHT)
@@ -30,10 +29,7 @@ _UNSETTLED = (ReceiptState.SENDING, ReceiptState.UNKNOWN, ReceiptState.BOUGHT)
 @task(
     name="sweep store",
     description="Finishes what runs that died or were cancelled left behind.",
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=may_be_repeated,
-    cache_policy=NO_CACHE,
+    **FREE,
 )
 async def sweep_store(*, credentials: VeogenCredentials | None = None, store: str | None = None) -> Sequence[Swept]:
     """Return what was done about unfinished receipts: paid outputs downloaded, lost purchases found. Free.
@@ -53,10 +49,7 @@ async def sweep_store(*, credentials: VeogenCredentials | None = None, store: st
 @task(
     name="compare with statement",
     description="Matches the ledger's purchases against what the account was charged.",
-    retries=3,
-    retry_delay_seconds=[2, 10, 30],
-    retry_condition_fn=may_be_repeated,
-    cache_policy=NO_CACHE,
+    **FREE,
 )
 async def compare_with_statement(
     days: int = 30, *, credentials: VeogenCredentials | None = None, store: str | None = None

@@ -44,6 +44,15 @@ def may_be_repeated(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
     return isinstance(state.data, TryAgainLater | MediaRejected | UnexpectedAnswer)
 
 
+# For tasks which buy nothing: a blip must not end a run before it began, nor after all is paid for.
+FREE: dict[str, Any] = {
+    "retries": 4,
+    "retry_delay_seconds": [2, 5, 15, 45],
+    "retry_condition_fn": may_be_repeated,
+    "cache_policy": NO_CACHE,
+}
+
+
 @dataclass
 class _ByGeneration(CachePolicy):
     """A completed generation never changes; its id alone could be some other service's."""
