@@ -123,7 +123,12 @@ class Transfer:
             self._first += batch
             await asyncio.to_thread(self._judge, batch)
         else:
-            await asyncio.gather(self._writer.write(batch), asyncio.to_thread(self._judge, batch))
+            judging = asyncio.create_task(asyncio.to_thread(self._judge, batch))
+            try:
+                # Whoever is cancelled here aborts next, which must not overtake a write that is still going on.
+                await self._writer.write(batch)
+            finally:
+                await judging
         if self.size > self._most:
             raise NotMedia(f"more than {self._most} bytes (VEOGEN_MAX_ASSET_BYTES)")
         if self._writer is None and (self._problem is not None or self._inspector.is_recognised):

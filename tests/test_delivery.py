@@ -11,8 +11,10 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +30,17 @@ from prefect_veogen.purchase import buy
 from prefect_veogen.sandbox import FAULTS, Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import S3Store, Store
+from prefect_veogen.store.bucket import PART_BYTES
+from prefect_veogen.transfer import Transfer
+from prefect_veogen.transport import MediaAnswer
 from prefect_veogen.waiting import wait
 from tests.conftest import s3_environment
 from tests.support.servers import Reply, Request, relayed, serving
 
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")
 CLIP = GenerationRequest(model="veo-3.1-fast", prompt="A red fox walks through snow")
-LARGE = 9 * 1024 * 1024
+MIB = 1024 * 1024
+LARGE = 9 * MIB
 
 MEDIA_FAULTS = [name for name, fault in FAULTS.items() if fault.place == "media"]
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -424,7 +430,7 @@ async def test_a_file_above_the_limit_is_refused_before_it_fills_the_store(
     ):
         await delivered(elsewhere(f"{host}/x.mp4"))
     store = open_session().store
-    assert sum(found.size for found in await store.find("")) <= LARGE + 2 * 1024 * 1024
+    assert sum(found.size for found in await store.find("")) <= LARGE + 2 * MIB
     assert leftovers(store) == 0
 
 
@@ -547,6 +553,43 @@ async def test_a_delivery_that_is_cancelled_leaves_nothing_behind(sandbox: Sandb
     assert leftovers(store) == 0
     assert await store.find("assets/") == []
     assert not (await delivered(generation)).reused
+
+
+async def received(transfer: Transfer, chunks: AsyncIterator[bytes]) -> None:
+    try:
+        await transfer.receive(MediaAnswer(httpx.Response(200, content=chunks)))
+    except BaseException:
+        await transfer.abort()
+        raise
+
+
+async def test_a_transfer_cancelled_while_its_upload_is_created_leaves_none(
+    sandbox: Sandbox, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
+    session, loop, freed, occupied = open_session(), asyncio.get_running_loop(), threading.Event(), asyncio.Event()
+    loop.set_default_executor(ThreadPoolExecutor(1))
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield CLIP_BYTES[:MIB]
+        for _ in range(PART_BYTES // MIB - 1):
+            yield bytes(MIB)
+        # The chunk that fills the first part is being taken: both its judging and its writing wait for the thread.
+        loop.run_in_executor(None, freed.wait)
+        occupied.set()
+        await asyncio.Event().wait()
+
+    transfer = Transfer(session, Kind.VIDEO, lambda extension: f"assets/x{extension}", "rejected/x")
+    receiving = asyncio.create_task(received(transfer, chunks()))
+    await occupied.wait()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    receiving.cancel()
+    await asyncio.wait([receiving], timeout=0.1)
+    freed.set()
+    await asyncio.gather(receiving, return_exceptions=True)
+    await asyncio.to_thread(bool)
+    assert leftovers(session.store) == 0
 
 
 async def test_a_store_that_fails_at_the_end_leaves_no_upload(
