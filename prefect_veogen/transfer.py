@@ -109,8 +109,7 @@ class Transfer:
             # The whole file again: it changed, or the host knows no ranges.
             raise Restart
         self._whole_headers = headers
-        etag = headers.get("etag", "")
-        self.validator = etag if etag.startswith('"') else headers.get("last-modified")
+        self.validator = _validator(headers)
         length = headers.get("content-length", "")
         self.length = int(length) if length.isdigit() else None
         self.content_type_claimed = headers.get("content-type")
@@ -227,6 +226,14 @@ async def _ahead(batches: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
     finally:
         coming.cancel()
         await asyncio.gather(coming, return_exceptions=True)
+
+
+def _validator(headers: Mapping[str, str]) -> str | None:
+    """Return what names this version of the file, if it is something a request can say again: that must be ASCII."""
+    etag, modified = headers.get("etag", ""), headers.get("last-modified", "")
+    if etag.startswith('"') and etag.isascii():
+        return etag
+    return modified if modified and modified.isascii() else None
 
 
 def _is_same_file(whole: Mapping[str, str], rest: Mapping[str, str]) -> bool:

@@ -35,7 +35,7 @@ from prefect_veogen.transfer import Transfer
 from prefect_veogen.transport import MediaAnswer
 from prefect_veogen.waiting import wait
 from tests.conftest import s3_environment
-from tests.support.servers import Reply, Request, relayed, serving
+from tests.support.servers import Once, Reply, Request, relayed, serving
 
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")
 CLIP = GenerationRequest(model="veo-3.1-fast", prompt="A red fox walks through snow")
@@ -196,6 +196,14 @@ async def test_a_host_without_validators_is_read_again_from_the_start_but_not_fo
         await asyncio.wait_for(delivered(elsewhere(f"{host}/x.mp4")), 30)
     assert len(asked) <= 6
     assert not any("range" in request.headers for request in asked)
+
+
+@pytest.mark.parametrize("headers", [{"etag": '"\xe9"'}, {"last-modified": "mardi 24 d\xe9cembre"}])
+async def test_a_validator_that_no_request_can_say_is_none(headers: dict[str, str], sandbox: Sandbox) -> None:
+    breaks = Once(lambda request: True)
+    with serving(lambda r: Reply(200, headers, CLIP_BYTES, cut_at=2_000_000 if breaks(r) else None)) as host:
+        asset = (await delivered(elsewhere(f"{host}/x.mp4"))).asset
+    assert asset.sha256 == hashlib.sha256(CLIP_BYTES).hexdigest()
 
 
 async def test_a_file_that_changes_at_every_look_is_given_up(sandbox: Sandbox) -> None:
