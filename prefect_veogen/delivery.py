@@ -26,7 +26,7 @@ from prefect_veogen.media import NotMedia
 from prefect_veogen.models import Asset, Generation, Kind, Status
 from prefect_veogen.protocol import failure_of
 from prefect_veogen.store import Changed
-from prefect_veogen.transfer import LEAST_BYTES, Restart, Transfer
+from prefect_veogen.transfer import LEAST_BYTES, Restart, TooLarge, Transfer
 from prefect_veogen.transport import AnswerLost, without_secrets
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ _STALE = (401, 403, 404, 410)
 _TRIES_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = (0.2, 0.5, 1.0, 2.0)
 _LINK_TRIES = 6
+_WHEN_TOO_LARGE = "If so large a file is due, raise VEOGEN_MAX_ASSET_BYTES and run it again: nothing is bought again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +128,8 @@ class _Download:
         try:
             try:
                 await self._transferred(transfer)
+            except TooLarge as problem:
+                raise self._refusal(str(problem), next_step=_WHEN_TOO_LARGE) from None
             except NotMedia as problem:
                 raise await self._rejected(transfer, str(problem)) from None
             etag = await transfer.commit()
@@ -207,18 +210,25 @@ class _Download:
         """Keep aside what was served, and return the error that says so."""
         kept_at = await self._kept_before(transfer.sha256)
         if kept_at is None:
-            kept = "as it was served" if await transfer.set_aside() else await self._fetched_aside(transfer.aside)
+            kept = await self._kept_aside(transfer)
             kept_at = self._session.store.uri(transfer.aside) if kept else None
             note = {"format": 1, "problem": problem, "size": transfer.size, "sha256": transfer.sha256, "kept": kept}
             note |= {"source_url": without_secrets(self._url), "content_type_claimed": transfer.content_type_claimed}
             note |= {"receipt": self._generation.receipt, "generation_id": self._generation.id}
             body = json.dumps(note, indent=1).encode()
             await self._session.store.put(f"{transfer.aside}.json", body, "application/json")
-        return MediaRejected(
-            f"Generation {self._generation.id} is paid for, but the media host served {problem}",
-            kept_at=kept_at,
-            generation_id=self._generation.id,
-        )
+        return self._refusal(f"served {problem}", kept_at=kept_at)
+
+    def _refusal(self, doing: str, **facts: Any) -> MediaRejected:
+        text = f"Generation {self._generation.id} is paid for, but the media host {doing}"
+        return MediaRejected(text, generation_id=self._generation.id, **facts)
+
+    async def _kept_aside(self, transfer: Transfer) -> str | None:
+        """Put what was taken where a person can look at it, and return in words what lies there; `None` if nothing."""
+        if await transfer.set_aside():
+            return "the beginning of it" if transfer.is_cut else "as it was served"
+        kept = await self._fetched_aside(transfer)
+        return f"the beginning of it, {kept}" if kept and transfer.is_cut else kept
 
     async def _kept_before(self, sha256: str) -> str | None:
         """Return where the same bytes were put aside by an earlier attempt: retries must not fill the store."""
@@ -229,10 +239,10 @@ class _Download:
                 return store.uri(found.key.removesuffix(".json"))
         return None
 
-    async def _fetched_aside(self, key: str) -> str | None:
+    async def _fetched_aside(self, transfer: Transfer) -> str | None:
         """Read the same link once more, into where a person can look at it; best effort."""
-        writer = self._session.store.writer(key, "application/octet-stream")
-        left = self._session.settings.max_asset_bytes
+        writer = self._session.store.writer(transfer.aside, "application/octet-stream")
+        left = transfer.size
         try:
             async with open_media(self._session, self._url, {}) as answer:
                 async for batch in answer.chunks():

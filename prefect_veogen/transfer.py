@@ -30,6 +30,10 @@ class Restart(Exception):
     """The host offers another file than the one begun: start at its first byte."""
 
 
+class TooLarge(Exception):
+    """The host announces more than is taken; nothing of it was read."""
+
+
 class Transfer:
     """The bytes received so far of one version of a file, on their way into the store."""
 
@@ -65,6 +69,11 @@ class Transfer:
         return self._digest.hexdigest()
 
     @property
+    def is_cut(self) -> bool:
+        """Whether what was taken is only the beginning of a file that is too large."""
+        return self.size > self._most
+
+    @property
     def content_type(self) -> str:
         return self._inspector.content_type
 
@@ -84,6 +93,7 @@ class Transfer:
         Raises:
             AnswerLost: it broke off.
             Restart: it is not the rest of the file that was begun.
+            TooLarge: it would be too much.
             NotMedia: it is too much.
         """
         self._begin(answer)
@@ -112,10 +122,14 @@ class Transfer:
         self.validator = _validator(headers)
         length = headers.get("content-length", "")
         self.length = int(length) if length.isdigit() else None
+        if self.length is not None and self.length > self._most:
+            raise TooLarge(f"announces {self.length} bytes, more than {self._most} (VEOGEN_MAX_ASSET_BYTES)")
         self.content_type_claimed = headers.get("content-type")
         self._stated_sha256 = _stated_sha256(headers)
 
     async def _take(self, batch: bytes) -> None:
+        # Wherever its pieces end, of a file that is too large the same is taken each time, and so it is kept once.
+        batch = batch[: self._most + 1 - self.size]
         # Bytes that can't be what was paid for are read to their end all the same: a person is to see them whole.
         self.size += len(batch)
         if self._writer is None:
@@ -128,7 +142,7 @@ class Transfer:
                 await self._writer.write(batch)
             finally:
                 await judging
-        if self.size > self._most:
+        if self.is_cut:
             raise NotMedia(f"more than {self._most} bytes (VEOGEN_MAX_ASSET_BYTES)")
         if self._writer is None and (self._problem is not None or self._inspector.is_recognised):
             await self._opened()

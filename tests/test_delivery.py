@@ -15,6 +15,8 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -427,18 +429,53 @@ async def test_large_rejected_bytes_are_kept_whole(body: bytes, sandbox: Sandbox
     assert leftovers(store) == 0
 
 
-async def test_a_file_above_the_limit_is_refused_before_it_fills_the_store(
+TOO_LARGE = CLIP_BYTES + (2 * LARGE).to_bytes(4, "big") + b"free" + bytes(2 * LARGE - 8)
+
+
+async def test_a_file_announced_above_the_limit_is_refused_without_a_trace(
     sandbox: Sandbox, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VEOGEN_MAX_ASSET_BYTES", str(LARGE))
-    body = CLIP_BYTES + (4 * LARGE).to_bytes(4, "big") + b"free" + bytes(4 * LARGE - 8)
-    with (
-        serving(lambda request: Reply(200, {}, body)) as host,
-        pytest.raises(MediaRejected, match="VEOGEN_MAX_ASSET_BYTES"),
-    ):
+    told = rf"announces {len(TOO_LARGE)} bytes, more than {LARGE} \(VEOGEN_MAX_ASSET_BYTES\)"
+    with serving(lambda request: Reply(200, {}, TOO_LARGE)) as host, pytest.raises(MediaRejected, match=told) as caught:
         await delivered(elsewhere(f"{host}/x.mp4"))
     store = open_session().store
-    assert sum(found.size for found in await store.find("")) <= LARGE + 2 * MIB
+    assert "kept" not in str(caught.value)
+    assert caught.value.kept_at is None
+    assert await store.find("") == []
+    assert leftovers(store) == 0
+
+
+@contextmanager
+def serving_without_a_length(body: bytes) -> Iterator[str]:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response_only(200)
+            self.end_headers()
+            with suppress(OSError):
+                self.wfile.write(body)
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+
+
+async def test_of_a_file_that_turns_out_to_be_above_the_limit_the_same_beginning_is_kept_once(
+    sandbox: Sandbox, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_MAX_ASSET_BYTES", str(LARGE))
+    places = set()
+    with serving_without_a_length(TOO_LARGE) as host:
+        for _ in range(2):
+            with pytest.raises(MediaRejected, match="VEOGEN_MAX_ASSET_BYTES") as caught:
+                await delivered(elsewhere(f"{host}/x.mp4"))
+            places.add(str(caught.value.kept_at))
+    (place,) = places
+    store = open_session().store
+    assert await content(store, place) == TOO_LARGE[: LARGE + 1]
+    assert json.loads(await content(store, f"{place}.json"))["kept"].startswith("the beginning of it")
+    assert len(await store.find("")) == 2
     assert leftovers(store) == 0
 
 
