@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import json
 import re
 import unicodedata
@@ -26,12 +27,13 @@ from prefect_veogen.media import NotMedia
 from prefect_veogen.models import Asset, Generation, Kind, Status
 from prefect_veogen.protocol import failure_of
 from prefect_veogen.store import Changed
-from prefect_veogen.transfer import LEAST_BYTES, Restart, TooLarge, Transfer
+from prefect_veogen.transfer import LEAST_BYTES, Restart, TooLarge, Transfer, unless_too_slow
 from prefect_veogen.transport import AnswerLost, without_secrets
 
 if TYPE_CHECKING:
     from prefect_veogen.session import Session
-    from prefect_veogen.store import Store
+    from prefect_veogen.store import Store, Writer
+    from prefect_veogen.transport import MediaAnswer
 
 _AT_ONCE = 8
 _STALE = (401, 403, 404, 410)
@@ -39,6 +41,7 @@ _TRIES_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = (0.2, 0.5, 1.0, 2.0)
 _LINK_TRIES = 6
 _WHEN_TOO_LARGE = "If so large a file is due, raise VEOGEN_MAX_ASSET_BYTES and run it again: nothing is bought again."
+_WHEN_NOT_KEPT = "Run it again for a fresh download. The bytes that were served could not be kept."
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,7 @@ class _Download:
             note |= {"receipt": self._generation.receipt, "generation_id": self._generation.id}
             body = json.dumps(note, indent=1).encode()
             await self._session.store.put(f"{transfer.aside}.json", body, "application/json")
-        return self._refusal(f"served {problem}", kept_at=kept_at)
+        return self._refusal(f"served {problem}", kept_at=kept_at, next_step=None if kept_at else _WHEN_NOT_KEPT)
 
     def _refusal(self, doing: str, **facts: Any) -> MediaRejected:
         text = f"Generation {self._generation.id} is paid for, but the media host {doing}"
@@ -227,8 +230,9 @@ class _Download:
         """Put what was taken where a person can look at it, and return in words what lies there; `None` if nothing."""
         if await transfer.set_aside():
             return "the beginning of it" if transfer.is_cut else "as it was served"
-        kept = await self._fetched_aside(transfer)
-        return f"the beginning of it, {kept}" if kept and transfer.is_cut else kept
+        if not await self._fetched_aside(transfer):
+            return None
+        return f"{'the beginning of it, ' if transfer.is_cut else ''}read from the link once more"
 
     async def _kept_before(self, sha256: str) -> str | None:
         """Return where the same bytes were put aside by an earlier attempt: retries must not fill the store."""
@@ -239,25 +243,37 @@ class _Download:
                 return store.uri(found.key.removesuffix(".json"))
         return None
 
-    async def _fetched_aside(self, transfer: Transfer) -> str | None:
-        """Read the same link once more, into where a person can look at it; best effort."""
+    async def _fetched_aside(self, transfer: Transfer) -> bool:
+        """Read the link once more, into where a person can look at it; `False` if it doesn't bring the same again."""
         writer = self._session.store.writer(transfer.aside, "application/octet-stream")
-        left = transfer.size
         try:
             async with open_media(self._session, self._url, {}) as answer:
-                async for batch in answer.chunks():
-                    await writer.write(batch[:left])
-                    left -= len(batch)
-                    if left <= 0:
-                        break
+                await self._copy(answer, writer, transfer)
             await writer.commit()
         except BaseException as error:
             with contextlib.suppress(VeogenError):
                 await asyncio.shield(writer.abort())
             if isinstance(error, AnswerLost | VeogenError):
-                return None
+                return False
             raise
-        return "read from the link once more"
+        return True
+
+    async def _copy(self, answer: MediaAnswer, writer: Writer, transfer: Transfer) -> None:
+        """Copy as much as was judged; of a file that was judged whole a byte more, if there is one by now.
+
+        Raises:
+            AnswerLost: it is not the same as was judged.
+        """
+        digest, left = hashlib.sha256(), transfer.size + (not transfer.is_cut)
+        async for chunk in unless_too_slow(answer.chunks(), self._session.settings.request_timeout_seconds):
+            piece = chunk[:left]
+            digest.update(piece)
+            await writer.write(piece)
+            left -= len(piece)
+            if not left:
+                break
+        if answer.status != 200 or digest.hexdigest() != transfer.sha256:
+            raise AnswerLost("the link brings something else by now")
 
     async def _kind(self) -> Kind | None:
         """Return what is due when the generation doesn't say (the newer shape of a create answer doesn't)."""

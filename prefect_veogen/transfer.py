@@ -199,7 +199,7 @@ async def _batched(chunks: AsyncIterator[bytes], patience_seconds: float) -> Asy
     batch: list[bytes] = []
     size = 0
     try:
-        async for chunk in _unless_too_slow(chunks, patience_seconds):
+        async for chunk in unless_too_slow(chunks, patience_seconds):
             batch.append(chunk)
             size += len(chunk)
             if size >= _BATCH_BYTES:
@@ -213,8 +213,12 @@ async def _batched(chunks: AsyncIterator[bytes], patience_seconds: float) -> Asy
         yield b"".join(batch)
 
 
-async def _unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
-    """Yield what comes; our own pauses are not the host's."""
+async def unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
+    """Yield what comes; our own pauses are not the host's.
+
+    Raises:
+        AnswerLost: too little came in the time in which a request has to be answered.
+    """
     waited, came = 0.0, 0
     while True:
         asked_at = time.monotonic()

@@ -418,7 +418,7 @@ async def test_the_same_bytes_are_kept_aside_once_however_often_they_are_served(
 @pytest.mark.parametrize("body", [b"<html>" + b"x" * LARGE, CLIP_BYTES[:-1] + b"", b"\x1aX" + bytes(LARGE)])
 async def test_large_rejected_bytes_are_kept_whole(body: bytes, sandbox: Sandbox, store_url: str) -> None:
     if not body.startswith((b"<", b"\x1a")):
-        body = CLIP_BYTES + (LARGE + 100).to_bytes(4, "big") + b"free" + bytes(LARGE)
+        body = BROKEN_CLIP
     with serving(lambda request: Reply(200, {}, body)) as host, pytest.raises(MediaRejected) as caught:
         await delivered(elsewhere(f"{host}/x.mp4"))
     store = open_session().store
@@ -427,6 +427,46 @@ async def test_large_rejected_bytes_are_kept_whole(body: bytes, sandbox: Sandbox
     assert [found.size for found in await store.find("rejected/") if not found.key.endswith(".json")] == [len(body)]
     assert await store.find("assets/") == []
     assert leftovers(store) == 0
+
+
+BROKEN_CLIP = CLIP_BYTES + (LARGE + 100).to_bytes(4, "big") + b"free" + bytes(LARGE)
+EXPIRED = b"<html>This link works once"
+
+
+async def nothing_is_kept_of(generation: Generation, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
+    with pytest.raises(MediaRejected, match="could not be kept") as caught:
+        await delivered(generation)
+    store = open_session().store
+    assert caught.value.kept_at is None
+    (note,) = await store.find("")
+    assert json.loads(await content(store, store.uri(note.key)))["kept"] is None
+    assert leftovers(store) == 0
+
+
+@pytest.mark.parametrize(
+    "later",
+    [Reply(403, {}, EXPIRED), Reply(200, {}, EXPIRED), Reply(403, {}, BROKEN_CLIP), Reply(200, {}, BROKEN_CLIP + b"x")],
+    ids=["expired", "a page", "refused", "longer"],
+)
+async def test_something_else_is_not_kept_in_the_place_of_large_rejected_bytes(
+    later: Reply, sandbox: Sandbox, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    is_first = Once(lambda request: True)
+    with serving(lambda request: Reply(200, {}, BROKEN_CLIP) if is_first(request) else later) as host:
+        await nothing_is_kept_of(elsewhere(f"{host}/x.mp4"), bucket, monkeypatch)
+
+
+async def test_a_host_that_trickles_when_rejected_bytes_are_to_be_kept_is_given_up(
+    sandbox: Sandbox, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = (await bought(sandbox)).output
+    assert slow is not None
+    sandbox.fault("media-slow", bytes_per_second=20, times=None)
+    monkeypatch.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", "2")
+    is_first, moved = Once(lambda request: True), Reply(302, {"location": slow.url})
+    with serving(lambda request: Reply(200, {}, BROKEN_CLIP) if is_first(request) else moved) as host:
+        await asyncio.wait_for(nothing_is_kept_of(elsewhere(f"{host}/x.mp4"), bucket, monkeypatch), 60)
 
 
 TOO_LARGE = CLIP_BYTES + (2 * LARGE).to_bytes(4, "big") + b"free" + bytes(2 * LARGE - 8)
