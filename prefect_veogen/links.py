@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefect_veogen.addresses import open_media
-from prefect_veogen.errors import InputUnavailable, MediaRejected, VeogenError
+from prefect_veogen.errors import InputUnavailable, MediaRejected, ServiceUnavailable, TryAgainLater, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Asset
 from prefect_veogen.store import open_store
@@ -30,6 +30,7 @@ async def offered_links(session: Session, request: GenerationRequest) -> dict[st
 
     Raises:
         InputUnavailable: no link to an asset works.
+        ServiceUnavailable: one that doesn't work now may do so in a moment.
     """
     fields = {name: value for name, value in request.set_fields().items() if isinstance(value, tuple)}
     return {
@@ -39,18 +40,22 @@ async def offered_links(session: Session, request: GenerationRequest) -> dict[st
 
 
 async def link_to(session: Session, asset: Asset) -> str:
-    """Return a link to an asset that works now."""
-    if asset.source_url and await _opens(session, asset, asset.source_url):
-        return asset.source_url
-    try:
-        generation = await session.client.get_generation(asset.generation_id)
-    except VeogenError:
-        generation = None
-    if generation is not None and generation.output is not None and await _opens(session, asset, generation.output.url):
-        return generation.output.url
-    link = await _presigned(asset)
-    if link is not None and await _opens(session, asset, link, ours=True):
-        return link
+    """Return a link to an asset that works now.
+
+    Raises:
+        InputUnavailable: none works.
+        ServiceUnavailable: one that doesn't work now may do so in a moment.
+    """
+    passing = None
+    for offered in (_known, _fresh, _presigned):
+        try:
+            link = await offered(session, asset)
+            if link is not None and await on_io(_shows(session, asset, link, ours=offered is _presigned)):
+                return link
+        except TryAgainLater as later:
+            passing = later
+    if passing is not None:
+        raise ServiceUnavailable(f"No link to the asset {asset.uri} works at the moment: {passing.message}")
     raise InputUnavailable(
         f"The asset {asset.uri} is needed as an input, but the service no longer serves generation "
         f"{asset.generation_id}, and the store gives no link to it",
@@ -59,23 +64,44 @@ async def link_to(session: Session, asset: Asset) -> str:
     )
 
 
-async def _presigned(asset: Asset) -> str | None:
+async def _known(_session: Session, asset: Asset) -> str | None:
+    return asset.source_url or None
+
+
+async def _fresh(session: Session, asset: Asset) -> str | None:
+    try:
+        generation = await session.client.get_generation(asset.generation_id)
+    except TryAgainLater:
+        raise
+    except VeogenError:
+        return None
+    return None if generation.output is None else generation.output.url
+
+
+async def _presigned(_session: Session, asset: Asset) -> str | None:
     folder, _, name = asset.uri.rpartition("/")
     try:
         return await open_store(folder).link(name, PRESIGNED_SECONDS)
+    except TryAgainLater:
+        raise
     except VeogenError:
         return None
 
 
-async def _opens(session: Session, asset: Asset, url: str, *, ours: bool = False) -> bool:
-    return await on_io(_shows(session, asset, url, ours=ours))
-
-
 async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> bool:
+    """Tell whether a link leads to the asset.
+
+    Raises:
+        ServiceUnavailable: it doesn't tell now.
+    """
     try:
         async with open_media(session, url, {"Range": "bytes=0-0"}, ours=ours) as answer:
+            if answer.status == 429 or answer.status >= 500:
+                raise ServiceUnavailable(f"the media host answers HTTP {answer.status}")
             return _is_of(asset, answer)
-    except (AnswerLost, MediaRejected):
+    except AnswerLost as lost:
+        raise ServiceUnavailable(str(lost)) from None
+    except MediaRejected:
         return False
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from prefect_veogen.delivery import deliver
-from prefect_veogen.errors import InputUnavailable
+from prefect_veogen.errors import InputUnavailable, ServiceUnavailable
 from prefect_veogen.iothread import on_io
 from prefect_veogen.links import PRESIGNED_SECONDS, link_to, offered_links
 from prefect_veogen.models import Asset, GenerationRequest
@@ -72,7 +72,7 @@ async def test_a_bucket_elsewhere_presigns_what_is_in_it(
     assert bucket in await link(asset)
 
 
-@pytest.mark.parametrize("fault", ["media-404", "media-500", "media-redirect-loop", "media-redirect-private"])
+@pytest.mark.parametrize("fault", ["media-404", "media-redirect-private"])
 async def test_an_asset_without_any_link_is_refused(fault: str, sandbox: Sandbox) -> None:
     asset = await picture(sandbox)
     sandbox.fault(fault, times=None)
@@ -80,6 +80,32 @@ async def test_an_asset_without_any_link_is_refused(fault: str, sandbox: Sandbox
         await link(asset)
     assert asset.uri in str(caught.value)
     assert asset.generation_id in str(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["media-500", "media-503", "media-redirect-loop"])
+async def test_a_media_host_in_trouble_is_no_refusal(fault: str, sandbox: Sandbox) -> None:
+    asset = await picture(sandbox)
+    sandbox.fault(fault, times=2)
+    with pytest.raises(ServiceUnavailable, match=asset.uri):
+        await link(asset)
+    assert await link(asset) == asset.source_url
+
+
+@pytest.mark.parametrize("answer", [Reply(429), None], ids=["slow down", "none"])
+async def test_a_media_host_that_does_not_tell_is_no_refusal(answer: Reply | None, sandbox: Sandbox) -> None:
+    asset = await picture(sandbox)
+    sandbox.fault("look-404", times=None)
+    with serving(lambda request: answer) as host, pytest.raises(ServiceUnavailable, match=asset.uri):
+        await link(asset.model_copy(update={"source_url": f"{host}/x.png"}))
+
+
+@pytest.mark.parametrize("fault", ["look-500", "look-dropped"])
+async def test_a_service_in_trouble_is_no_refusal(fault: str, sandbox: Sandbox) -> None:
+    asset = (await picture(sandbox)).model_copy(update={"source_url": None})
+    sandbox.fault(fault)
+    with pytest.raises(ServiceUnavailable, match=asset.uri):
+        await link(asset)
+    assert await link(asset) == sandbox.generations[0].output_url
 
 
 @pytest.mark.parametrize(
