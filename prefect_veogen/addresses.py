@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 _MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -86,9 +87,14 @@ async def _addresses(host: str, port: int) -> list[_Address]:
 
 
 def _parsed(text: str) -> _Address:
-    """Return an address; of an IPv6 one that stands for an IPv4 one, the latter."""
+    """Return an address; of an IPv6 one that stands for an IPv4 one, or leads to it by a gateway, the latter."""
     address = ipaddress.ip_address(text.partition("%")[0])
-    return getattr(address, "ipv4_mapped", None) or address
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(address.packed[-4:])
+    _server, behind_teredo = address.teredo or (None, None)
+    return address.ipv4_mapped or address.sixtofour or behind_teredo or address
 
 
 def _is_private(address: _Address) -> bool:

@@ -328,15 +328,20 @@ async def test_a_redirect_to_a_link_local_address_is_refused_without_connecting(
     assert time.monotonic() - began < 3
 
 
-@pytest.mark.parametrize(
-    "host", ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "0.0.0.0", "[::]", "224.0.0.1", "[ff02::1]"]
-)
+TUNNELS_TO_LINK_LOCAL = ["[64:ff9b::a9fe:a9fe]", "[2002:a9fe:a9fe::]", "[2001:0:4136:e378:8000:63bf:5601:5601]"]
+TUNNELS_TO_PRIVATE = ["[64:ff9b::7f00:1]", "[2002:a00:1::1]"]
+NO_HOSTS = ["169.254.169.254", "[fe80::1]", "[::ffff:169.254.169.254]", "0.0.0.0", "[::]", "224.0.0.1", "[ff02::1]"]
+
+
+@pytest.mark.parametrize("host", [*NO_HOSTS, *TUNNELS_TO_LINK_LOCAL])
 async def test_addresses_that_no_service_has_are_refused_even_beside_a_private_api(host: str, sandbox: Sandbox) -> None:
     with pytest.raises(MediaRejected, match="private address"):
         await delivered(elsewhere(f"http://{host}:9/x.mp4"))
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "10.0.0.1", "[::1]", "192.168.1.1", "[fd00:ec2::254]", "localhost"])
+@pytest.mark.parametrize(
+    "host", ["127.0.0.1", "10.0.0.1", "[::1]", "192.168.1.1", "[fd00:ec2::254]", "localhost", *TUNNELS_TO_PRIVATE]
+)
 async def test_a_public_api_gets_no_media_from_private_addresses(
     host: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
