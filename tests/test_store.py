@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import os
 import random
+import resource
 import socket
 import subprocess
 import sys
@@ -605,6 +606,36 @@ async def test_bytes_damaged_on_their_way_are_refused(strict_s3: str, monkeypatc
         with pytest.raises(StoreUnavailable, match="400"):
             await store.put("assets/x.png", b"picture", "image/png")
         assert await store.stat("assets/x.png") is None
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file can grow beyond 3 MB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+async def test_a_stream_that_fills_the_disk_leaves_nothing_after_abort(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    writer = store.writer("assets/clip.mp4", "video/mp4")
+    with pytest.raises(StoreUnavailable, match="could not be used"):
+        for _ in range(5):
+            await writer.write(bytes(1_000_123))
+    with suppress(StoreUnavailable):
+        await writer.abort()
+    assert unfinished(store) == 0
+
+
+@pytest.mark.usefixtures("full_disk")
+@pytest.mark.parametrize("step", ["create", "put"])
+async def test_a_document_that_fills_the_disk_leaves_nothing(step: str, tmp_path: Path) -> None:
+    store, body = open_store(str(tmp_path)), bytes(4_000_000)
+    with pytest.raises(StoreUnavailable, match="could not be used"):
+        await (store.create("one", body) if step == "create" else store.put("one", body, "text/plain"))
+    assert unfinished(store) == 0
 
 
 async def test_a_directory_that_cannot_be_written_is_told(tmp_path: Path) -> None:

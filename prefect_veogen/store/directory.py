@@ -76,14 +76,12 @@ class LocalStore(Store):
 
     def _create(self, key: str, body: bytes) -> str:
         target = self._made_room_for(key)
-        temporary = self._temporary(body)
-        try:
-            # A link appears whole or not at all, and only if the name is free.
-            os.link(temporary, target)
-        except FileExistsError:
-            raise AlreadyThere(key) from None
-        finally:
-            temporary.unlink()
+        with self._temporary(body) as temporary:
+            try:
+                # A link appears whole or not at all, and only if the name is free.
+                os.link(temporary, target)
+            except FileExistsError:
+                raise AlreadyThere(key) from None
         _sync_directory(target.parent)
         return _digest(body)
 
@@ -97,7 +95,8 @@ class LocalStore(Store):
 
     def _put(self, key: str, body: bytes) -> None:
         target = self._made_room_for(key)
-        self._temporary(body).replace(target)
+        with self._temporary(body) as temporary:
+            temporary.replace(target)
         _sync_directory(target.parent)
 
     def _read(self, key: str) -> Document | None:
@@ -131,12 +130,16 @@ class LocalStore(Store):
         target.parent.mkdir(parents=True, exist_ok=True)
         return target
 
-    def _temporary(self, body: bytes) -> Path:
+    @contextlib.contextmanager
+    def _temporary(self, body: bytes) -> Iterator[Path]:
         path, file = self._open_temporary()
-        with file:
-            file.write(body)
-            _flush_to_disk(file)
-        return path
+        try:
+            with file:
+                file.write(body)
+                _flush_to_disk(file)
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
     def _open_temporary(self) -> tuple[Path, BinaryIO]:
         path = self._made_room_for(f"{_UNFINISHED}{uuid.uuid4().hex}")
@@ -203,10 +206,13 @@ class _LocalWriter(Writer):
         return _file_stat(target).etag
 
     def _abort(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._path is not None:
-            self._path.unlink(missing_ok=True)
+        try:
+            if self._file is not None:
+                self._file.close()
+        finally:
+            # On a full disk closing fails as well: it writes out what is still buffered.
+            if self._path is not None:
+                self._path.unlink(missing_ok=True)
 
 
 def _file_stat(path: Path) -> Stat:
