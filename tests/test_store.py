@@ -10,8 +10,10 @@ import resource
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -300,6 +302,41 @@ async def test_a_cancelled_stream_leaves_nothing_after_abort(
         # A part that arrives behind the abort would stay, and cost, without being seen anywhere.
         assert answered[-1] == "DELETE"
         assert unfinished(store) == 0
+
+
+class HeldThreads(ThreadPoolExecutor):
+    """Threads that have begun their work, but get nowhere until they are let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.let_go = threading.Event(), threading.Event()
+
+    def submit(self, work: Callable[..., Any], /, *arguments: Any, **keywords: Any) -> Future[Any]:
+        def held() -> Any:
+            self.begun.set()
+            self.let_go.wait()
+            return work(*arguments, **keywords)
+
+        return super().submit(held)
+
+
+@pytest.mark.parametrize("step", ["write", "commit"])
+async def test_a_cancelled_stream_into_a_directory_waits_for_the_thread_that_writes(step: str, tmp_path: Path) -> None:
+    store, threads = open_store(str(tmp_path)), HeldThreads()
+    writer = store.writer("assets/clip.mp4", "video/mp4")
+    if step == "commit":
+        await writer.write(b"clip")
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(threads)
+    working = asyncio.create_task(writer.write(b"clip") if step == "write" else writer.commit())
+    await loop.run_in_executor(ThreadPoolExecutor(1), threads.begun.wait)
+    working.cancel()
+    done, _ = await asyncio.wait([working], timeout=0.1)
+    threads.let_go.set()
+    await asyncio.gather(working, return_exceptions=True)
+    await writer.abort()
+    assert not done
+    assert unfinished(store) == 0
 
 
 @pytest.mark.parametrize("size", [10, PART_BYTES + 1])

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from prefect_veogen.errors import UnsafeStore
+from prefect_veogen.iothread import uninterrupted
 from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer, in_thread
 
 if TYPE_CHECKING:
@@ -173,10 +174,10 @@ class _LocalWriter(Writer):
         self._file: BinaryIO | None = None
 
     async def write(self, chunk: bytes) -> None:
-        await in_thread(self._write, chunk)
+        await uninterrupted(in_thread(self._write, chunk))
 
     async def commit(self) -> str:
-        return await in_thread(self._commit)
+        return await uninterrupted(in_thread(self._commit))
 
     async def abort(self) -> None:
         await in_thread(self._abort)
