@@ -165,13 +165,15 @@ class VeogenClient:
         return read_usage(await self._look("/account/usage", query), page)
 
     async def _create(self, body: dict[str, Any], before_sending: Callable[[], Awaitable[None]] | None) -> Submission:
+        submission: Submission
         try:
             answer = await self._call("POST", "/generations", body=body, before_body=before_sending)
+            submission = read_submission(answer, _now())
         except AnswerLost as error:
-            return Unknown(str(error))
-        submission = read_submission(answer, _now())
+            submission = Unknown(str(error))
         if isinstance(submission, Busy):
             self.limiter.pause(submission.retry_after_seconds)
+        self.limiter.answered(clearly=not isinstance(submission, Unknown))
         return submission
 
     async def _look(self, path: str, query: dict[str, str | int] | None = None) -> Answer:

@@ -313,7 +313,7 @@ class UnknownSubmission(PersonNeeded):
 class MediaRejected(PersonNeeded):
     """What was served is not the media that was paid for; `kept_at` is where the served bytes lie."""
 
-    default_next_step = "Run it again for a fresh download. The bytes that were served are kept for you to look at."
+    default_next_step = "Run it again for a fresh download. What was read is kept under rejected/, where it could be."
 
     def __init__(self, message: str, *, kept_at: str | None = None, **facts: Any) -> None:
         super().__init__(message, **facts)

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 _SPARED_SHARE = 0.02
 _MOST_AT_ONCE = 3
+# While purchases are not answered, the next one waits for so many turns, for twice as many after each.
+_TURNS_HELD = 2
+_MOST_DOUBLINGS = 5
 # After so many purchases in a row a waiting look goes first: looks get at most 1 in 15 turns while there is buying.
 _PURCHASES_BEFORE_A_LOOK = 14
 
@@ -45,6 +48,8 @@ class Limiter:
         self._paused_until = 0.0
         self._waiting: dict[Lane, deque[asyncio.Future[None]]] = {lane: deque() for lane in Lane}
         self._purchases_in_a_row = 0
+        self._unanswered_in_a_row = 0
+        self._purchases_held_until = 0.0
         self._runner: asyncio.Task[None] | None = None
         self.join: Callable[[], Awaitable[None]] | None = None
         """Waits for a turn among all workers, after the process's own one; raises nothing."""
@@ -70,8 +75,24 @@ class Limiter:
         """Let nobody through for so long; what many requests were told at once is one pause."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
+    def answered(self, *, clearly: bool) -> None:
+        """Take note of how a purchase was answered: of a service in trouble not everybody should become a victim.
+
+        A purchase whose outcome is unknown may be left to a person, so that the others hold back for a while.
+        """
+        if clearly:
+            self._unanswered_in_a_row = 0
+            self._purchases_held_until = 0.0
+        else:
+            turns = _TURNS_HELD * 2 ** min(self._unanswered_in_a_row, _MOST_DOUBLINGS)
+            self._unanswered_in_a_row += 1
+            self._purchases_held_until = self._clock() + turns * self._interval
+
     async def _run(self) -> None:
         while any(self._waiting.values()):
+            if self._are_purchases_held() and not self._waiting[Lane.LOOKING]:
+                await asyncio.sleep(self._interval)  # a look may come
+                continue
             await self._somebody_may_go()
             # Chosen last: meanwhile purchases may have come, and others have gone.
             turn = self._next()
@@ -104,7 +125,12 @@ class Limiter:
                     return turn
         return None
 
-    def _order(self) -> tuple[Lane, Lane]:
+    def _are_purchases_held(self) -> bool:
+        return self._clock() < self._purchases_held_until
+
+    def _order(self) -> tuple[Lane, ...]:
+        if self._are_purchases_held():
+            return (Lane.LOOKING,)
         if self._purchases_in_a_row >= _PURCHASES_BEFORE_A_LOOK:
             return Lane.LOOKING, Lane.BUYING
         return Lane.BUYING, Lane.LOOKING

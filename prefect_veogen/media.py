@@ -20,6 +20,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 _HEAD_BYTES = 64
 _TAIL_BYTES = 64
 _MAX_BOX_HEADER = 16
+_PADDING = b"\0\n\r "
 
 
 class NotMedia(Exception):
@@ -142,6 +143,13 @@ def _description(head: bytes) -> str:
     return f"bytes of no known media format ({head[:12].hex(' ')} …)"
 
 
+def _only_padding(behind: bytearray, name: str) -> None:
+    """Pass, and forget, what stands behind a file's end if it says nothing: some tools pad."""
+    if behind.strip(_PADDING):
+        raise NotMedia(f"a {name} with something behind it")
+    behind.clear()
+
+
 class _Png(_Format):
     """Signature, then chunks of length, name, data and checksum, up to IEND."""
 
@@ -172,7 +180,7 @@ class _Png(_Format):
 
     def _step(self) -> bool:
         if self._ended:
-            self._pending.clear()
+            _only_padding(self._pending, "PNG")
             return False
         if self._left:
             data = bytes(self._pending[: self._left])
@@ -216,8 +224,7 @@ class _Jpeg(_Tail):
     content_type, extension = "image/jpeg", ".jpg"
 
     def finish(self) -> None:
-        # Some cameras and tools pad behind the end marker.
-        if not self._tail.rstrip(b"\0\n\r ").endswith(b"\xff\xd9"):
+        if not self._tail.rstrip(_PADDING).endswith(b"\xff\xd9"):
             raise NotMedia("a truncated JPEG")
 
 
@@ -244,7 +251,7 @@ class _Gif(_Format):
             piece = bytes(self._pending[: self._needed])
             del self._pending[: self._needed]
             self._next(piece)
-        self._pending.clear()
+        _only_padding(self._pending, "GIF")
 
     def finish(self) -> None:
         if not self._ended:
@@ -321,7 +328,7 @@ class _Boxes(_Format):
 
     def finish(self) -> None:
         if self._skip or self._pending:
-            raise NotMedia(f"a truncated {self._label} file")
+            raise NotMedia(f"a truncated {self._label} file, or one with something behind it")
         missing = [name.decode() for name in self._needs if name not in self._seen]
         if missing:
             raise NotMedia(f"a {self._label} file without its {' and '.join(missing)}, so nothing can play it")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -166,6 +167,51 @@ def test_looks_are_not_starved_and_buying_keeps_fourteen_turns_of_fifteen() -> N
     while_buying = order[:150]
     assert while_buying.count(LOOKING) == 10
     assert all(LOOKING in while_buying[start : start + 15] for start in range(135))
+
+
+def test_while_purchases_stay_unanswered_the_next_waits_longer_each_time_and_looks_go_on() -> None:
+    bought: list[float] = []
+    looked: list[float] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+
+        async def look() -> None:
+            while True:
+                await limiter.turn(LOOKING)
+                looked.append(now())
+
+        looking = asyncio.create_task(look())
+        for _ in range(9):
+            await limiter.turn(BUYING)
+            bought.append(now())
+            limiter.answered(clearly=False)
+        looking.cancel()
+
+    run(story())
+    turn = pace(120)[1]
+    waited = [round((later - earlier) / turn) for earlier, later in pairwise(bought)]
+    assert waited == pytest.approx([2, 4, 8, 16, 32, 64, 64, 64], abs=2)
+    assert len(looked) >= 0.9 * (bought[-1] / turn - len(bought))
+
+
+def test_without_looks_held_purchases_go_as_soon_as_they_may() -> None:
+    times: list[float] = []
+
+    async def story() -> None:
+        limiter = limiter_of(120)
+        await limiter.turn(BUYING)
+        for _ in range(3):
+            limiter.answered(clearly=False)
+        for _ in range(5):
+            await limiter.turn(BUYING)
+            times.append(now())
+            limiter.answered(clearly=True)
+
+    run(story())
+    turn = pace(120)[1]
+    assert 8 * turn <= times[0] <= 10 * turn
+    assert times[-1] - times[0] <= 4 * turn + 1e-6
 
 
 def test_without_purchases_looks_have_all_turns() -> None:

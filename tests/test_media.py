@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import re
 from contextlib import suppress
 from functools import cache
 from itertools import pairwise
@@ -112,6 +113,16 @@ def test_a_file_cut_off_anywhere_is_refused(name: str) -> None:
     content = real(name)
     accepted = [length for length in range(len(content)) if verdict(content[:length]) in REAL.values()]
     assert accepted == []
+
+
+@pytest.mark.parametrize("name", ["png", "gif", "jpeg", "webp", "mp4"])
+def test_a_file_with_something_behind_its_end_is_refused(name: str) -> None:
+    assert re.search("behind it|truncated", verdict(real(name) + b"<p>Sorry, something went wrong.</p>"))
+
+
+@pytest.mark.parametrize("name", ["png", "gif", "jpeg"])
+def test_padding_behind_the_end_says_nothing(name: str) -> None:
+    assert verdict(real(name) + b"\r\n\0\0") == REAL[name]
 
 
 @pytest.mark.parametrize("name", ["mp4", "mov"])

@@ -424,6 +424,24 @@ async def test_answers_lost_at_once_of_several_takes_are_never_confused(sandbox:
     assert [item.generation.id for item in again if isinstance(item, Purchase)] == found
 
 
+async def test_while_the_service_is_in_trouble_few_purchases_are_risked(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_REQUESTS_PER_MINUTE", "1200")
+    over_at = time.monotonic() + 2.0
+
+    def answer(request: Request) -> Reply:
+        in_trouble = request.method == "POST" and time.monotonic() < over_at
+        return Reply(503, body=b"<html>Down for a moment</html>") if in_trouble else relayed(sandbox.base_url, request)
+
+    with serving(answer) as origin:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
+        ends = await purchases(*takes(40))
+    unknown = [end for end in ends if isinstance(end, UnknownSubmission)]
+    assert 1 <= len(unknown) <= 10  # at 20 purchases a second all 40 would have been sent
+    assert len(sandbox.bill) == 40 - len(unknown)
+
+
 async def test_of_several_lost_takes_the_one_that_was_not_made_stays_unknown(sandbox: Sandbox) -> None:
     sandbox.fault("lost-answer-before-charge")
     sandbox.fault("lost-answer-after-charge", times=2)
