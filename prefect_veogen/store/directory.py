@@ -83,6 +83,7 @@ class LocalStore(Store):
                 os.link(temporary, target)
             except FileExistsError:
                 raise AlreadyThere(key) from None
+            temporary.unlink()
         _sync_directory(target.parent)
         return _digest(body)
 
@@ -139,8 +140,9 @@ class LocalStore(Store):
                 file.write(body)
                 _flush_to_disk(file)
             yield path
-        finally:
+        except BaseException:
             path.unlink(missing_ok=True)
+            raise
 
     def _open_temporary(self) -> tuple[Path, BinaryIO]:
         path = self._made_room_for(f"{_UNFINISHED}{uuid.uuid4().hex}")
