@@ -1,4 +1,4 @@
-"""One worker of several who share a limit: sends requests from a moment to another, `WAY FROM UNTIL`."""
+"""One worker of several who share a limit: sends requests from a moment on, `WAY FROM SECONDS`."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ async def by_hand(send: Callable[[Callable[[], Awaitable[object]]], Awaitable[No
         await send(request)
 
 
-async def _run(way: str, begins_at: float, ends_at: float) -> None:
+async def _run(way: str, begins_at: float, seconds: float) -> None:
     async def send(request: Callable[[], Awaitable[object]]) -> None:
         await asyncio.sleep(begins_at - time.time())
-        while time.time() < ends_at:
+        ends_at = time.monotonic() + seconds
+        while time.monotonic() < ends_at:
             await request()
 
     await {"ours": ours, "peer": by_hand}[way](send)

@@ -16,7 +16,7 @@ from benchmarks.campaign_run import LIMIT_PER_MINUTE
 from benchmarks.joined_child import LIMIT_BY_HAND
 
 # Importing Prefect takes some seconds, and all workers are to begin together.
-_STARTING_SECONDS = 15.0
+_STARTING_SECONDS = 8.0
 _SETUP = {
     "ours": f"prefect_veogen.cli setup --requests-per-minute {LIMIT_PER_MINUTE}",
     "peer": f"prefect gcl create {LIMIT_BY_HAND} --limit 1 --slot-decay-per-second {LIMIT_PER_MINUTE / 60}",
@@ -46,7 +46,7 @@ def joined(way: str, workers: int, seconds: float, prefect: Mapping[str, str], f
             [sys.executable, "-m", *_SETUP[way].split()], env=environment, check=True, stdout=subprocess.DEVNULL
         )
         begins_at = time.time() + _STARTING_SECONDS
-        arguments = [way, str(begins_at), str(begins_at + seconds)]
+        arguments = [way, str(begins_at), str(seconds)]
         children = [
             running.enter_context(
                 servers.child("benchmarks.joined_child", arguments, environment, folder / f"child-{number}.log")
