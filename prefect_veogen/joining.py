@@ -21,6 +21,8 @@ from prefect_veogen.limiter import pace
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
+
     from prefect_veogen.session import Session
 
 _LOOKED_UP_EVERY_SECONDS = 300.0
@@ -33,8 +35,12 @@ _BUSY_SECONDS = 10.0
 # Prefect lets slots decay whole, and forgets the fraction at each request: of thousandths that is hardly anything.
 _SLOTS_PER_TURN = 1000
 _SPREAD_OF_A_TURN = 0.2
+# In so long, some of the slots must have decayed where a server tells of it.
+_NOTICED_AFTER_SECONDS = 0.1
 _known: dict[tuple[str, str], tuple[float, bool]] = {}
 """Whether there is such a limit, and until when that is believed."""
+_forgetful: set[str] = set()
+"""Servers which tell what was taken when somebody last asked, not what is left of it: all that helps is to try."""
 _asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 _connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, PrefectClient]]
 _connections = weakref.WeakKeyDictionary()
@@ -81,20 +87,30 @@ async def _turn_among_all(name: str) -> None:
     Prefect's own `rate_limit` asks for slots until it gets some, and each refusal costs all workers what had decayed
     since the last request. Asking how many are taken costs nothing.
     """
-    async with _connected() as client:
+    slept, before = 0.0, None
+    async with _connected() as (client, server):
         while True:
             async with asyncio.timeout(_BUSY_SECONDS):
                 limit = await client.read_global_concurrency_limit_by_name(name)
+                if before is not None and slept >= _NOTICED_AFTER_SECONDS and _same(before, limit):
+                    _forgetful.add(server)
                 # One that was made by hand counts requests.
                 slots = _SLOTS_PER_TURN if limit.limit >= _SLOTS_PER_TURN else 1
                 too_many = limit.active_slots + slots - limit.limit
-                if not limit.active or (too_many <= 0 and await _taken(client, name, slots)):
+                may_try = too_many <= 0 or server in _forgetful
+                if not limit.active or (may_try and await _taken(client, name, slots)):
                     return
             if not limit.slot_decay_per_second:
                 raise ValueError("it is no rate limit: its slots never decay")
             # Not all who wait at once: all but one would be refused.
             soon = random.uniform(0, _SPREAD_OF_A_TURN * slots)
-            await asyncio.sleep((max(too_many, 0) + soon) / limit.slot_decay_per_second)
+            slept, before = (max(too_many, 0) + soon) / limit.slot_decay_per_second, limit
+            await asyncio.sleep(slept)
+
+
+def _same(before: GlobalConcurrencyLimitResponse, now: GlobalConcurrencyLimitResponse) -> bool:
+    """Tell whether nothing has changed, where something should have decayed: older servers tell what was taken once."""
+    return (before.updated, before.active_slots) == (now.updated, now.active_slots)
 
 
 async def _taken(client: PrefectClient, name: str, slots: int) -> bool:
@@ -114,8 +130,8 @@ async def _soon_again(answer: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connected() -> AsyncIterator[PrefectClient]:
-    """Hand out the process's connection to the server, which is made anew after a failure."""
+async def _connected() -> AsyncIterator[tuple[PrefectClient, str]]:
+    """Hand out the process's connection to the server and its address; it is made anew after a failure."""
     connections = _connections.setdefault(asyncio.get_running_loop(), {})
     server = str(PREFECT_API_URL.value())
     if server not in connections:
@@ -124,7 +140,7 @@ async def _connected() -> AsyncIterator[PrefectClient]:
         connections.setdefault(server, await client.__aenter__())
     client = connections[server]
     try:
-        yield client
+        yield client, server
     except BaseException:
         # Not closed: another account's limiter may be using it.
         if connections.get(server) is client:

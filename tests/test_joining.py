@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import subprocess
@@ -149,6 +150,29 @@ async def test_a_limit_made_by_hand_counts_requests(name: str, sandbox: Sandbox)
         await session.client.get_account()
     first, *_, last = (record.at for record in sandbox.requests)
     assert (last - first).total_seconds() >= 0.9
+
+
+@pytest.mark.server
+async def test_of_a_server_that_does_not_tell_what_decayed_turns_are_had_all_the_same(
+    name: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    await create_limit(name, 120)
+    server = urlsplit(str(PREFECT_API_URL.value()))
+    full = (await limit_of(name)).model_copy(update={"active_slots": 2 * SLOTS_PER_TURN}).model_dump(mode="json")
+
+    def answer(request: Request) -> Reply:
+        if request.method == "GET" and request.path.endswith(name):
+            return Reply(headers={"Content-Type": "application/json"}, body=json.dumps(full).encode())
+        return relayed(server.geturl(), request)
+
+    with serving(answer) as origin, temporary_settings({PREFECT_API_URL: origin + server.path}):
+        session = await joined_session()
+        async with asyncio.timeout(60):
+            for _ in range(4):
+                await session.client.get_account()
+    assert "can't be used" not in caplog.text
+    first, *_, last = (record.at for record in sandbox.requests)
+    assert (last - first).total_seconds() >= 0.9  # and no faster than the limit's pace
 
 
 @pytest.mark.server
