@@ -197,7 +197,7 @@ async def make_campaign(
             items[row.id] = await item_of_failure(await session_for_task(credentials, store), row, error)
 
     async with _progress(name, len(rows), items):
-        await each(rows, make, at_once)
+        await each(rows, make, min(at_once, len(rows)))
     return CampaignReport(name, tuple(items[row.id] for row in rows))
 
 
