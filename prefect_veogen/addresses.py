@@ -41,8 +41,9 @@ async def open_media(
         async with session.client.transport.media(url, headers) as answer:
             if answer.status not in _REDIRECTS:
                 # A name may resolve to one address when it is checked, and to another one when it is connected to.
-                if not ours and answer.peer is not None:
-                    await _check(session, url_parts(url)[1], [_parsed(answer.peer)])
+                peer = answer.peer  # asked for once: a connection that is reset meanwhile has none any more
+                if not ours and peer is not None:
+                    await _check(session, url_parts(url)[1], [_parsed(peer)])
                 yield answer
                 return
             target = joined_url(url, answer.headers.get("location", ""))

@@ -145,7 +145,7 @@ class MediaAnswer:
 
     @property
     def peer(self) -> str | None:
-        """The address that answered; `None` where a proxy stands between."""
+        """The address that answered; `None` where a proxy stands between, or when the connection is gone."""
         stream = self._answer.extensions.get("network_stream")
         if stream is None or getproxies():
             return None
