@@ -13,7 +13,6 @@ import hashlib
 import json
 import re
 import unicodedata
-import weakref
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,6 +21,7 @@ from urllib.parse import quote
 
 from prefect_veogen.addresses import open_media
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
+from prefect_veogen.iothread import Places
 from prefect_veogen.ledger import Entry, Receipt, State
 from prefect_veogen.media import NotMedia
 from prefect_veogen.models import Asset, Generation, Kind, Status
@@ -61,7 +61,7 @@ async def deliver(session: Session, generation: Generation) -> Delivery:
     stored = await intact_asset(session.store, entry.receipt) if entry else None
     if stored is not None:
         return Delivery(stored, reused=True)
-    async with _bound():
+    async with _places():
         asset, etag = await _Download(session, generation, entry.receipt if entry else None).run()
     if entry is not None:
         await _write_down(session, entry, asset, etag)
@@ -97,12 +97,8 @@ async def _write_down(session: Session, entry: Entry, asset: Asset, etag: str) -
             return
 
 
-_bounds: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = weakref.WeakKeyDictionary()
-
-
-def _bound() -> asyncio.Semaphore:
-    """Return what keeps the memory of many deliveries at once within bounds."""
-    return _bounds.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(_AT_ONCE))
+# What keeps the memory of many deliveries at once within bounds.
+_places = Places(_AT_ONCE)
 
 
 class _Stale(Exception):

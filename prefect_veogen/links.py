@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefect_veogen.addresses import open_media
-from prefect_veogen.errors import InputUnavailable, MediaRejected, ServiceUnavailable, TryAgainLater, VeogenError
+from prefect_veogen.errors import InputUnavailable, ServiceUnavailable, TryAgainLater, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Asset
 from prefect_veogen.store import open_store
@@ -54,6 +54,8 @@ async def link_to(session: Session, asset: Asset) -> str:
                 return link
         except TryAgainLater as later:
             passing = later
+        except VeogenError:
+            continue  # there is none from there
     if passing is not None:
         raise ServiceUnavailable(f"No link to the asset {asset.uri} works at the moment: {passing.message}")
     raise InputUnavailable(
@@ -69,23 +71,13 @@ async def _known(_session: Session, asset: Asset) -> str | None:
 
 
 async def _fresh(session: Session, asset: Asset) -> str | None:
-    try:
-        generation = await session.client.get_generation(asset.generation_id)
-    except TryAgainLater:
-        raise
-    except VeogenError:
-        return None
+    generation = await session.client.get_generation(asset.generation_id)
     return None if generation.output is None else generation.output.url
 
 
 async def _presigned(_session: Session, asset: Asset) -> str | None:
     folder, _, name = asset.uri.rpartition("/")
-    try:
-        return await open_store(folder).link(name, PRESIGNED_SECONDS)
-    except TryAgainLater:
-        raise
-    except VeogenError:
-        return None
+    return await open_store(folder).link(name, PRESIGNED_SECONDS)
 
 
 async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> bool:
@@ -93,6 +85,7 @@ async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> boo
 
     Raises:
         ServiceUnavailable: it doesn't tell now.
+        MediaRejected: it leads where no media of the service can be.
     """
     try:
         async with open_media(session, url, {"Range": "bytes=0-0"}, ours=ours) as answer:
@@ -101,8 +94,6 @@ async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> boo
             return _is_of(asset, answer)
     except AnswerLost as lost:
         raise ServiceUnavailable(str(lost)) from None
-    except MediaRejected:
-        return False
 
 
 def _is_of(asset: Asset, answer: MediaAnswer) -> bool:
