@@ -78,6 +78,8 @@ class Account(BaseModel):
     reserved: dict[str, Reservation] = Field(default_factory=dict)
     # Whose money was given back after a failure: giving back is tried again after a kill, and must not count twice.
     refunded: tuple[str, ...] = ()
+    # What was charged against an expectation, and counted: counting is tried again after a kill, and must not double.
+    charged: tuple[str, ...] = ()
     # Makes every write unlike every other, so that a repeated write is told from somebody else's.
     written: str = ""
 
@@ -117,6 +119,11 @@ class Budgets:
         """Turn what was set aside into what was really spent; again changes nothing."""
         for budget in budgets:
             await self._change(budget, lambda account: _settled(account, name, usd))
+
+    async def charge(self, budgets: Iterable[str], name: str, usd: Decimal) -> None:
+        """Count money that was spent under a name, reserved or not: no cap can undo it. Idempotent."""
+        for budget in budgets:
+            await self._change(budget, lambda account: _charged(account, name, usd))
 
     async def release(self, budgets: Iterable[str], name: str, settled_usd: Decimal | None = None) -> None:
         """Give back what was set aside, or, if it was settled already, what was spent."""
@@ -219,6 +226,13 @@ def _settled(account: Account, name: str, usd: Decimal) -> Account | None:
         return None
     spent = account.spent_usd + usd
     return account.model_copy(update={"reserved": _without(account.reserved, name), "spent_usd": spent})
+
+
+def _charged(account: Account, name: str, usd: Decimal) -> Account | None:
+    if name in account.charged:
+        return None
+    changes = {"reserved": _without(account.reserved, name), "spent_usd": account.spent_usd + usd}
+    return account.model_copy(update={**changes, "charged": (*account.charged, name)})
 
 
 def _released(account: Account, name: str, settled_usd: Decimal | None) -> Account | None:

@@ -37,7 +37,7 @@ from prefect_veogen.protocol import (
     error_of,
     read_account,
     read_balance,
-    read_clock,
+    read_date,
     read_generation,
     read_generations,
     read_model,
@@ -85,8 +85,8 @@ class VeogenClient:
         self._token = _sendable_token(token)
         self.limiter = Limiter(requests_per_minute)
         self.transport = Transport(request_timeout_seconds)
-        self.service_behind = timedelta(0)
-        """How far the service's clock was behind ours when it last told; never less than nothing."""
+        self.clock_offset: timedelta | None = None
+        """How far our clock was ahead of the service's at its last response with a `Date`; unknown before."""
 
     def __repr__(self) -> str:
         return f"VeogenClient(base_url={self.base_url!r})"
@@ -121,13 +121,13 @@ class VeogenClient:
         return generation
 
     async def list_generations(
-        self, kind: Kind | None = None, *, page: int = 1, per_page: int = MAX_PER_PAGE
+        self, kind: Kind | None = None, *, page: int = 1, per_page: int = MAX_PER_PAGE, uncached: bool = False
     ) -> Page[Generation]:
         """Return one page, newest first; pages past the first exist only with a `kind`."""
         query: dict[str, str | int] = {"per_page": per_page}
         if kind is not None:
             query |= {"type": kind.value, "page": page}
-        return read_generations(await self._look("/generations", query), page)
+        return read_generations(await self._look("/generations", query, uncached=uncached), page)
 
     async def get_model(self, slug: str) -> CatalogueModel:
         """Return one model of the catalogue (/api-reference/models/get).
@@ -176,14 +176,14 @@ class VeogenClient:
         self.limiter.answered(clearly=not isinstance(submission, Unknown))
         return submission
 
-    async def _look(self, path: str, query: dict[str, str | int] | None = None) -> Answer:
-        return await on_io(self._look_when_allowed(path, query))
+    async def _look(self, path: str, query: dict[str, str | int] | None = None, *, uncached: bool = False) -> Answer:
+        return await on_io(self._look_when_allowed(path, query, uncached=uncached))
 
-    async def _look_when_allowed(self, path: str, query: dict[str, str | int] | None) -> Answer:
+    async def _look_when_allowed(self, path: str, query: dict[str, str | int] | None, *, uncached: bool) -> Answer:
         for _ in range(_LOOKS_WHEN_BUSY):
             await self.limiter.turn(Lane.LOOKING)
             try:
-                answer = await self._call("GET", path, query=query)
+                answer = await self._call("GET", path, query=query, uncached=uncached)
             except AnswerLost as error:
                 raise ServiceUnavailable(f"GET {path}: {error}") from None
             except NotSent as error:
@@ -203,10 +203,14 @@ class VeogenClient:
         query: dict[str, str | int] | None = None,
         body: dict[str, Any] | None = None,
         before_body: Callable[[], Awaitable[None]] | None = None,
+        uncached: bool = False,
     ) -> Answer:
         url, token = self.base_url + path, self._token.get_secret_value()
-        answer = await self.transport.call(method, url, token=token, query=query, body=body, before_body=before_body)
-        self.service_behind = max(_now() - read_clock(answer, _now()), timedelta(0))
+        answer = await self.transport.call(
+            method, url, token=token, query=query, body=body, before_body=before_body, uncached=uncached
+        )
+        if (date := read_date(answer)) is not None:
+            self.clock_offset = _now() - date
         return answer
 
 

@@ -22,13 +22,12 @@ from urllib.parse import quote
 from prefect_veogen.addresses import open_media
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
 from prefect_veogen.iothread import Places
-from prefect_veogen.ledger import Entry, Receipt, State
 from prefect_veogen.media import NotMedia
-from prefect_veogen.models import Asset, Generation, Kind, Status
+from prefect_veogen.models import Asset, Generation, Kind, Status, without_secrets
 from prefect_veogen.protocol import failure_of
-from prefect_veogen.store import Changed
+from prefect_veogen.receipt import Receipt
 from prefect_veogen.transfer import LEAST_BYTES, Restart, TooLarge, Transfer, unless_too_slow
-from prefect_veogen.transport import AnswerLost, without_secrets
+from prefect_veogen.transport import AnswerLost
 
 if TYPE_CHECKING:
     from prefect_veogen.session import Session
@@ -64,7 +63,7 @@ async def deliver(session: Session, generation: Generation) -> Delivery:
     async with _places():
         asset, etag = await _Download(session, generation, entry.receipt if entry else None).run()
     if entry is not None:
-        await _write_down(session, entry, asset, etag)
+        await session.ledger.store(entry, asset, etag)
     return Delivery(asset, reused=False)
 
 
@@ -82,19 +81,6 @@ async def intact_asset(store: Store, receipt: Receipt) -> Asset | None:
     if stat.etag != receipt.etag and await store.sha256(key) != asset.sha256:
         return None
     return asset.model_copy(update={"uri": store.uri(key)})
-
-
-async def _write_down(session: Session, entry: Entry, asset: Asset, etag: str) -> None:
-    while entry.receipt.state in (State.BOUGHT, State.STORED):
-        try:
-            await session.ledger.move(entry, State.STORED, "stored", asset.uri, asset=asset, etag=etag, holder=None)
-        except Changed:
-            current = await session.ledger.read(entry.receipt.key)
-            if current is None:
-                return
-            entry = current
-        else:
-            return
 
 
 # What keeps the memory of many deliveries at once within bounds.
@@ -276,7 +262,7 @@ class _Download:
         if self._receipt is None:
             return None
         with contextlib.suppress(VeogenError):
-            return (await self._session.catalogue.model(self._receipt.request["model"])).type
+            return (await self._session.catalogue.model(self._receipt.request.model)).type
         return None
 
     def _asset(self, transfer: Transfer) -> Asset:
@@ -287,7 +273,7 @@ class _Download:
             content_type=transfer.content_type,
             generation_id=self._generation.id,
             price_usd=self._receipt.price_usd if self._receipt else self._generation.price_usd,
-            model=self._receipt.request["model"] if self._receipt else self._generation.model,
+            model=self._receipt.request.model if self._receipt else self._generation.model,
             source_url=without_secrets(self._url),
         )
 
@@ -299,10 +285,10 @@ class _Download:
         receipt, generation = self._receipt, self._generation
         if receipt is None:
             return f"{_plain(generation.model or 'unknown')}/{quote(generation.id, safe='')}"
-        _version, visible, content, *take = receipt.key.split("-", 3)
-        words = _plain(receipt.request["prompt"])[:40].strip("-")
-        name = "-".join(part for part in (words, visible, content[:8], *take) if part)
-        return f"{_plain(receipt.request['model'])}/{name}"
+        visible, content, take = receipt.receipt_key
+        words = _plain(receipt.request.prompt)[:40].strip("-")
+        name = "-".join(part for part in (words, visible, content[:8], take) if part)
+        return f"{_plain(receipt.request.model)}/{name}"
 
     async def _write_sidecar(self, transfer: Transfer, asset: Asset) -> None:
         sidecar = _provenance(self._generation, self._receipt, asset, transfer.content_type_claimed)
@@ -330,7 +316,10 @@ def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset, c
     known["parameters"] = _without_secrets(known["parameters"])  # links to inputs may be signed
     bought: dict[str, Any] = {}
     if receipt is not None:
-        bought = receipt.model_dump(mode="json", include={"request", "take", "links", "api", "quote_usd", "sent_at"})
+        shown = {"request", "take", "links", "api", "quote_usd", "sent_at"}
+        bought = receipt.model_dump(mode="json", include=shown) | {
+            "request": receipt.request.model_dump(mode="json", exclude_none=True)
+        }
         bought["receipt"] = receipt.key
     return {
         "format": 1,

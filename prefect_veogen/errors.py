@@ -22,7 +22,7 @@ VeogenError
 │   └── ContentRejected        the service's text speaks of moderation
 ├── StillRunning               paid for and running: the same call, made again, re-attaches
 └── PersonNeeded               money is involved and no safe step is left for a program
-    ├── UnknownSubmission      the purchase may or may not have happened
+    ├── UnknownSubmission      in doubt: the purchase may or may not have happened; mostly ends by itself in time
     ├── MediaRejected          what was served is not the media that was paid for
     ├── OutputMissing          completed, but without anything to download
     ├── UnreadableReceipt      a record of the ledger is damaged or newer than this version
@@ -38,6 +38,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
     from decimal import Decimal
 
 
@@ -300,14 +301,24 @@ class PersonNeeded(_AboutAGeneration):
 
 
 class UnknownSubmission(PersonNeeded):
-    """The purchase may or may not have happened; `receipt` names the ledger's record of it."""
+    """The purchase may or may not have happened; `receipt` names the ledger's record of it.
+
+    Running again after `doubt_until` (UTC) ends the doubt by itself; where that is `None`, a person has to decide.
+    """
 
     def __init__(
-        self, message: str, *, receipt: str | None = None, candidates: Sequence[str] = (), **facts: Any
+        self,
+        message: str,
+        *,
+        receipt: str | None = None,
+        candidates: Sequence[str] = (),
+        doubt_until: datetime | None = None,
+        **facts: Any,
     ) -> None:
         super().__init__(message, **facts)
         self.receipt = receipt
         self.candidates = tuple(candidates)
+        self.doubt_until = doubt_until
 
 
 class MediaRejected(PersonNeeded):

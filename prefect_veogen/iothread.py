@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
 import weakref
@@ -16,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -95,6 +96,37 @@ class Places:
     def __call__(self) -> asyncio.Semaphore:
         """Return the running loop's places."""
         return self._of.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._count))
+
+
+class SharedReads:
+    """Lets callers who ask while a reading is under way share the next one; belongs to one event loop.
+
+    A reading counts only for those who asked before it began, and dozens may ask at once.
+    """
+
+    def __init__(self) -> None:
+        self._count = itertools.count()
+        self._locks: dict[Hashable, asyncio.Lock] = {}
+        self._latest: dict[Hashable, tuple[int, asyncio.Future[Any]]] = {}
+
+    async def get(self, key: Hashable, read: Callable[[], Awaitable[Result]]) -> Result:
+        """Return, or raise, what a reading brings that began after this call."""
+        asked = next(self._count)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            began, outcome = self._latest.get(key, (-1, None))
+            if outcome is None or began < asked:
+                outcome = asyncio.get_running_loop().create_future()
+                began = next(self._count)
+                try:
+                    outcome.set_result(await read())
+                except Exception as error:  # noqa: BLE001 - whatever it is, all who asked have to hear of it
+                    outcome.set_exception(error)
+                self._latest[key] = (began, outcome)
+        if not any(lock.locked() for lock in self._locks.values()):
+            self._locks.clear()
+            self._latest.clear()
+        result: Result = await outcome
+        return result
 
 
 async def uninterrupted(work: Coroutine[Any, Any, Result]) -> Result:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 import uuid
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -36,7 +37,7 @@ class Holder(BaseModel):
     id: str
     host: str
     pid: int
-    process: str | None
+    process: str | None = None
     lease_until: datetime
     flow_run_id: str | None = None
 
@@ -79,6 +80,11 @@ def holding(lease_seconds: float, flow_run_id: str | None) -> Iterator[Holder]:
     finally:
         with _lock:
             _active.discard(holder.id)
+
+
+def boot_seconds() -> float:
+    """Return the time since the machine started, that in which it slept included."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _same_machine(one: str, other: str) -> bool:

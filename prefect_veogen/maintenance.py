@@ -8,12 +8,14 @@ from typing import Any, Final
 
 from prefect import task
 from prefect.artifacts import acreate_table_artifact
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
+from prefect.states import AwaitingRetry
 
 from prefect_veogen.blocks import VeogenCredentials
-from prefect_veogen.errors import VeogenError
+from prefect_veogen.errors import UnknownSubmission, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Ledger, Receipt
 from prefect_veogen.ledger import State as ReceiptState
@@ -23,7 +25,10 @@ from prefect_veogen.store import open_store
 from prefect_veogen.tasks import FREE, session_for_task
 from prefect_veogen.upkeep import Reconciliation, Swept, read_receipts, reconcile, sweep
 
-_UNSETTLED = (ReceiptState.SENDING, ReceiptState.UNKNOWN, ReceiptState.BOUGHT)
+_RETRIES_IN_DOUBT = 3
+_WAITS_FOR_DOUBT = "A purchase is in doubt: "
+
+_UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
 
 
 @task(
@@ -39,9 +44,9 @@ async def sweep_store(*, credentials: VeogenCredentials | None = None, store: st
     session = await session_for_task(credentials, store)
     swept = await sweep(session)
     for item in swept:
-        session.log.info("%s: %s → %s. %s", item.key, item.before.value, item.after.value, item.note)
+        session.log.info("%s: %s → %s. %s", item.key, item.before.label, item.after.label, item.note)
     if swept:
-        table = [{"receipt": s.key, "before": s.before.value, "after": s.after.value, "note": s.note} for s in swept]
+        table = [{"receipt": s.key, "before": s.before.label, "after": s.after.label, "note": s.note} for s in swept]
         await acreate_table_artifact(table, key="veogen-sweep", description=f"{len(swept)} receipts were unfinished")
     return swept
 
@@ -88,7 +93,7 @@ async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
             "request, or `prefect-veogen sweep`, adopts it and pays nothing.",
             state.name,
             name,
-            receipt.request["model"],
+            receipt.request.model,
             in_usd(receipt.price_usd),
         )
 
@@ -102,10 +107,32 @@ async def _unsettled(flow_run: FlowRun) -> list[Receipt]:
     ]
 
 
+async def retry_when_doubt_ends(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Put a deployment's run that ended in doubt back on the schedule for the doubt's end; use it as `on_failure`.
+
+    As `prefect flow-run retry` would: a worker runs it again then, and no process waits meanwhile. At most three times.
+    """
+    error = await state.aresult(raise_on_failure=False)
+    if flow_run.deployment_id is None or not isinstance(error, UnknownSubmission) or error.doubt_until is None:
+        return
+    log = flow_run_logger(flow_run, flow)
+    async with get_client() as client:
+        states = await client.read_flow_run_states(flow_run.id)
+        if sum((past.message or "").startswith(_WAITS_FOR_DOUBT) for past in states) >= _RETRIES_IN_DOUBT:
+            log.warning("A purchase is still in doubt after %d retries: see the error", _RETRIES_IN_DOUBT)
+            return
+        message = f"{_WAITS_FOR_DOUBT}run again at {error.doubt_until:%Y-%m-%d %H:%M:%S} UTC"
+        retry: State[Any] = AwaitingRetry(scheduled_time=error.doubt_until, message=message)
+        await client.set_flow_run_state(flow_run.id, retry, force=True)
+    log.warning(message)
+
+
 TELL_WHEN_STOPPED: Final[dict[str, Any]] = {
-    hook: [tell_what_runs_on] for hook in ("on_cancellation", "on_crashed", "on_failure")
+    "on_cancellation": [tell_what_runs_on],
+    "on_crashed": [tell_what_runs_on],
+    "on_failure": [tell_what_runs_on, retry_when_doubt_ends],
 }
-"""For flows which buy: `@flow(**TELL_WHEN_STOPPED)`."""
+"""For flows which buy: `@flow(**TELL_WHEN_STOPPED)`; a deployment's run in doubt is retried when that is over."""
 
 
 def _differences(found: Reconciliation) -> list[dict[str, str]]:

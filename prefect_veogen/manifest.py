@@ -13,10 +13,10 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem, StoreUnavailable
 from prefect_veogen.iothread import on_io
-from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, text_problem
+from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, text_problem, without_secrets
 from prefect_veogen.records import ENDINGS, TWICE, mapping, parsed
 from prefect_veogen.store import open_store
-from prefect_veogen.transport import fetch_text, without_secrets
+from prefect_veogen.transport import fetch_text
 
 MOTION = "motion_"
 DEFAULT_MOTION_MODEL = "veo-3.1-fast"

@@ -11,7 +11,7 @@ import reprlib
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, NamedTuple, Self
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -189,17 +189,51 @@ class GenerationRequest(_Value):
 
     def receipt_key(self, base_url: str) -> str:
         """Return the ledger's key: versioned digests of the canonical request and the API's base, and the take."""
-        return f"{self.content_key(base_url)}-{_take_part(self.take)}"
-
-    def content_key(self, base_url: str) -> str:
-        """Return the part of the key that all takes of this request share.
-
-        It begins with what the service lets one see of a generation, so that receipts which could be confused when
-        a lost purchase is looked for stand side by side.
-        """
         api = normal_base_url(base_url)
         visible = _digest({"api": api, "model": self.model, "prompt": self.prompt})
-        return f"{KEY_VERSION}-{visible[:12]}-{_digest({'api': api, 'request': self.canonical()})[:32]}"
+        content = _digest({"api": api, "request": self.canonical()})
+        return str(ReceiptKey(visible[:12], content[:32], _take_part(self.take)))
+
+
+class ReceiptKey(NamedTuple):
+    """The ledger's key of a purchase, in parts; nothing else knows how it is written.
+
+    `visible` covers what the service shows of a generation, so that receipts which could be confused when a purchase
+    is in doubt are listed side by side; `content` covers the whole request; `take` tells its versions apart.
+    """
+
+    visible: str
+    content: str
+    take: str
+
+    @classmethod
+    def parse(cls, text: str) -> ReceiptKey:
+        """Return the parts of a key as it is written."""
+        _version, visible, content, take = text.split("-", 3)
+        return cls(visible, content, take)
+
+    def __str__(self) -> str:
+        return f"{self.content_key}-{self.take}"
+
+    @property
+    def family(self) -> str:
+        """The beginning which keys of purchases that look the same from outside share."""
+        return f"{KEY_VERSION}-{self.visible}-"
+
+    @property
+    def content_key(self) -> str:
+        """The beginning which the keys of all takes of a request share."""
+        return f"{self.family}{self.content}"
+
+    @staticmethod
+    def reservation(key: str, attempt: int) -> str:
+        """Return what an attempt of the purchase of that key is called in the budgets."""
+        return f"{key}#{attempt}"
+
+    @staticmethod
+    def of_reservation(name: str) -> str:
+        """Return the key of the purchase for which money is reserved under a name."""
+        return name.rpartition("#")[0]
 
 
 def text_problem(text: str) -> str | None:
@@ -238,6 +272,14 @@ def normal_base_url(base_url: str) -> str:
     scheme, host = scheme.lower(), host.lower()
     host = host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
     return f"{scheme}{separator}{host}{slash}{path}"
+
+
+def without_secrets(url: str) -> str:
+    """Return a link without what may be a secret in it: query, fragment, user and password."""
+    address = url.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def _digest(value: Any) -> str:

@@ -11,7 +11,7 @@ from prefect_veogen.client import balance_of
 from prefect_veogen.errors import ChangeTheRequest
 from prefect_veogen.iothread import each, on_io
 from prefect_veogen.ledger import State
-from prefect_veogen.models import Certainty, GenerationRequest, Quote
+from prefect_veogen.models import Certainty, GenerationRequest, Quote, ReceiptKey
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,7 +119,9 @@ async def priced(session: Session, request: GenerationRequest) -> Quote:
 async def _left(session: Session, cap: Cap, unpaid: set[str]) -> Decimal:
     """Return what a budget still allows these purchases, with what runs that died have set aside for them."""
     account = await session.budgets.account(cap.budget)
-    own = sum((held.usd for name, held in account.reserved.items() if name.rpartition("#")[0] in unpaid), Decimal(0))
+    own = sum(
+        (held.usd for name, held in account.reserved.items() if ReceiptKey.of_reservation(name) in unpaid), Decimal(0)
+    )
     return cap.usd - account.committed_usd + own
 
 

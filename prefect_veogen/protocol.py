@@ -163,13 +163,13 @@ def failure_of(generation: Generation) -> GenerationFailed:
     return kind(message, generation_id=generation.id, service_text=generation.error)
 
 
-def read_clock(answer: Answer, now: datetime) -> datetime:
-    """Return what time it is at the service; `now` if it doesn't tell."""
+def read_date(answer: Answer) -> datetime | None:
+    """Return what time it is at the service, to the second; `None` if the response has no valid `Date`."""
     try:
-        told = parsedate_to_datetime(answer.headers["date"])
+        date = parsedate_to_datetime(answer.headers["date"])
     except (KeyError, TypeError, ValueError):
-        return now
-    return told if told.tzinfo else now
+        return None
+    return date if date.tzinfo else None
 
 
 def retry_after_seconds(headers: Mapping[str, str], now: datetime) -> float:
@@ -255,13 +255,26 @@ class Page(Generic[Item]):
 
     items: tuple[Item, ...]
     has_more: bool
+    last_page: int | None = None
+    """The number of the last page, if the service states it."""
+    skipped: int = 0
+    """How many records could not be read."""
+    at: datetime | None = None
+    """When the service answered, by its own clock."""
 
 
 def read_generations(answer: Answer, page: int) -> Page[Generation]:
-    """Return a page of generations (/api-reference/generations/list); what is no generation is passed over."""
-    records, has_more = _page(answer, page)
-    found = {generation.id: generation for record in records if (generation := generation_of(record))}
-    return Page(tuple(found.values()), has_more)
+    """Return a page of generations (/api-reference/generations/list); records that can't be read are skipped."""
+    records, last_page = _page(answer)
+    read = [generation for record in records if (generation := generation_of(record))]
+    found = {generation.id: generation for generation in read}
+    return Page(
+        tuple(found.values()),
+        has_more=_has_more(records, page, last_page),
+        last_page=last_page,
+        skipped=len(records) - len(read),
+        at=read_date(answer),
+    )
 
 
 def _output_of(record: Any) -> Output | None:
@@ -291,8 +304,9 @@ def read_model(answer: Answer) -> CatalogueModel:
 
 def read_models(answer: Answer, page: int) -> Page[CatalogueModel]:
     """Return a page of the catalogue; its shape is not documented, so every known page shape is read."""
-    records, has_more = _page(answer, page)
-    return Page(tuple(model for record in records if (model := _model_of(record))), has_more)
+    records, last_page = _page(answer)
+    models = tuple(model for record in records if (model := _model_of(record)))
+    return Page(models, _has_more(records, page, last_page), last_page)
 
 
 def _model_of(record: Any) -> CatalogueModel | None:
@@ -373,8 +387,9 @@ class Charge:
 
 def read_usage(answer: Answer, page: int) -> Page[Charge]:
     """Return a page of the statement (/api-reference/account/usage)."""
-    records, has_more = _page(answer, page)
-    return Page(tuple(charge for record in records if (charge := _charge_of(record))), has_more)
+    records, last_page = _page(answer)
+    charges = tuple(charge for record in records if (charge := _charge_of(record)))
+    return Page(charges, _has_more(records, page, last_page), last_page)
 
 
 def _charge_of(record: Any) -> Charge | None:
@@ -450,8 +465,8 @@ def _record(answer: Answer) -> dict[str, Any]:
     return data
 
 
-def _page(answer: Answer, page: int) -> tuple[Sequence[Any], bool]:
-    """Return records, and whether more follow, from any of the three documented page shapes."""
+def _page(answer: Answer) -> tuple[Sequence[Any], int | None]:
+    """Return records, and the number of the last page if stated, from any of the three documented page shapes."""
     body = _json(answer)
     records = body.get("data") if isinstance(body, dict) else body
     if isinstance(records, dict):  # PHP prints a list with gaps as an object
@@ -464,7 +479,11 @@ def _page(answer: Answer, page: int) -> tuple[Sequence[Any], bool]:
     total, per_page, last = (_whole(meta.get(name)) for name in ("total", "per_page", "last_page"))
     if last is None and total is not None and per_page:
         last = -(-total // per_page)
-    return records, bool(records) and last is not None and page < last
+    return records, last
+
+
+def _has_more(records: Sequence[Any], page: int, last_page: int | None) -> bool:
+    return bool(records) and last_page is not None and page < last_page
 
 
 def _whole(value: Any) -> int | None:

@@ -1,8 +1,8 @@
 """Buying at most once: the one place from which money is spent.
 
-Whatever happens to this process, the receipt says what may safely be done next; see `ledger` for its states. The order
-of the steps is the whole safety: everything that can fail for free comes first, then the receipt, then the money set
-aside, then the note that the purchase is on its way, and at once the purchase.
+Whatever happens to this process, the receipt says what may safely be done next; see `receipt` for its states. The order
+of the steps is the whole safety: everything that can fail for free comes first, then the receipt, then the money
+reserved, then the write-ahead note that the purchase is on its way, and at once the purchase.
 """
 
 from __future__ import annotations
@@ -26,41 +26,47 @@ from prefect_veogen.errors import (
     UnexpectedAnswer,
     VeogenError,
 )
-from prefect_veogen.iothread import uninterrupted
-from prefect_veogen.ledger import Entry, Receipt, State
-from prefect_veogen.links import offered_links
-from prefect_veogen.liveness import holding
-from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd
-from prefect_veogen.protocol import Accepted, Busy, Refused, Unknown, failure_of
-from prefect_veogen.recovery import (
+from prefect_veogen.in_doubt import (
+    Doubt,
     Search,
-    attach,
-    is_abandoned,
-    is_about,
-    look_for,
-    readable,
-    recorded,
-    shown_links,
-    unknown_submission,
+    VoidReading,
+    needs_reading,
+    note_doubt,
+    read_list,
+    search,
+    still_in_doubt,
     write_down,
 )
+from prefect_veogen.iothread import uninterrupted
+from prefect_veogen.ledger import Entry, EventName, Intent, State
+from prefect_veogen.links import offered_links
+from prefect_veogen.liveness import boot_seconds, holding
+from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd, without_secrets
+from prefect_veogen.protocol import Accepted, Busy, Refused, Unknown, failure_of
+from prefect_veogen.receipt import attach
 from prefect_veogen.store import AlreadyThere, Changed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from prefect_veogen.liveness import Holder
+    from prefect_veogen.protocol import Submission
+    from prefect_veogen.receipt import Reading, Receipt
     from prefect_veogen.session import Session
 
 # Longer than a purchase can take to be answered; only other machines ever have to wait for it.
 _LEASE_MARGIN_SECONDS = 30.0
 _BUSY_SECONDS = 900.0
 _RIVAL_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
-_LOOK_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0)
+_POLL_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0)
+_SEARCH_SECONDS = 30.0
+"""How long a purchase whose response was just lost is searched for before the caller hears of the doubt."""
 _BLIND_SECONDS = 60.0
-_LEAST_LOOKS = 2
+_READING_TRIES = 5
 _STORE_AWAY_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 5.0
+_NOTE_HOLDS_SECONDS = 10.0
+"""How long after its note a purchase may still be sent: a process that was frozen for longer must not send it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,34 +84,21 @@ async def buy(session: Session, request: GenerationRequest) -> Purchase:
     """
     await session.store.check()
     lease = session.settings.request_timeout_seconds + _LEASE_MARGIN_SECONDS
-    with holding(lease, session.flow_run_id) as holder:
-        return await _Buyer(session, request, holder, lease).get()
+    with holding(lease, session.flow_run_id) as owner:
+        return await _Buyer(session, request, owner, lease).buy()
 
 
 async def mark_failed(session: Session, generation: Generation) -> GenerationFailed:
     """Return the error of a failed generation, after writing into its receipt that nothing was charged."""
-    error = failure_of(generation)
-    while generation.receipt is not None:
-        entry = await session.ledger.read(generation.receipt)
-        if entry is None or entry.receipt.state is not State.BOUGHT or not is_about(entry.receipt, generation):
-            break
-        receipt = entry.receipt
-        try:
-            await session.ledger.move(
-                entry, State.FAILED, "failed", generation.error, generation=recorded(receipt, generation)
-            )
-        except Changed:
-            continue
-        # Only the one who moved the receipt gives the money back, so that it is given back once.
-        await session.budgets.release(receipt.budgets, receipt.reservation, receipt.price_usd)
-        break
-    return error
+    if generation.receipt is not None:
+        await session.ledger.fail(generation.receipt, generation)
+    return failure_of(generation)
 
 
 class _Note:
-    """The note that a purchase is on its way, written when nothing but the purchase itself is left to be sent.
+    """The write-ahead note that a purchase is on its way, written when nothing but its body is left to be sent.
 
-    Connecting takes long enough to be killed in; after the note, only a person can tell whether money was spent.
+    Connecting takes long enough to be killed in; after the note, whether money was spent has to be reconciled.
     """
 
     def __init__(self, entry: Entry, write: Callable[[Entry], Awaitable[Entry]]) -> None:
@@ -114,86 +107,95 @@ class _Note:
         self._write = write
 
     async def write(self) -> None:
+        """Write it; the body may follow at once, and only at once.
+
+        Raises:
+            NotSent: writing took so long that others may have given the purchase up.
+        """
+        began = boot_seconds()
         self.entry = await self._write(self.entry)
         self.is_written = True
+        # Nothing is awaited between here and the sending of the body.
+        if boot_seconds() - began > _NOTE_HOLDS_SECONDS:
+            raise NotSent(
+                f"The note of a purchase took longer than {_NOTE_HOLDS_SECONDS:g} s to write",
+                next_step="Nothing was bought. Check the store and the machine, then run it again.",
+            )
 
 
 class _Buyer:
     """One call's attempt to come to a generation."""
 
-    def __init__(self, session: Session, request: GenerationRequest, holder: Holder, lease_seconds: float) -> None:
+    def __init__(self, session: Session, request: GenerationRequest, owner: Holder, lease_seconds: float) -> None:
         self._session = session
         self._ledger = session.ledger
         self._request = request
         self._key = request.receipt_key(session.client.base_url)
-        self._holder = holder
+        self._owner = owner
         self._lease_seconds = lease_seconds
         self._quote: Quote | None = None
         self._body: dict[str, Any] = {}
 
-    async def get(self) -> Purchase:
+    async def buy(self) -> Purchase:
         try:
-            return await self._got()
+            return await self._acquire()
         except BaseException:
-            await asyncio.shield(self._let_go())
+            await asyncio.shield(self._release_reserved())
             raise
 
-    async def _let_go(self) -> None:
-        """Give up what is only reserved: others would wait for it for as long as this process lives."""
+    async def _release_reserved(self) -> None:
+        """Release what is only reserved: others would wait for it for as long as this process lives."""
         with contextlib.suppress(Changed, VeogenError):
             entry = await self._ledger.read(self._key)
-            if entry is None or entry.receipt.state is not State.RESERVED or entry.receipt.holder is None:
+            if entry is None or entry.receipt.state is not State.RESERVED or entry.receipt.owner is None:
                 return
-            if entry.receipt.holder.id == self._holder.id:
-                await self._release(entry, "the buyer was stopped before sending")
+            if entry.receipt.owner.id == self._owner.id:
+                await self._ledger.release(entry, "the buyer was stopped before sending")
 
-    async def _got(self) -> Purchase:
+    async def _acquire(self) -> Purchase:
         attempt = 0
         while True:
             if attempt == 1:
-                self._session.log.info("Somebody else is buying this just now: waiting for what comes of it")
+                self._session.log.info("Another worker is buying this just now: waiting for its outcome")
             entry = await self._ledger.read(self._key)
             try:
                 if entry is None:
-                    return await self._buy(await self._reserved(None))
+                    return await self._buy(await self._reserve(None))
                 match entry.receipt.state:
                     case State.BOUGHT | State.STORED:
                         return Purchase(attach(entry.receipt), reused=True)
-                    case State.RESERVED | State.SENDING if not is_abandoned(entry.receipt):
+                    case State.RESERVED | State.SENDING if not entry.receipt.is_abandoned:
                         await asyncio.sleep(_RIVAL_SECONDS[min(attempt, len(_RIVAL_SECONDS) - 1)])
                         attempt += 1
                     case State.SENDING:
-                        entry = await self._ledger.move(entry, State.UNKNOWN, "unknown", "the buyer died")
-                        return await self._find(entry)
-                    case State.UNKNOWN:
-                        return await self._find(entry)
+                        return await self._resolve(await note_doubt(self._session, entry, "the buyer died"))
+                    case State.IN_DOUBT:
+                        return await self._resolve(entry)
                     case State.RESERVED | State.RELEASED | State.FAILED:
-                        return await self._buy(await self._reserved(entry))
+                        return await self._buy(await self._reserve(entry))
             except (AlreadyThere, Changed):
-                continue  # somebody else was faster: see what he did
+                continue  # another worker was first: see what it did
 
     # ------------------------------------------------------------ before the money
 
-    async def _reserved(self, entry: Entry | None) -> Entry:
-        """Return the receipt as ours, everything checked that can be checked for free, and our turn come."""
+    async def _reserve(self, entry: Entry | None) -> Entry:
+        """Return the receipt as ours, everything checked that can be checked for free, and the rate limit acquired."""
         await self._prepare()
         await self._session.client.turn_to_buy()
+        assert self._quote is not None
+        intent = Intent(
+            request=self._request,
+            api=self._session.client.base_url,
+            owner=self._owner.renewed(self._lease_seconds),
+            quote_usd=self._quote.usd,
+            caps=self._session.caps,
+            flow_run_id=self._session.flow_run_id,
+        )
         try:
-            return await uninterrupted(self._held(entry))
+            return await uninterrupted(self._ledger.reserve(entry, intent))
         except BaseException:
             self._session.client.limiter.give_back()
             raise
-
-    async def _held(self, entry: Entry | None) -> Entry:
-        left_over = entry.receipt if entry is not None and entry.receipt.state is not State.UNKNOWN else None
-        entry = await self._written_ahead(entry)
-        if left_over is not None:
-            # What an attempt that bought nothing had set aside, if whoever made it died before giving it back.
-            kept = entry.receipt.budgets if left_over.reservation == entry.receipt.reservation else ()
-            settled = left_over.price_usd if left_over.state is State.FAILED else None
-            await self._session.budgets.release(set(left_over.budgets) - set(kept), left_over.reservation, settled)
-        await self._set_aside(entry)
-        return entry
 
     async def _prepare(self) -> None:
         if self._quote is None:
@@ -204,108 +206,66 @@ class _Buyer:
                 raise BudgetExceeded.without_a_price(model.slug)
         self._body = {**self._request.set_fields(), **await offered_links(self._session, self._request)}
 
-    async def _written_ahead(self, entry: Entry | None) -> Entry:
-        assert self._quote is not None
-        changes: dict[str, Any] = {
-            "holder": self._holder.renewed(self._lease_seconds),
-            "quote_usd": self._quote.usd,
-            "flow_run_id": self._session.flow_run_id,
-            "budgets": tuple(cap.budget for cap in self._session.caps),
-        }
-        if entry is None:
-            receipt = Receipt(
-                key=self._key,
-                content=self._request.content_key(self._session.client.base_url),
-                state=State.RESERVED,
-                request=readable(self._request),
-                take=str(self._request.take),
-                api=self._session.client.base_url,
-            )
-            return await self._ledger.create(receipt.moved(State.RESERVED, "reserved", **changes))
-        if entry.receipt.state is not State.RESERVED:
-            changes |= {"attempt": entry.receipt.attempt + 1, "generation": None, "sent_at": None}
-        return await self._ledger.move(entry, State.RESERVED, "reserved", **changes)
-
-    async def _set_aside(self, entry: Entry) -> None:
-        if not self._session.caps:
-            return
-        assert self._quote is not None
-        assert self._quote.usd is not None
-        by = f"{self._holder.host}/{self._holder.pid}"
-        try:
-            await self._session.budgets.reserve(self._session.caps, entry.receipt.reservation, self._quote.usd, by)
-        except VeogenError as error:
-            await self._ledger.move(entry, State.RELEASED, "released", error.message, holder=None)
-            raise
-
     # ------------------------------------------------------------ the money
 
     async def _buy(self, entry: Entry) -> Purchase:
         give_up_at = time.monotonic() + _BUSY_SECONDS
         while True:
-            note = _Note(entry, self._sending)
-            try:
-                submission = await self._session.client.create_generation(self._body, note.write)
-            except (NotSent, ConfigurationError) as error:
-                await self._release(note.entry, error.message)
-                raise
-            except BaseException:
-                if note.is_written:
-                    # Stopped in the middle: nobody heard the answer, so the next caller is to look for the purchase.
-                    await asyncio.shield(
-                        self._ledger.move(note.entry, State.UNKNOWN, "unknown", "the buyer was stopped")
-                    )
-                raise
-            entry = note.entry
+            if needs_reading(entry.receipt) and (reopened := await self._reopened(entry)) is not None:
+                return await self._resolve(reopened)
+            entry, submission = await self._submit(entry)
             match submission:
                 case Accepted(generation):
-                    return await self._bought(entry, generation, "bought")
+                    return await self._bought(entry, generation, EventName.BOUGHT)
                 case Refused(refusal):
-                    await self._release(entry, refusal.message)
+                    await self._ledger.release(entry, refusal.message)
                     raise refusal
                 case Unknown(reason):
-                    self._session.log.warning("The answer to a purchase was lost (%s): looking for it", reason)
-                    return await self._find(await self._ledger.move(entry, State.UNKNOWN, "unknown", reason))
+                    self._session.log.warning("The response to a purchase was lost (%s): searching for it", reason)
+                    return await self._resolve(await note_doubt(self._session, entry, reason))
                 case Busy(seconds):
-                    if time.monotonic() > give_up_at:
-                        await self._release(entry, "too many requests")
-                        raise RateLimited("The service is too busy to sell anything", retry_after_seconds=seconds)
-                    entry = await self._ledger.move(
-                        entry,
-                        State.RESERVED,
-                        "waiting",
-                        f"too many requests: {seconds:g} s",
-                        holder=self._holder.renewed(self._lease_seconds + seconds),
-                    )
-                    await self._session.client.turn_to_buy()
+                    entry = await self._wait(entry, seconds, give_up_at)
 
-    async def _sending(self, entry: Entry) -> Entry:
+    async def _submit(self, entry: Entry) -> tuple[Entry, Submission]:
+        """Send the purchase, once; return the receipt, which says so, and what came of it."""
+        note = _Note(entry, self._send)
+        try:
+            submission = await self._session.client.create_generation(self._body, note.write)
+        except (NotSent, ConfigurationError) as error:
+            await self._ledger.release(note.entry, error.message)
+            raise
+        except BaseException:
+            if note.is_written:
+                # Stopped in the middle: nobody heard the response, so the next caller has to reconcile.
+                await asyncio.shield(note_doubt(self._session, note.entry, "the buyer was stopped"))
+            raise
+        return note.entry, submission
+
+    async def _wait(self, entry: Entry, seconds: float, give_up_at: float) -> Entry:
+        """Return the receipt, reserved again, when the purchase may be sent once more after a 429."""
+        if time.monotonic() > give_up_at:
+            await self._ledger.release(entry, "too many requests")
+            raise RateLimited(f"The service kept answering 429 for {_BUSY_SECONDS:g} s", retry_after_seconds=seconds)
+        owner = self._owner.renewed(self._lease_seconds + seconds)
+        entry = await self._ledger.wait(entry, owner, seconds)
+        await self._session.client.turn_to_buy()
+        return entry
+
+    async def _send(self, entry: Entry) -> Entry:
         """Return the receipt with the note that the purchase is on its way."""
-        noting = asyncio.ensure_future(
-            self._ledger.move(
-                entry,
-                State.SENDING,
-                "sending",
-                holder=self._holder.renewed(self._lease_seconds),
-                sent_at=datetime.now(UTC),
-                links=shown_links(self._body),
-            )
-        )
+        links = {name: tuple(map(without_secrets, value)) for name, value in self._body.items() if _is_list(value)}
+        owner, offset = self._owner.renewed(self._lease_seconds), self._session.client.clock_offset
+        noting = asyncio.ensure_future(self._ledger.send(entry, owner, offset, links))
         try:
             return await asyncio.shield(noting)
         except asyncio.CancelledError:
-            # Stopped before anything was sent: with the note left behind, a person would have to find that out.
+            # Stopped before anything was sent: with the note left behind, that would have to be reconciled.
             with contextlib.suppress(Changed, VeogenError):
-                await asyncio.shield(self._release(await noting, "the buyer was stopped before sending"))
+                await asyncio.shield(self._ledger.release(await noting, "the buyer was stopped before sending"))
             raise
 
-    async def _release(self, entry: Entry, reason: str) -> None:
-        receipt = entry.receipt
-        await self._ledger.move(entry, State.RELEASED, "released", reason, holder=None)
-        await self._session.budgets.release(receipt.budgets, receipt.reservation)
-
-    async def _bought(self, entry: Entry, generation: Generation, event: str) -> Purchase:
-        noting = asyncio.ensure_future(self._written_down(entry, generation, event))
+    async def _bought(self, entry: Entry, generation: Generation, event: EventName) -> Purchase:
+        noting = asyncio.ensure_future(self._write_down(entry, generation, event))
         try:
             written = await asyncio.shield(noting)
         except asyncio.CancelledError:
@@ -313,15 +273,17 @@ class _Buyer:
             await asyncio.wait([noting], timeout=_LAST_WORDS_SECONDS)
             raise
         if written is None:
-            # A twin purchase whose answer was lost has adopted ours; its own one is still to be found.
+            # A twin purchase in doubt has adopted ours; its own one is still to be found.
             reason = f"generation {generation.id} was adopted for another take"
-            return await self._find(await self._ledger.move(entry, State.UNKNOWN, "unknown", reason))
+            if entry.receipt.state is State.IN_DOUBT:
+                raise Changed(self._key)
+            return await self._resolve(await note_doubt(self._session, entry, reason))
         bought = attach(written.receipt)
-        if event == "bought":
+        if event is EventName.BOUGHT:
             self._session.watcher.bought(bought)
-        return Purchase(bought, reused=event != "bought")
+        return Purchase(bought, reused=event is not EventName.BOUGHT)
 
-    async def _written_down(self, entry: Entry, generation: Generation, event: str) -> Entry | None:
+    async def _write_down(self, entry: Entry, generation: Generation, event: EventName) -> Entry | None:
         """Return the receipt with what was paid for; a store that is away for a moment must not lose that."""
         give_up_at, attempt = time.monotonic() + _STORE_AWAY_SECONDS, 0
         while True:
@@ -336,42 +298,123 @@ class _Buyer:
                         "generations, and not made again.",
                     ) from None
                 self._session.log.warning("%s yet: %s", paid, error.message)
-            await asyncio.sleep(_LOOK_SECONDS[min(attempt, len(_LOOK_SECONDS) - 1)])
+            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
             attempt += 1
 
-    # ------------------------------------------------------------ after a lost answer
+    # ------------------------------------------------------------ in doubt
 
-    async def _find(self, entry: Entry) -> Purchase:
-        """Return the lost purchase once the service lists it; the receipt stays UNKNOWN if it never does."""
-        # From the loss on: a purchase may have been under way for longer than the grace before its answer was lost.
-        lost_at = entry.receipt.history[-1].at
-        grace_over = lost_at + timedelta(seconds=self._session.settings.unknown_grace_seconds)
-        blind_until = max(grace_over, datetime.now(UTC)) + timedelta(seconds=_BLIND_SECONDS)
-        attempt = looks = 0
+    async def _resolve(self, entry: Entry) -> Purchase:
+        """Return the purchase in doubt once the service lists it, or a new one once its absence is proven.
+
+        Raises:
+            UnknownSubmission: neither yet; the receipt stays in doubt, and the error says until when.
+        """
+        doubt = Doubt.of(self._session, entry.receipt)
+        search_until = _search_until(entry.receipt)
+        blind_until = max(search_until, datetime.now(UTC)) + timedelta(seconds=_BLIND_SECONDS)
+        attempt = 0
         while True:
             began = datetime.now(UTC)
             try:
-                search = await look_for(self._session, entry.receipt)
+                outcome = await search(self._session, entry.receipt)
             except (TryAgainLater, UnexpectedAnswer) as error:
                 if began > blind_until:
                     reason = f"the service could not be asked: {error.message}"
-                    raise unknown_submission(entry.receipt, reason) from None
+                    raise still_in_doubt(self._session, entry.receipt, reason) from None
             else:
-                if search.found is not None:
-                    return await self._bought(entry, search.found, "adopted")
-                looks += 1
-                if began >= grace_over and looks >= _LEAST_LOOKS and not search.wait:
-                    return await self._not_found(entry, search)
-            await asyncio.sleep(_LOOK_SECONDS[min(attempt, len(_LOOK_SECONDS) - 1)])
+                if outcome.found is not None:
+                    return await self._bought(entry, outcome.found, EventName.ADOPTED)
+                if not outcome.wait and (is_over := self._is_over(doubt, search_until)) is not None:
+                    return await self._after_searching(entry, doubt, outcome, is_over=is_over)
+            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
             attempt += 1
-            current = await self._ledger.read(self._key)
-            if current is None or current.version != entry.version:
-                raise Changed(self._key)
+            await self._check_unchanged(entry)
 
-    async def _not_found(self, entry: Entry, search: Search) -> Purchase:
-        if search.candidates or not self._session.settings.buy_again_when_unknown:
-            raise unknown_submission(entry.receipt, search.reason, search.candidates)
+    def _is_over(self, doubt: Doubt, search_until: datetime) -> bool | None:
+        """Tell whether the doubt is over; `None` while searching on is worth it."""
+        left = None if doubt.ends_at is None else doubt.left(self._session)
+        if left is not None and left <= timedelta(0):
+            return True
+        # What ends so soon is waited for: then this very call can end it.
+        if left is not None and left <= timedelta(seconds=_SEARCH_SECONDS):
+            return None
+        return False if datetime.now(UTC) >= search_until else None
+
+    async def _after_searching(self, entry: Entry, doubt: Doubt, outcome: Search, *, is_over: bool) -> Purchase:
+        if outcome.candidates or not is_over:
+            raise still_in_doubt(self._session, entry.receipt, outcome.reason, outcome.candidates)
+        entry, outcome = await self._prove_absent(entry, doubt)
+        if outcome.found is not None:
+            return await self._bought(entry, outcome.found, EventName.ADOPTED)
         self._session.log.warning(
-            "The lost purchase did not show up: buying again, as VEOGEN_BUY_AGAIN_WHEN_UNKNOWN says"
+            "The purchase of %s is proven absent after %s: buying it again", entry.receipt.key, doubt.delay
         )
-        return await self._buy(await self._reserved(entry))
+        return await self._buy(await self._reserve(entry))
+
+    async def _prove_absent(self, entry: Entry, doubt: Doubt) -> tuple[Entry, Search]:
+        """Return the receipt with the readings that prove its purchase absent, or what one of them found instead.
+
+        Raises:
+            UnknownSubmission: a reading shows candidates, or proves nothing.
+        """
+        tries = 0
+        while not doubt.proves_absence(entry.receipt):
+            await asyncio.sleep(doubt.seconds_to_next_reading(self._session, entry.receipt))
+            await self._check_unchanged(entry)
+            outcome, reading = await self._read_list(entry.receipt)
+            if outcome.found is not None:
+                return entry, outcome
+            if outcome.candidates:
+                raise still_in_doubt(self._session, entry.receipt, outcome.reason, outcome.candidates)
+            if doubt.accepts(entry.receipt, reading):
+                entry = await self._ledger.note_reading(entry, reading)
+                tries = 0
+                continue
+            tries += 1
+            if tries > _READING_TRIES:
+                raise still_in_doubt(self._session, entry.receipt, "the service's clock does not go on")
+            await asyncio.sleep(_POLL_SECONDS[1])
+        return entry, Search()
+
+    async def _read_list(self, receipt: Receipt) -> tuple[Search, Reading]:
+        for attempt in range(_READING_TRIES):
+            try:
+                return await read_list(self._session, receipt)
+            except VoidReading as void:
+                raise still_in_doubt(self._session, receipt, f"{void}") from None
+            except (TryAgainLater, UnexpectedAnswer) as error:
+                failure = error
+            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
+        raise still_in_doubt(self._session, receipt, f"the service could not be asked: {failure.message}")
+
+    async def _reopened(self, entry: Entry) -> Entry | None:
+        """Read the list once more before buying again; return the receipt in doubt again if that speaks against it.
+
+        Raises:
+            UnknownSubmission: the reading shows candidates, or proves nothing; the receipt is in doubt again.
+        """
+        doubted = entry.receipt.as_in_doubt(entry.receipt.lost[-1])
+        try:
+            outcome, _ = await self._read_list(doubted)
+        except VeogenError as error:
+            await self._ledger.reopen(entry, error.message)
+            raise
+        if outcome.found is None and not outcome.candidates:
+            return None
+        return await self._ledger.reopen(entry, "a generation that could be it is listed by now")
+
+    async def _check_unchanged(self, entry: Entry) -> None:
+        current = await self._ledger.read(self._key)
+        if current is None or current.version != entry.version:
+            raise Changed(self._key)
+
+
+def _search_until(receipt: Receipt) -> datetime:
+    """Return until when a purchase is searched for before the caller hears of the doubt: from the loss on, once."""
+    last = receipt.history[-1]
+    just_lost = last.event is EventName.IN_DOUBT
+    return last.at + timedelta(seconds=_SEARCH_SECONDS if just_lost else 0)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)

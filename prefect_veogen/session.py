@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from prefect_veogen.budgets import Budgets, Cap, day_budget
 from prefect_veogen.client import VeogenClient, client_of
 from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.iothread import SharedReads
 from prefect_veogen.ledger import Ledger
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import Store, open_store
@@ -83,7 +84,13 @@ class Session:
             watchers[pace] = Watcher(self.client, *pace)
         return watchers[pace]
 
+    @property
+    def shared_reads(self) -> SharedReads:
+        """The listings that purchases in doubt share."""
+        return _listings.setdefault(self.client, SharedReads())
 
+
+_listings: weakref.WeakKeyDictionary[VeogenClient, SharedReads] = weakref.WeakKeyDictionary()
 _catalogues: weakref.WeakKeyDictionary[VeogenClient, Catalogue] = weakref.WeakKeyDictionary()
 _watchers: weakref.WeakKeyDictionary[VeogenClient, dict[tuple[float, float], Watcher]] = weakref.WeakKeyDictionary()
 

@@ -8,7 +8,7 @@ import os
 import reprlib
 from decimal import Decimal
 from functools import cache
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,6 +21,7 @@ Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
 # Taken as unset, these would let things be bought without a cap, at the real service, or again beside another ledger.
 _ALMOST = 0.7
 _NEVER_EMPTY = ("budget_usd", "base_url", "store")
+_REPLACED = {"unknown_grace_seconds": "in_doubt_seconds", "buy_again_when_unknown": "in_doubt_seconds"}
 
 
 class Settings(BaseSettings):
@@ -50,10 +51,10 @@ class Settings(BaseSettings):
     """How long to wait for one answer of the API."""
     budget_usd: Annotated[Decimal, Field(ge=0, le=1_000_000_000)] | None = None
     """What may be spent per UTC day by everyone who shares the store; unset: no cap."""
-    unknown_grace_seconds: Annotated[float, Field(ge=0, le=_YEAR_SECONDS)] = 30
-    """How long to look for a purchase whose answer was lost, before saying that it is unknown."""
-    buy_again_when_unknown: bool = False
-    """Buy again when a lost purchase did not show up after the grace time; risks paying twice."""
+    in_doubt_seconds: float | Literal["never"] = 900
+    """How long a purchase whose response was lost may stay in doubt before a proven absence lets the next run buy
+    again: within this time the service is assumed to have dropped, or accepted and listed, what was sent to it.
+    "never": a person decides, always."""
     allow_private_media: bool | None = None
     """Whether media may come from private addresses; unset: only if the API itself is at one, and never
     from link-local ones."""
@@ -68,6 +69,20 @@ class Settings(BaseSettings):
             super().__init__(**values)  # type: ignore[arg-type]
         except ValidationError as error:
             raise ConfigurationError(_explanation(error), next_step="Correct it, or unset the variable.") from None
+
+    @field_validator("in_doubt_seconds", mode="before")
+    @classmethod
+    def _is_delay(cls, seconds: Any) -> Any:
+        text = str(seconds).strip().lower()
+        if text == "never":
+            return text
+        try:
+            is_delay = 0 <= float(text) <= _YEAR_SECONDS
+        except ValueError:
+            is_delay = False
+        if not is_delay:
+            raise ValueError('must be a number of seconds, from 0 to a year, or "never"')
+        return float(text)
 
     @field_validator("base_url")
     @classmethod
@@ -91,14 +106,18 @@ def _check_variables() -> None:
             raise ConfigurationError(
                 f"There is no setting {variable}", next_step="Unset it, or rename it to VEOGEN_BUDGET_USD."
             )
-        _tell_of(variable, next(iter(difflib.get_close_matches(name, Settings.model_fields, 1)), None))
+        if name in _REPLACED:
+            _warn(variable, f"it was replaced by VEOGEN_{_REPLACED[name].upper()}")
+            continue
+        nearest = next(iter(difflib.get_close_matches(name, Settings.model_fields, 1)), None)
+        _warn(variable, f"is VEOGEN_{nearest.upper()} meant?" if nearest else None)
 
 
 @cache
-def _tell_of(variable: str, nearest: str | None) -> None:
-    # No error, for it may be somebody else's: Kubernetes makes VEOGEN_PORT of the name of a service, for instance.
-    meant = f"; is VEOGEN_{nearest.upper()} meant?" if nearest else ""
-    logging.getLogger("prefect_veogen").warning("%s is no setting of prefect-veogen, and ignored%s", variable, meant)
+def _warn(variable: str, hint: str | None) -> None:
+    # No error, for it may be another program's: Kubernetes makes VEOGEN_PORT of a service's name, for instance.
+    text = f"; {hint}" if hint else ""
+    logging.getLogger("prefect_veogen").warning("%s is not a setting of prefect-veogen, and ignored%s", variable, text)
 
 
 def _explanation(error: ValidationError) -> str:

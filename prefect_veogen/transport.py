@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
@@ -15,6 +16,7 @@ from urllib.request import getproxies
 import httpx
 
 from prefect_veogen.errors import ConfigurationError, NotSent
+from prefect_veogen.models import without_secrets
 from prefect_veogen.protocol import Answer
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ MAX_ANSWER_BYTES = 32 * 1024 * 1024
 _KEEPALIVE_SECONDS = 2.0
 
 
+_MAX_MILLISECONDS = 2**31 - 1  # what TCP_USER_TIMEOUT takes
+
+
 class AnswerLost(Exception):
     """The request may have been received, but no whole answer came back."""
 
@@ -37,6 +42,7 @@ class Transport:
     def __init__(self, timeout_seconds: float) -> None:
         connect_seconds = min(CONNECT_SECONDS, timeout_seconds)
         self._most_seconds = connect_seconds + timeout_seconds
+        self._delivery_milliseconds = min(max(1, round(timeout_seconds * 1000)), _MAX_MILLISECONDS)
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
         context = httpx.create_ssl_context()
         self._api = httpx.AsyncClient(
@@ -62,8 +68,9 @@ class Transport:
         query: Mapping[str, str | int] | None = None,
         body: dict[str, Any] | None = None,
         before_body: Callable[[], Awaitable[None]] | None = None,
+        uncached: bool = False,
     ) -> Answer:
-        """Return the API's answer, whatever its status.
+        """Return the API's answer, whatever its status; `uncached` asks caches on the way to pass the request on.
 
         `before_body` is awaited when the connection stands and the headers are out: until it returns, nothing of the
         body is sent, so that the service can't act yet. What it raises ends the request.
@@ -72,11 +79,8 @@ class Transport:
             NotSent: nothing of the body was sent, so the service can't have acted on it.
             AnswerLost: it may have received the request.
         """
-        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
         payload = _Payload(body, before_body)
-        request = self._api.build_request(
-            method, url, params=query, headers={**headers, **payload.headers}, content=payload.content()
-        )
+        request = self._request(method, url, token, query, payload, uncached=uncached)
         try:
             # httpx times single reads; a body that trickles for ever needs an end too.
             async with asyncio.timeout(self._most_seconds):
@@ -93,6 +97,37 @@ class Transport:
             if payload.is_held_back:
                 raise NotSent(f"{_origin(request.url)} broke off before anything was sent: {_reason(error)}") from None
             raise AnswerLost(_reason(error)) from None
+
+    def _request(
+        self,
+        method: str,
+        url: str,
+        token: str,
+        query: Mapping[str, str | int] | None,
+        payload: _Payload,
+        *,
+        uncached: bool,
+    ) -> httpx.Request:
+        headers = {"Authorization": f"Bearer {token}", "Accept": "application/json"}
+        if uncached:
+            headers |= {"Cache-Control": "no-cache", "Pragma": "no-cache"}
+        return self._api.build_request(
+            method,
+            url,
+            params=query,
+            headers={**headers, **payload.headers},
+            content=payload.content(),
+            extensions={"trace": self._limit_delivery},
+        )
+
+    async def _limit_delivery(self, event: str, info: dict[str, Any]) -> None:
+        """Let the kernel give up what it can't deliver in time, once a connection stands.
+
+        A request that was given up must not arrive later, when a network that was away comes back.
+        """
+        if event == "connection.connect_tcp.complete" and hasattr(socket, "TCP_USER_TIMEOUT"):
+            connection = info["return_value"].get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._delivery_milliseconds)
 
     @asynccontextmanager
     async def media(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[MediaAnswer]:
@@ -172,14 +207,6 @@ def joined_url(base: str, target: str) -> str:
         return str(httpx.URL(base).join(target))
     except (httpx.InvalidURL, UnicodeError):
         return target
-
-
-def without_secrets(url: str) -> str:
-    """Return a link without what may be a secret in it: query, fragment, user and password."""
-    address = url.partition("?")[0].partition("#")[0]
-    scheme, separator, rest = address.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
 
 
 def url_parts(url: str) -> tuple[str, str, int]:

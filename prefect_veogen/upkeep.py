@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from prefect_veogen.delivery import deliver, intact_asset
 from prefect_veogen.errors import (
@@ -16,9 +16,11 @@ from prefect_veogen.errors import (
     UnreadableReceipt,
     VeogenError,
 )
+from prefect_veogen.in_doubt import adopt_found, note_doubt, search_lost_attempts
 from prefect_veogen.iothread import each, on_io
-from prefect_veogen.ledger import Entry, Ledger, Receipt, State
-from prefect_veogen.recovery import attach, differences, find_lost, is_abandoned, recorded
+from prefect_veogen.ledger import Entry, Ledger, Receipt, State, attach
+from prefect_veogen.matching import differences
+from prefect_veogen.models import in_usd
 from prefect_veogen.store import Changed
 from prefect_veogen.waiting import wait
 
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
 _UNFINISHED_SECONDS = 24 * 3600.0
+_UNSETTLED = (State.RESERVED, State.SENDING, State.IN_DOUBT)
 # Enough for one look, which may have to wait for its turn.
 _SWEEP_WAIT_SECONDS = 3.0
-_LOST_MONEY_COUNTS = timedelta(days=1)
 # A charge is stamped at submission or at completion (undocumented), by a clock that isn't ours.
 _STATEMENT_TOLERANCE = timedelta(hours=1)
 
@@ -145,14 +147,14 @@ async def _sweep_one(session: Session, key: str) -> Swept | None:
     try:
         entry = await session.ledger.read(key)
     except UnreadableReceipt as error:
-        return Swept(key, State.UNKNOWN, State.UNKNOWN, str(error))  # one damaged receipt must not hold up the others
+        return Swept(key, State.IN_DOUBT, State.IN_DOUBT, str(error))  # one damaged receipt must not hold up the others
     if entry is None:
         return None
     receipt = entry.receipt
     try:
-        note = await _finish(session, entry)
+        note = await _search_lost(session, entry) or await _finish(session, entry)
     except Changed:
-        return None  # somebody is at work on it
+        return None  # another worker is at work on it
     except GenerationFailed as error:
         note = f"failed and was not charged: {error.service_text or 'no reason given'}"
     except StillRunning:
@@ -167,49 +169,54 @@ async def _sweep_one(session: Session, key: str) -> Swept | None:
     return Swept(receipt.key, receipt.state, current.receipt.state if current else receipt.state, note)
 
 
+async def _search_lost(session: Session, entry: Entry) -> str | None:
+    """Search for what was given up as absent, as long as that may turn up; say so if it did."""
+    receipt = entry.receipt
+    if not receipt.lost or receipt.api != session.client.base_url or receipt.state in _UNSETTLED:
+        return None
+    found = await search_lost_attempts(session, entry)
+    if found is None:
+        return None
+    if not found.receipt.also_bought:
+        return await _fetch(session, found.receipt)
+    late = found.receipt.also_bought[-1]
+    return (
+        f"BOUGHT TWICE: generation {late.id} turned up for {in_usd(late.price_usd)} after it had been proven absent, "
+        "so this service is slower than VEOGEN_IN_DOUBT_SECONDS allows; it was claimed and counted. Raise that setting"
+    )
+
+
 async def _finish(session: Session, entry: Entry) -> str | None:
     receipt = entry.receipt
     match receipt.state:
         case State.STORED if await intact_asset(session.store, receipt) is not None:
-            await _settle_leftover(session, receipt)
+            await session.ledger.settle(receipt)
             return None
-        case State.STORED | State.BOUGHT | State.UNKNOWN | State.SENDING if receipt.api != session.client.base_url:
+        case State.STORED | State.BOUGHT | State.IN_DOUBT | State.SENDING if receipt.api != session.client.base_url:
             return f"was bought at {receipt.api}, which is not asked here: sweep with VEOGEN_BASE_URL set to it"
         case State.STORED | State.BOUGHT:
             return await _fetch(session, receipt)
-        case State.UNKNOWN:
-            return await _fetch(session, (await find_lost(session, entry)).receipt)
-        case State.SENDING if is_abandoned(receipt):
-            lost = await session.ledger.move(entry, State.UNKNOWN, "unknown", "the buyer died")
-            return await _fetch(session, (await find_lost(session, lost)).receipt)
+        case State.IN_DOUBT:
+            return await _fetch(session, (await adopt_found(session, entry)).receipt)
+        case State.SENDING if receipt.is_abandoned:
+            doubted = await note_doubt(session, entry, "the buyer died")
+            return await _fetch(session, (await adopt_found(session, doubted)).receipt)
         case State.FAILED | State.RELEASED:
-            # Whoever noted that nothing is to pay may have died before giving the money back; again changes nothing.
-            charged = receipt.price_usd if receipt.state is State.FAILED else None
-            await session.budgets.release(receipt.budgets, receipt.reservation, charged)
+            # Its worker may have died before giving the money back.
+            await session.ledger.settle(receipt)
             return None
-        case State.RESERVED if is_abandoned(receipt):
-            await session.ledger.move(entry, State.RELEASED, "released", "the buyer died before sending", holder=None)
-            await session.budgets.release(receipt.budgets, receipt.reservation)
+        case State.RESERVED if receipt.is_abandoned:
+            await session.ledger.release(entry, "the buyer died before sending")
             return "its buyer died before anything was sent: nothing was bought"
         case _:
             return None
 
 
 async def _fetch(session: Session, receipt: Receipt) -> str:
-    await _settle_leftover(session, receipt)
+    await session.ledger.settle(receipt)
     generation = await wait(session, attach(receipt), _SWEEP_WAIT_SECONDS) if receipt.asset is None else attach(receipt)
     delivery = await deliver(session, generation)
     return f"stored {delivery.asset.uri}"
-
-
-async def _settle_leftover(session: Session, receipt: Receipt) -> None:
-    """Count money as spent which a buyer that died had only set aside, and give back what lost attempts still hold."""
-    if receipt.budgets and receipt.price_usd is not None:
-        await session.budgets.settle(receipt.budgets, receipt.reservation, receipt.price_usd)
-    # An attempt that was lost and bought again may have been charged for all that: it counts until that is old news.
-    if _sent_at(receipt) < datetime.now(UTC) - _LOST_MONEY_COUNTS:
-        for name in receipt.earlier_reservations:
-            await session.budgets.release(receipt.budgets, name)
 
 
 # ---------------------------------------------------------------- reconcile
@@ -301,7 +308,7 @@ async def _charges(session: Session, since: datetime) -> list[Charge]:
 
 
 async def _adopt(session: Session, key: str, generation_id: str, *, force: bool) -> Receipt:
-    entry = await _unknown_entry(session, key)
+    entry = await _entry_in_doubt(session, key)
     generation = await session.client.get_generation(generation_id)
     unlike = differences(entry.receipt, generation)
     if unlike and not force:
@@ -315,38 +322,33 @@ async def _adopt(session: Session, key: str, generation_id: str, *, force: bool)
             f"Generation {generation.id} belongs to the receipt {owner}",
             next_step="Check the id: `prefect-veogen receipts show` tells what each receipt has.",
         )
-    detail = f"{generation.id}, by a person's decision"
-    known = recorded(entry.receipt, generation)
-    moved = await _decided(session, entry, State.BOUGHT, "adopted", detail, generation=known, holder=None)
-    await _settle_leftover(session, moved.receipt)
-    return moved.receipt
+    try:
+        return (await session.ledger.decide(entry, generation)).receipt
+    except Changed:
+        raise _changed_meanwhile(key) from None
 
 
 async def _release(session: Session, key: str) -> Receipt:
-    entry = await _unknown_entry(session, key)
-    moved = await _decided(session, entry, State.RELEASED, "released", "by a person's decision", holder=None)
-    await session.budgets.release(entry.receipt.budgets, entry.receipt.reservation)
-    return moved.receipt
-
-
-async def _decided(session: Session, entry: Entry, state: State, event: str, detail: str, **changes: Any) -> Entry:
+    entry = await _entry_in_doubt(session, key)
     try:
-        return await session.ledger.move(entry, state, event, detail, **changes)
+        return (await session.ledger.release(entry, "by a person's decision")).receipt
     except Changed:
-        raise ConfigurationError(
-            f"The receipt {entry.receipt.key} has just been changed by a run", next_step="Look at it again."
-        ) from None
+        raise _changed_meanwhile(key) from None
 
 
-async def _unknown_entry(session: Session, key: str) -> Entry:
+def _changed_meanwhile(key: str) -> ConfigurationError:
+    return ConfigurationError(f"The receipt {key} has just been changed by a run", next_step="Look at it again.")
+
+
+async def _entry_in_doubt(session: Session, key: str) -> Entry:
     entry = await session.ledger.read(key)
     if entry is None:
         raise ConfigurationError(
             f"There is no receipt {key}", next_step="`prefect-veogen receipts` lists them; check VEOGEN_STORE."
         )
-    if entry.receipt.state is not State.UNKNOWN:
+    if entry.receipt.state is not State.IN_DOUBT:
         raise ConfigurationError(
-            f"The receipt {key} is {entry.receipt.state.value}; only an unknown one waits for a decision",
+            f"The receipt {key} is {entry.receipt.state.value}; only one in doubt waits for a decision",
             next_step="`prefect-veogen sweep` finishes what can be finished without one.",
         )
     return entry

@@ -47,7 +47,7 @@ def fast_settings() -> dict[str, str]:
         "VEOGEN_REQUESTS_PER_MINUTE": "12000",
         "VEOGEN_IMAGE_POLL_SECONDS": "0.03",
         "VEOGEN_VIDEO_POLL_SECONDS": "0.05",
-        "VEOGEN_UNKNOWN_GRACE_SECONDS": "1",
+        "VEOGEN_IN_DOUBT_SECONDS": "1",
     }
 
 

@@ -25,9 +25,10 @@ PACKAGE = ROOT / "prefect_veogen"
 
 ROWS = {
     "values": "errors models settings protocol catalogue media",
-    "edges": "iothread limiter liveness transport client watcher store ledger budgets records manifest thumbnails",
+    "edges": "iothread limiter liveness receipt matching transport client watcher store budgets ledger records "
+    "manifest thumbnails",
     "session": "session",
-    "work": "addresses links transfer delivery recovery purchase waiting planning rows upkeep contact_sheet",
+    "work": "addresses links transfer delivery in_doubt purchase waiting planning rows upkeep contact_sheet",
     "Prefect": "slots joining blocks showing tasks campaigns maintenance",
     "surface": "__init__",
     "command": "cli",

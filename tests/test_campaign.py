@@ -169,7 +169,8 @@ async def test_nobody_at_work_is_refused_before_anything_is_bought(at_once: int,
 
 
 async def test_every_row_ends_for_itself(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "0")
+    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
+    monkeypatch.setattr("prefect_veogen.purchase._SEARCH_SECONDS", 0)
     sandbox.fault("failed", prompt="refuses", reason="not in good taste")
     sandbox.fault("402", prompt="penniless")
     sandbox.fault("lost-answer-before-charge", prompt="vanishes")
@@ -451,8 +452,7 @@ def test_killed_in_the_middle_and_run_again_it_pays_each_row_once(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert 8 <= len(sandbox.bill) < 26
-    # Killed between noting a purchase and sending it, nobody can know: the run may be told that absence is proof.
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
+    # What was killed between its note and its sending is in doubt for a second, and then proven absent.
     again = subprocess.run(
         [sys.executable, SCRIPT, str(manifest)], env=child_environment(), capture_output=True, text=True, check=False
     )

@@ -30,7 +30,7 @@ from prefect_veogen.protocol import (
     money,
     read_account,
     read_balance,
-    read_clock,
+    read_date,
     read_generation,
     read_generations,
     read_model,
@@ -562,7 +562,7 @@ def test_the_statement_is_read_with_its_pages() -> None:
 )
 def test_the_services_clock_is_read_where_it_tells(date: str | None, told: datetime | None) -> None:
     headers = {} if date is None else {"date": date}
-    assert read_clock(Answer(200, headers, b""), NOW) == (told or NOW)
+    assert read_date(Answer(200, headers, b"")) == told
 
 
 # ---------------------------------------------------------------- whatever comes

@@ -33,16 +33,17 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.iothread import on_io
-from prefect_veogen.ledger import Receipt, State
+from prefect_veogen.ledger import Receipt, RecordedRequest, State
 from prefect_veogen.liveness import Holder, _process_mark
+from prefect_veogen.matching import looks_like
 from prefect_veogen.models import Generation, GenerationRequest, Kind
 from prefect_veogen.purchase import Purchase, buy
-from prefect_veogen.recovery import looks_like
 from prefect_veogen.sandbox import FAULTS, Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import LocalStore
 from prefect_veogen.waiting import wait
 from tests.conftest import fast_settings
+from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving, without
 
 FOX = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")
@@ -52,8 +53,10 @@ REFUSED: dict[str, type[VeogenError]] = {"402": InsufficientBalance, "401": Auth
 
 
 @pytest.fixture(autouse=True)
-def _little_grace(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "0.2")
+def _only_a_person_decides(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strict setting, under which nothing is ever bought again by itself; and no long search for what is lost."""
+    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
+    monkeypatch.setattr("prefect_veogen.purchase._SEARCH_SECONDS", 0.2)
 
 
 async def purchase(request: GenerationRequest = FOX) -> Purchase:
@@ -107,7 +110,7 @@ async def test_a_purchase_is_written_down_with_its_price(sandbox: Sandbox, store
     assert (receipt.state, events(receipt)) == (State.BOUGHT, ["reserved", "sending", "bought"])
     assert receipt.generation is not None
     assert (receipt.generation.id, receipt.generation.price_usd) == (bought.generation.id, Decimal("0.02"))
-    assert (receipt.holder, receipt.quote_usd) == (None, Decimal("0.02"))
+    assert (receipt.owner, receipt.quote_usd) == (None, Decimal("0.02"))
     assert [item.id for item in sandbox.bill] == [bought.generation.id]
 
 
@@ -172,13 +175,9 @@ async def test_a_purchase_that_was_lost_before_it_was_made_is_left_to_a_person(
         with pytest.raises(UnknownSubmission, match="prefect-veogen receipts release") as caught:
             await purchase()
     receipt = await receipt_of()
-    assert (receipt.state, caught.value.receipt) == (State.UNKNOWN, receipt.key)
+    assert (receipt.state, caught.value.receipt) == (State.IN_DOUBT, receipt.key)
     assert await committed() == Decimal("0.02")
     assert (len(sandbox.bill), posts(sandbox)) == (0, 1)
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
-    bought = await purchase()
-    assert [item.id for item in sandbox.bill] == [bought.generation.id]
-    assert events(await receipt_of()) == ["reserved", "sending", "unknown", "reserved", "sending", "bought"]
 
 
 @pytest.mark.parametrize("fault", REFUSED)
@@ -232,28 +231,6 @@ async def test_a_search_goes_on_when_a_look_fails(fault: str, sandbox: Sandbox) 
     assert len(sandbox.bill) == 2
 
 
-async def test_the_grace_begins_when_the_answer_is_lost_and_not_when_it_was_asked_for(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
-    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "2")
-    monkeypatch.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", "2")
-    sandbox.fault("slow-answer", seconds=5)
-    sandbox.fault("hidden-from-list", times=3)
-    assert (await purchase()).reused
-    assert len(sandbox.bill) == 1
-
-
-@pytest.mark.parametrize("grace", ["0", "0.2"])
-async def test_one_look_alone_proves_no_absence(grace: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
-    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", grace)
-    sandbox.fault("lost-answer-after-charge")
-    sandbox.fault("hidden-from-list", times=1)
-    assert (await purchase()).generation.id == sandbox.generations[0].id
-    assert len(sandbox.bill) == 1
-
-
 async def test_a_lost_purchase_is_found_on_any_page_of_a_service_that_counts_none(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -278,7 +255,6 @@ async def test_a_lost_purchase_is_found_on_any_page_of_a_service_that_counts_non
 async def test_a_lost_purchase_is_found_in_lists_of_any_order(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
 
     def oldest_first(request: Request) -> Reply:
         query = dict(parse_qsl(urlsplit(request.path).query))
@@ -306,7 +282,6 @@ async def test_a_lost_purchase_is_found_in_lists_of_any_order(
 async def test_a_lost_purchase_is_found_whatever_the_services_clock_says(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
     behind = timedelta(minutes=10)
 
     def slow_clock(request: Request) -> Reply:
@@ -328,7 +303,6 @@ async def test_a_lost_purchase_is_found_whatever_the_services_clock_says(
 async def test_an_input_that_the_service_echoes_under_a_link_of_its_own_is_no_proof_of_absence(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
 
     def rehosting(request: Request) -> Reply:
         reply = relayed(sandbox.base_url, request)
@@ -359,8 +333,8 @@ async def test_an_input_that_the_service_echoes_under_a_link_of_its_own_is_no_pr
 def test_an_option_is_the_same_however_a_service_writes_it(
     asked: dict[str, Any], echoed: dict[str, Any], is_same: bool
 ) -> None:
-    request = {"model": "m", "prompt": "p", **asked}
-    receipt = Receipt(key="k", content="c", state=State.UNKNOWN, request=request, take="1", api="https://api")
+    request = RecordedRequest(model="m", prompt="p", **asked)
+    receipt = Receipt(key="k", content="c", state=State.IN_DOUBT, request=request, take="1", api="https://api")
     generation = Generation(id="g", model="m", prompt="p", parameters=echoed)
     assert looks_like(receipt, generation) is is_same
 
@@ -481,7 +455,7 @@ async def test_a_generation_with_another_option_is_not_taken_for_a_lost_purchase
 
 def echoing(echo: Any, monkeypatch: pytest.MonkeyPatch) -> Sandbox:
     sandbox = Sandbox(speed=100, tiny_media=True, requests_per_minute=None, parameters_echo=echo).start()
-    for name, value in {**sandbox.environment, **fast_settings(), "VEOGEN_UNKNOWN_GRACE_SECONDS": "0.2"}.items():
+    for name, value in {**sandbox.environment, **fast_settings(), "VEOGEN_IN_DOUBT_SECONDS": "never"}.items():
         monkeypatch.setenv(name, value)
     return sandbox
 
@@ -507,7 +481,6 @@ async def test_the_same_prompt_with_other_inputs_lost_at_once_is_never_swapped(
 
 
 async def test_inputs_that_are_not_echoed_are_not_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
     silent = echoing("without-inputs", monkeypatch)
     silent.fault("lost-answer-after-charge", times=2)
     bought = await purchases(*with_inputs(2))
@@ -596,12 +569,10 @@ async def test_what_a_dead_buyer_had_set_aside_is_not_set_aside_twice(
     monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.02")
     await purchase()
     session, receipt = open_session(), await receipt_of()
-    entry = await session.ledger.read(receipt.key)
-    assert entry is not None
     # As if killed after the money was set aside, then released by hand and killed again before giving back.
     await session.budgets.release(receipt.budgets, receipt.reservation, Decimal("0.02"))
     await session.budgets.reserve(session.caps, receipt.reservation, Decimal("0.02"), "dead")
-    await session.ledger.move(entry, State.RELEASED, "released", generation=None)
+    await left_behind(session, receipt.key, state=State.RELEASED, generation=None)
     assert not (await purchase()).reused
     assert await committed() == Decimal("0.02")
 
@@ -657,15 +628,13 @@ async def test_what_a_living_process_only_reserved_is_taken_over_when_its_time_i
     sandbox.fault("402")
     with pytest.raises(InsufficientBalance):
         await purchase()
-    session = open_session()
-    entry = await session.ledger.read((await receipt_of()).key)
-    assert entry is not None
+    session, receipt = open_session(), await receipt_of()
     until = datetime.now(UTC) + timedelta(hours=-1 if is_late else 1)
     living = [sys.executable, "-c", "input()"]
     with subprocess.Popen(living, stdin=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220 - a moment
         mark = _process_mark(process.pid)
         other = Holder(id="1", host="here", pid=process.pid, process=mark, lease_until=until)
-        await session.ledger.move(entry, State.RESERVED, "reserved", holder=other)
+        await left_behind(session, receipt.key, state=State.RESERVED, owner=other)
         buying = asyncio.create_task(purchase())
         await asyncio.wait([buying], timeout=20 if is_late else 0.5)
         assert (buying.done(), len(sandbox.bill)) == (is_late, int(is_late))

@@ -27,8 +27,8 @@ TOKEN = "vg-secret-4711"
         ("VEOGEN_WAIT_TIMEOUT_SECONDS", "1", 1.0),
         ("VEOGEN_BUDGET_USD", "0", Decimal(0)),
         ("VEOGEN_BUDGET_USD", "12.3456", Decimal("12.3456")),
-        ("VEOGEN_UNKNOWN_GRACE_SECONDS", "0", 0.0),
-        ("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true", True),
+        ("VEOGEN_IN_DOUBT_SECONDS", "0", 0.0),
+        ("VEOGEN_IN_DOUBT_SECONDS", " Never ", "never"),
         ("VEOGEN_ALLOW_PRIVATE_MEDIA", "0", False),
         ("VEOGEN_MAX_ASSET_BYTES", "1000", 1000),
     ],
@@ -43,7 +43,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (settings.base_url, settings.requests_per_minute) == ("https://veogen.studio/api/v1", 120)
     assert (settings.image_poll_seconds, settings.video_poll_seconds) == (3, 5)
     assert settings.api_token is settings.budget_usd is settings.wait_timeout_seconds is None
-    assert settings.buy_again_when_unknown is False
+    assert settings.in_doubt_seconds == 900
 
 
 NEVER_EMPTY = {"budget_usd", "base_url", "store"}
@@ -77,8 +77,18 @@ def test_another_misspelt_variable_is_told_with_the_name_it_should_have(
 ) -> None:
     monkeypatch.setenv("VEOGEN_WAIT_TIMEOUT", "5")
     assert Settings().wait_timeout_seconds is None
-    assert "VEOGEN_WAIT_TIMEOUT is no setting" in caplog.text
+    assert "VEOGEN_WAIT_TIMEOUT is not a setting" in caplog.text
     assert "is VEOGEN_WAIT_TIMEOUT_SECONDS meant?" in caplog.text
+
+
+@pytest.mark.parametrize("replaced", ["VEOGEN_UNKNOWN_GRACE_SECONDS", "VEOGEN_BUY_AGAIN_WHEN_UNKNOWN"])
+def test_a_variable_that_was_replaced_is_warned_of_and_not_refused(
+    replaced: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(replaced, "30")
+    assert Settings().in_doubt_seconds == 900
+    assert f"{replaced} is not a setting of prefect-veogen, and ignored; it was replaced by" in caplog.text
+    assert "VEOGEN_IN_DOUBT_SECONDS" in caplog.text
 
 
 def test_a_variable_that_may_be_somebody_elses_is_told_of_once(
@@ -99,7 +109,7 @@ def test_a_variable_that_may_be_somebody_elses_is_told_of_once(
         ("VEOGEN_REQUESTS_PER_MINUTE", "many"),
         ("VEOGEN_REQUESTS_PER_MINUTE", "1000001"),
         ("VEOGEN_WAIT_TIMEOUT_SECONDS", "1e12"),
-        ("VEOGEN_UNKNOWN_GRACE_SECONDS", "1e12"),
+        ("VEOGEN_IN_DOUBT_SECONDS", "1e12"),
         ("VEOGEN_MAX_ASSET_BYTES", "1" + "0" * 20),
         ("VEOGEN_BUDGET_USD", "1e400"),
         ("VEOGEN_IMAGE_POLL_SECONDS", "0"),
@@ -113,8 +123,9 @@ def test_a_variable_that_may_be_somebody_elses_is_told_of_once(
         ("VEOGEN_BUDGET_USD", "NaN"),
         ("VEOGEN_BUDGET_USD", "Infinity"),
         ("VEOGEN_BUDGET_USD", "5 USD"),
-        ("VEOGEN_UNKNOWN_GRACE_SECONDS", "inf"),
-        ("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "perhaps"),
+        ("VEOGEN_IN_DOUBT_SECONDS", "inf"),
+        ("VEOGEN_IN_DOUBT_SECONDS", "-1"),
+        ("VEOGEN_IN_DOUBT_SECONDS", "perhaps"),
         ("VEOGEN_MAX_ASSET_BYTES", "0"),
     ],
 )

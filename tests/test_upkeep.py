@@ -36,6 +36,7 @@ from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.upkeep import Reconciliation, Swept, adopt, all_receipts, reconcile, release, sweep
 from tests.paid_once_worker import bought_and_stored
+from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving
 
 ROOT = Path(__file__).parent.parent
@@ -103,7 +104,7 @@ async def receipt(key: str) -> Receipt:
 
 
 async def states() -> dict[str, State]:
-    return {item.request["prompt"]: item.state for item in (await all_receipts(open_session())).readable}
+    return {item.request.prompt: item.state for item in (await all_receipts(open_session())).readable}
 
 
 async def committed() -> Decimal:
@@ -119,7 +120,8 @@ async def until(true: Callable[[], Awaitable[bool]], seconds: float = 60) -> Non
 
 @pytest.fixture(autouse=True)
 def _impatient(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "0")
+    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
+    monkeypatch.setattr("prefect_veogen.purchase._SEARCH_SECONDS", 0)
 
 
 # ---------------------------------------------------------------- sweep
@@ -228,14 +230,14 @@ async def test_what_failed_is_told_with_the_services_words_and_gives_its_money_b
 async def test_a_lost_purchase_is_found_and_fetched(sandbox: Sandbox) -> None:
     key = await lost(sandbox, charged=True)
     (swept,) = await sweep(open_session())
-    assert (swept.key, swept.before, swept.after) == (key, State.UNKNOWN, State.STORED)
+    assert (swept.key, swept.before, swept.after) == (key, State.IN_DOUBT, State.STORED)
     assert (len(sandbox.bill), await committed()) == (1, CENTS)
 
 
 async def test_a_purchase_nobody_can_find_stays_with_its_money_until_a_person_decides(sandbox: Sandbox) -> None:
     key = await lost(sandbox, charged=False)
     (swept,) = await sweep(open_session())
-    assert swept.after is State.UNKNOWN
+    assert swept.after is State.IN_DOUBT
     assert f"receipts adopt {key}" in swept.note
     assert f"receipts release {key}" in swept.note
     assert await committed() == CENTS
@@ -258,24 +260,24 @@ async def test_a_damaged_receipt_is_told_and_holds_up_no_other(sandbox: Sandbox)
     swept = {item.key: item for item in await sweep(open_session())}
     assert swept[whole].after is State.STORED
     assert "can't be read" in swept[damaged].note
-    assert swept[damaged].after is State.UNKNOWN
+    assert swept[damaged].after is State.IN_DOUBT
 
 
 async def test_what_a_lost_attempt_had_set_aside_counts_for_a_day(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = await lost(sandbox, charged=False)
-    monkeypatch.setenv("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "true")
+    await bought(picture("ours"))
+    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "0")
     await on_io(buy(capped(), picture("lost")))
     sandbox.advance(60)
     await sweep(open_session())
-    assert await committed() == 2 * CENTS
-    entry = await on_io(open_session().ledger.read(key))
-    assert entry is not None
-    long_ago = datetime.now(UTC) - timedelta(days=2)
-    await on_io(open_session().ledger.move(entry, State.STORED, "two days later", sent_at=long_ago))
+    assert await committed() == 3 * CENTS
+    (attempt,) = (await receipt(key)).lost
+    two_days_ago = attempt.model_copy(update={"given_up_at": datetime.now(UTC) - timedelta(days=2)})
+    await on_io(left_behind(open_session(), key, lost=(two_days_ago,)))
     await sweep(open_session())
-    assert await committed() == CENTS
+    assert await committed() == 2 * CENTS
 
 
 async def test_a_damaged_receipt_hides_no_other_from_the_books(sandbox: Sandbox) -> None:
@@ -297,7 +299,7 @@ async def test_another_services_purchases_are_named_and_left_alone(
         monkeypatch.setenv("VEOGEN_BASE_URL", other.base_url)
         await on_io(buy(open_session(store="elsewhere"), picture("lost")))  # looks like the lost one
         swept = {item.key: item for item in await sweep(open_session())}
-    assert {key: item.after for key, item in swept.items()} == {unknown: State.UNKNOWN, paid: State.BOUGHT}
+    assert {key: item.after for key, item in swept.items()} == {unknown: State.IN_DOUBT, paid: State.BOUGHT}
     assert all(sandbox.base_url in item.note for item in swept.values())
 
 
@@ -316,7 +318,7 @@ async def test_a_service_that_is_down_is_told_and_loses_nothing(sandbox: Sandbox
     key = await lost(sandbox, charged=True)
     sandbox.fault("look-500", times=None)
     (swept,) = await sweep(open_session())
-    assert (swept.key, swept.before, swept.after) == (key, State.UNKNOWN, State.UNKNOWN)
+    assert (swept.key, swept.before, swept.after) == (key, State.IN_DOUBT, State.IN_DOUBT)
 
 
 # ---------------------------------------------------------------- reconcile
@@ -443,7 +445,7 @@ async def decide(what: str, key: str, generation_id: str) -> Receipt:
 @pytest.mark.parametrize("what", ["adopt", "release"])
 async def test_only_an_unknown_receipt_waits_for_a_decision(what: str, sandbox: Sandbox) -> None:
     key = await bought(picture())
-    with pytest.raises(ConfigurationError, match="is bought; only an unknown one"):
+    with pytest.raises(ConfigurationError, match="is bought; only one in doubt"):
         await decide(what, key, sandbox.generations[0].id)
     with pytest.raises(ConfigurationError, match="no receipt v1-gone"):
         await decide(what, "v1-gone", sandbox.generations[0].id)
@@ -454,7 +456,7 @@ async def test_a_generation_of_another_receipt_is_not_adopted(sandbox: Sandbox) 
     owner, key = await bought(picture()), await lost(sandbox, charged=False)
     with pytest.raises(ConfigurationError, match=owner):
         await adopt(open_session(), key, sandbox.generations[0].id, force=True)
-    assert (await receipt(key)).state is State.UNKNOWN
+    assert (await receipt(key)).state is State.IN_DOUBT
 
 
 async def test_a_generation_of_other_content_is_adopted_only_by_force_and_stays_free_until_then(
@@ -465,7 +467,7 @@ async def test_a_generation_of_other_content_is_adopted_only_by_force_and_stays_
     assert isinstance(submission, Accepted)
     with pytest.raises(ConfigurationError, match=r"prompt differ(?s:.*)--force"):
         await adopt(open_session(), key, submission.generation.id)
-    assert (await receipt(key)).state is State.UNKNOWN
+    assert (await receipt(key)).state is State.IN_DOUBT
     assert await open_session().ledger.claimant(sandbox.base_url, submission.generation.id) is None
     assert (await adopt(open_session(), key, submission.generation.id, force=True)).state is State.BOUGHT
 
@@ -474,7 +476,7 @@ async def test_a_generation_the_service_does_not_know_is_not_adopted(sandbox: Sa
     key = await lost(sandbox, charged=False)
     with pytest.raises(VeogenError):
         await adopt(open_session(), key, "gone/../gone")
-    assert (await receipt(key)).state is State.UNKNOWN
+    assert (await receipt(key)).state is State.IN_DOUBT
 
 
 @pytest.mark.parametrize("rounds", range(3))

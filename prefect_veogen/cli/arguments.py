@@ -130,7 +130,7 @@ def _receipts(commands: Any) -> None:
     listing = _command(
         actions, "list", "all receipts of the store (the default)", "prefect-veogen receipts list --json"
     )
-    listing.add_argument("--state", metavar="STATE", help="only these, such as unknown")
+    listing.add_argument("--state", metavar="STATE", help="only these, such as in-doubt")
     show = _command(actions, "show", "one receipt, whole", "prefect-veogen receipts show v1-4be1c2")
     show.add_argument("key", metavar="KEY", help="its key, or as much of it as is unique")
     adopt = _command(

@@ -12,6 +12,7 @@ from prefect_veogen import upkeep
 from prefect_veogen.cli.arguments import a_month_ago
 from prefect_veogen.cli.terminal import complain, say, shortened, table, write_json
 from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.in_doubt import still_in_doubt
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.models import in_usd
 from prefect_veogen.session import Session, open_session
@@ -48,10 +49,10 @@ def sweep(options: Namespace) -> int:
         say("Nothing to do: everything that was bought is in the store, verified.")
     else:
         for item in swept:
-            moved = item.after.value if item.before is item.after else f"{item.before.value} → {item.after.value}"
+            moved = item.after.label if item.before is item.after else f"{item.before.label} → {item.after.label}"
             say(f"{item.key}  {moved}", style="bold")
             say(*(f"    {line}" for line in item.note.splitlines()))
-    return 1 if any(item.after is State.UNKNOWN for item in swept) else 0
+    return 1 if any(item.after is State.IN_DOUBT for item in swept) else 0
 
 
 def reconcile(options: Namespace) -> int:
@@ -100,11 +101,7 @@ _HEADS = ("STATE", "MODEL", "PRICE", "WHEN", "PROMPT", "KEY")
 
 
 def _list(options: Namespace) -> int:
-    wanted = options.state
-    if wanted is not None and wanted not in list(State):
-        raise ConfigurationError(
-            f"{wanted!r} is no state of a receipt", next_step=f"Choose one of: {', '.join(State)}."
-        )
+    wanted = None if options.state is None else _state(options.state)
     session = _offline_session(options)
     known, damaged = asyncio.run(upkeep.all_receipts(session))
     found = [item for item in known if wanted in (None, item.state)]
@@ -112,7 +109,7 @@ def _list(options: Namespace) -> int:
     if options.json:
         write_json(found)
     elif not found:
-        say(f"There are no{f' {wanted}' if wanted else ''} receipts in {session.store.uri('')}")
+        say(f"There are no{f' {wanted.label}' if wanted else ''} receipts in {session.store.uri('')}")
     else:
         table(_HEADS, [_row(item) for item in found], right=("PRICE",))
         say(
@@ -125,17 +122,18 @@ def _list(options: Namespace) -> int:
 
 
 def _show(options: Namespace) -> int:
-    found = asyncio.run(_by_beginning(_offline_session(options), options.key))
+    session = _offline_session(options)
+    found = asyncio.run(_by_beginning(session, options.key))
     if options.json:
         write_json(found)
         return 0
-    say(f"{found.key}  {found.state.value}", style="bold")
+    say(f"{found.key}  {found.state.label}", style="bold")
     say("")
     asset, generation = found.asset, found.generation
     facts = {
-        "model": str(found.request.get("model")),
-        "prompt": str(found.request.get("prompt")),
-        "options": ", ".join(f"{k}={v}" for k, v in found.request.items() if k not in ("model", "prompt")),
+        "model": found.request.model,
+        "prompt": found.request.prompt,
+        "options": ", ".join(f"{name}={value}" for name, value in found.request.options.items()),
         "take": found.take,
         "price": in_usd(found.price_usd)
         + ("" if generation is None or generation.price_usd is None else ", as charged"),
@@ -151,14 +149,8 @@ def _show(options: Namespace) -> int:
         ("WHEN (UTC)", "WHAT", ""),
         [(f"{line.at:%Y-%m-%d %H:%M:%S}", line.event, line.detail or "") for line in found.history],
     )
-    if found.state is State.UNKNOWN:
-        say(
-            "",
-            "Its answer was lost. If one of the account's generations is it:",
-            f"  prefect-veogen receipts adopt {found.key} GENERATION_ID",
-            "If it was never made, and the next run is to buy it:",
-            f"  prefect-veogen receipts release {found.key}",
-        )
+    if found.state is State.IN_DOUBT:
+        say("", still_in_doubt(session, found, "").next_step)
     return 0
 
 
@@ -177,11 +169,21 @@ async def _by_beginning(session: Session, beginning: str) -> Receipt:
     return entry.receipt
 
 
+def _state(text: str) -> State:
+    for state in State:
+        if text.replace("-", " ") in (state.value, state.label):
+            return state
+    raise ConfigurationError(
+        f"{text!r} is not a state of a receipt",
+        next_step=f"Choose one of: {', '.join(state.label.replace(' ', '-') for state in State)}.",
+    )
+
+
 def _decided(options: Namespace, receipt: Receipt, consequence: str) -> int:
     if options.json:
         write_json(receipt)
     else:
-        say(f"{receipt.key} is {receipt.state.value} now. {consequence}")
+        say(f"{receipt.key} is {receipt.state.label} now. {consequence}")
     return 0
 
 
@@ -189,11 +191,11 @@ def _row(receipt: Receipt) -> tuple[str, ...]:
     when = receipt.sent_at or (receipt.history[0].at if receipt.history else None)
     price = receipt.price_usd if receipt.state not in (State.FAILED, State.RELEASED) else None
     return (
-        receipt.state.value,
-        str(receipt.request.get("model")),
+        receipt.state.label,
+        receipt.request.model,
         "-" if price is None else in_usd(price),
         f"{when:%Y-%m-%d %H:%M}" if when else "",
-        shortened(str(receipt.request.get("prompt")), 40),
+        shortened(receipt.request.prompt, 40),
         receipt.key,
     )
 

@@ -81,7 +81,7 @@ def _plain(value: Any) -> Any:
         case datetime():
             return value.isoformat()
         case BaseModel():
-            return value.model_dump(mode="json", exclude_none=True)
+            return value.model_dump(mode="json", exclude_none=True, by_alias=True)
         case VeogenError():
             return value.message
         case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):

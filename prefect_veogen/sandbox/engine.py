@@ -218,6 +218,10 @@ class Engine:
         self._admitted: deque[float] = deque()
         self._log: deque[RequestRecord] = deque(maxlen=LOG_LIMIT)
 
+    def now(self) -> datetime:
+        """Tell the time at the service: never before the real now, however slowly the sandbox's time runs."""
+        return max(self.clock.date(self.clock.elapsed()), datetime.now(UTC))
+
     # --- who may come in
 
     def knows_token(self, token: str) -> bool:
@@ -282,9 +286,7 @@ class Engine:
             prompt=prompt,
             options=options,
             price_usd=price,
-            # Never before the real now, however slowly the sandbox's time runs: clients look for a lost purchase
-            # among those made after they sent it, by their own clock.
-            created_at=max(self.clock.date(created), datetime.now(UTC)),
+            created_at=self.now(),
             created=created,
             starts=created + seconds * dice.uniform(0.1, 0.3),
             ends=created + seconds,

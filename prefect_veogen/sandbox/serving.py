@@ -6,6 +6,7 @@ import asyncio
 import socket
 import threading
 from datetime import UTC, datetime
+from email.utils import format_datetime
 from typing import Any
 
 import uvicorn
@@ -42,6 +43,8 @@ class Recorder:
             # Written before the answer leaves, so that a client that has it finds it in the log.
             if message["type"] == "http.response.start":
                 note_status(message["status"])
+                date = format_datetime(self._engine.now(), usegmt=True).encode()
+                message = {**message, "headers": [*message.get("headers", ()), (b"date", date)]}
             await send(message)
 
         try:
@@ -83,7 +86,7 @@ class QuickServer(uvicorn.Server):
 
     async def main_loop(self) -> None:
         while not self._stopping.is_set():
-            await self.on_tick(0)  # refreshes the Date header
+            await self.on_tick(0)
             try:
                 await asyncio.wait_for(self._stopping.wait(), 1.0)
             except TimeoutError:
@@ -139,6 +142,7 @@ class Serving:
             lifespan="off",
             log_config=None,
             server_header=False,
+            date_header=False,  # the sandbox has a clock of its own
             timeout_keep_alive=60,
         )
         return QuickServer(config, stopping)
