@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -187,7 +188,7 @@ def through(answers: Callable[[Request], Reply | None], sandbox: Sandbox) -> Ite
 
     with serving(answer) as proxy:
         bending.setenv("HTTP_PROXY", proxy)
-        bending.setattr("prefect_veogen.client._clients", type(open_session.__globals__["_watchers"])())
+        bending.setattr("prefect_veogen.client._clients", weakref.WeakKeyDictionary())
         try:
             yield
         finally:
