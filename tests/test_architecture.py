@@ -28,7 +28,7 @@ ROWS = {
     "edges": "iothread limiter liveness transport client watcher store ledger budgets records manifest thumbnails",
     "session": "session",
     "work": "addresses links transfer delivery recovery purchase waiting planning rows upkeep contact_sheet",
-    "Prefect": "slots joining blocks showing tasks campaigns maintenance",
+    "Prefect": "slots joining blocks credentials showing tasks campaigns maintenance",
     "surface": "__init__",
     "command": "cli",
 }
