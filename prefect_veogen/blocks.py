@@ -7,7 +7,6 @@ from typing import Any
 from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, SecretStr, model_validator
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
-from pydantic_core import CoreSchema
 
 from prefect_veogen.client import VeogenClient
 from prefect_veogen.session import open_session
@@ -72,7 +71,7 @@ class VeogenCredentials(CredentialsBlock):
         return {name: value for name, value in values.items() if name not in _PREFECTS_OWN}
 
     @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core_schema)
         # So that a block handed over masked reaches its run, which tells why it can't be used.
         handler.resolve_ref_schema(schema)["patternProperties"] = {f"^({'|'.join(_PREFECTS_OWN)})$": {}}

@@ -15,28 +15,68 @@ from prefect.context import FlowRunContext
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.runtime import deployment, flow_run
 from prefect.settings import PREFECT_API_URL
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, masked
 from prefect_veogen.iothread import on_io
 from prefect_veogen.settings import Settings
 
-# A run asks once for all its rows; a token that is changed meanwhile is used after so long.
 _TRUSTED_SECONDS = 60.0
 _FORGOTTEN_SECONDS = 3600.0
 _RESPONSE_SECONDS = 30.0
 _SLUG = VeogenCredentials.get_block_type_slug()
 # Longer names are cut in messages: a token passed by mistake may look like a name.
 _MAX_SHOWN = 32
-
 # A shorter token (of a sandbox) may be in a prompt by chance.
 _MIN_SECRET = 8
 
-_Key = tuple[str, str, str | None]
-_loaded: dict[_Key, tuple[float, VeogenCredentials]] = {}
-"""Blocks by server, name and flow run, and until when each is trusted. A later run reads its block anew."""
-_loading: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+
+class Blocks:
+    """Saved blocks by name, each read once per flow run and minute however many ask for it.
+
+    A later run reads its block anew, and a long one notices within a minute that the token was changed. Outside of
+    flow runs nothing is kept.
+    """
+
+    def __init__(self, trusted_seconds: float = _TRUSTED_SECONDS) -> None:
+        self._trusted_seconds = trusted_seconds
+        self._known: dict[_Key, tuple[float, VeogenCredentials]] = {}
+        self._loading: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
+        self._loading = weakref.WeakKeyDictionary()
+
+    async def load(self, name: str, named_by: str) -> VeogenCredentials:
+        """Return the block of a name, from the Prefect server if need be; `named_by` tells where the name was given."""
+        run_id: str | None = flow_run.id
+        if run_id is None:
+            return await on_io(_read(name, named_by))
+        key = (str(PREFECT_API_URL.value()), name, run_id)
+        trusted = self._trusted(key)
+        return await on_io(self._load_once(key, named_by)) if trusted is None else trusted
+
+    async def _load_once(self, key: _Key, named_by: str) -> VeogenCredentials:
+        async with self._loading.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+            if trusted := self._trusted(key):
+                return trusted
+            try:
+                block = await _read(key[1], named_by)
+            except ServiceUnavailable:
+                # A run that has begun goes on with what it has: a silent Prefect server must not fail paid work.
+                if key not in self._known:
+                    raise
+                block = self._known[key][1]
+            now = time.monotonic()
+            self._known = {old: entry for old, entry in self._known.items() if entry[0] + _FORGOTTEN_SECONDS > now}
+            self._known[key] = (now + self._trusted_seconds, block)
+            return block
+
+    def _trusted(self, key: _Key) -> VeogenCredentials | None:
+        until, block = self._known.get(key, (0.0, None))
+        return block if time.monotonic() < until else None
+
+
+_Key = tuple[str, str, str]  # server, name, flow run
+_blocks = Blocks()
 
 
 async def resolve_credentials(
@@ -56,22 +96,24 @@ async def resolve_credentials(
     if credentials is None:
         return None
     if isinstance(credentials, str):
-        return await _named(credentials, named_by)
+        return await _blocks.load(_name_of(credentials, named_by), named_by)
     if not isinstance(credentials, VeogenCredentials):
         raise ConfigurationError(
             f"A VeogenCredentials is needed, not a {type(credentials).__name__}",
             next_step="Nothing was bought. Give the name of a saved block, or the block itself "
             '(VeogenCredentials.load("NAME"), awaited in async code).',
         )
-    if credentials.api_token:
-        await _refuse_exposed(credentials.api_token)
+    secret = credentials.api_token.get_secret_value() if credentials.api_token else ""
+    # A masked one is in clear, too, and refused for what it is.
+    if secret.strip("*"):
+        await _refuse_exposed(secret)
     return credentials
 
 
 # ---------------------------------------------------------------- by name
 
 
-async def _named(text: str, named_by: str) -> VeogenCredentials:
+def _name_of(text: str, named_by: str) -> str:
     name = text.removeprefix(f"{_SLUG}/")
     if not re.fullmatch(r"[a-z0-9-]+", name):
         # Not quoted: what isn't a name may well be a token.
@@ -80,37 +122,10 @@ async def _named(text: str, named_by: str) -> VeogenCredentials:
             next_step="Nothing was bought. Give the name of a saved VeogenCredentials block. If it was a token, it "
             "stands in clear where it was written: make a new one at the service, and save that in a block.",
         )
-    # On the caller's side, for Prefect's run context is theirs.
-    key = (str(PREFECT_API_URL.value()), name, flow_run.id)
-    trusted = _still_trusted(key)
-    return await on_io(_load_once(key, named_by)) if trusted is None else trusted
+    return name
 
 
-async def _load_once(key: _Key, named_by: str) -> VeogenCredentials:
-    """Load for all who want it at the same time: at the start of a campaign, hundreds do."""
-    async with _loading.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-        if trusted := _still_trusted(key):
-            return trusted
-        try:
-            block = await _load(key[1], named_by)
-        except ServiceUnavailable:
-            # A run that has begun goes on with what it has: a silent Prefect server is no reason to drop paid work.
-            if key not in _loaded:
-                raise
-            block = _loaded[key][1]
-        now = time.monotonic()
-        for old in [old for old, (until, _) in _loaded.items() if until + _FORGOTTEN_SECONDS < now]:
-            del _loaded[old]
-        _loaded[key] = (now + _TRUSTED_SECONDS, block)
-        return block
-
-
-def _still_trusted(key: _Key) -> VeogenCredentials | None:
-    trusted_until, block = _loaded.get(key, (0.0, None))
-    return block if time.monotonic() < trusted_until else None
-
-
-async def _load(name: str, named_by: str) -> VeogenCredentials:
+async def _read(name: str, named_by: str) -> VeogenCredentials:
     shown = name if len(name) <= _MAX_SHOWN else f"{name[:4]}…"
     server = masked(PREFECT_API_URL.value() or "this machine's own Prefect server")
     try:
@@ -150,9 +165,8 @@ def _is_unauthorized(error: Exception) -> bool:
 # ---------------------------------------------------------------- by value
 
 
-async def _refuse_exposed(token: SecretStr) -> None:
+async def _refuse_exposed(secret: str) -> None:
     """Pass a token that Prefect did not write down in clear on its way here."""
-    secret = token.get_secret_value()
     run = FlowRunContext.get()
     recorded: list[Any] = []
     if run is not None and run.flow_run is not None:
