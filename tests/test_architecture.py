@@ -236,7 +236,7 @@ def test_nothing_of_ours_is_mocked_by_the_tests() -> None:
             for node in ast.walk(parsed(path))
             if isinstance(node, ast.Call)
             and ast.unparse(node.func) == "monkeypatch.setattr"
-            # The name service is the world's; only a lie of its own shows what a lying one would do. The logo's host, too.
+            # Name services and the logo's host are the world's; only a lie of its own shows what a lying one would do.
             and ast.unparse(node.args[0]) != "socket"
             and ast.unparse(node.args[1]) != "'_logo_url'"
         ]
