@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -73,18 +74,24 @@ def test_the_forms_open_with_a_password_to_type_and_an_address() -> None:
 
 @pytest.mark.parametrize("field", ["apitoken", "$ref", "_logo_url"])
 def test_another_field_is_refused_and_its_value_not_quoted(field: str) -> None:
+    given: dict[str, Any] = {field: TOKEN}
     with pytest.raises(ValidationError, match="Extra inputs are not permitted") as caught:
-        VeogenCredentials(**{field: TOKEN})
+        VeogenCredentials(**given)
     assert TOKEN not in str(caught.value)
 
 
 def test_what_prefect_writes_beside_the_fields_is_no_other_field() -> None:
     block = VeogenCredentials(api_token=SecretStr(TOKEN), base_url="https://x/api")
-    dumped = {**block.model_dump(), "_block_document_id": uuid4(), "_block_document_name": "x", "_is_anonymous": False}
+    dumped: dict[str, Any] = {
+        **block.model_dump(),
+        "_block_document_id": uuid4(),
+        "_block_document_name": "x",
+        "_is_anonymous": False,
+    }
     assert dumped["block_type_slug"] == "veogen-credentials"
     assert VeogenCredentials(**dumped) == block
     with pytest.raises(ValidationError, match="expected 'veogen-credentials', got 'secret'"):
-        VeogenCredentials(block_type_slug="secret")
+        VeogenCredentials(**{**dumped, "block_type_slug": "secret"})
 
 
 @pytest.mark.parametrize("token", ["*", "**********"])
