@@ -188,4 +188,5 @@ async def test_a_block_by_template_is_refused_by_the_run_since_its_token_is_know
         refused = await run("image-then-animate/daily", take=1)
     assert refused.state is not None
     assert "The token stands in clear" in str(refused.state.message)
-    assert len(sandbox.requests) == 0
+    assert len(sandbox.bill) == 0
+    assert not (place / "store").exists()
