@@ -28,7 +28,7 @@ async def campaign(
     name: str | None = None,
     at_once: int = 300,
     timeout_seconds: float | None = None,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | None = None,
 ) -> CampaignReport:
     """Return how all rows of `manifest` ended: a list of dicts, or the path or link of a CSV, JSON, JSONL or YAML file.

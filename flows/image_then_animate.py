@@ -32,7 +32,7 @@ async def image_then_animate(
     aspect_ratio: str = "16:9",
     resolution: str | None = None,
     take: int | str = 1,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | None = None,
     budget_usd: float | None = None,
 ) -> Animated:

@@ -14,7 +14,7 @@ from prefect_veogen.upkeep import Swept
 
 @flow(name="sweep")
 async def sweep(
-    *, days: int = 30, credentials: VeogenCredentials | None = None, store: str | None = None
+    *, days: int = 30, credentials: VeogenCredentials | str | None = None, store: str | None = None
 ) -> Sequence[Swept]:
     """Return what was done about each unfinished receipt, after logging how the last `days` add up. Free."""
     swept = await sweep_store(credentials=credentials, store=store)

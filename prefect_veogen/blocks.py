@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from prefect.blocks.abstract import CredentialsBlock
-from pydantic import Field, HttpUrl, SecretStr
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, SecretStr, model_validator
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from prefect_veogen.client import VeogenClient
 from prefect_veogen.session import open_session
+
+# What Prefect writes beside a block's fields whenever it dumps one.
+_PREFECTS_OWN = ("block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous")
+
+
+def _without_default(schema: dict[str, Any]) -> None:
+    """Let Prefect's forms open with a field to type into: where "none" is a choice, they open with that."""
+    del schema["default"]
 
 
 class VeogenCredentials(CredentialsBlock):
     """The token of a Veogen Studio account, and where its API is.
 
-    What isn't set comes from `VEOGEN_API_TOKEN` and `VEOGEN_BASE_URL`.
+    What isn't set comes from `VEOGEN_API_TOKEN` and `VEOGEN_BASE_URL`. Wherever `credentials` are taken, so is the name
+    of a saved block. For the parameters of a deployment that is the safe form: a block by value, or by a template in
+    prefect.yaml, would show its token to everybody.
 
     Example:
         Load stored credentials:
@@ -23,19 +36,43 @@ class VeogenCredentials(CredentialsBlock):
         ```
     """
 
+    # All fields are optional: unless others are forbidden, a reference to a block passes as a block, too, and Prefect
+    # refuses a parameter that is valid in two ways. Errors must not quote their input, which may be the token.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
     _block_type_name = "Veogen Credentials"
     _block_type_slug = "veogen-credentials"
     _logo_url = HttpUrl("https://veogen.studio/favicon.ico")
     _documentation_url = HttpUrl("https://veogenstudio.mintlify.app/authentication")
     _description = "The token of a Veogen Studio account, and where its API is."
 
-    api_token: SecretStr | None = Field(
-        default=None, description="The bearer token of the account; unset: the environment's VEOGEN_API_TOKEN."
+    api_token: SecretStr | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The bearer token of the account; unset: the environment's VEOGEN_API_TOKEN.",
+        json_schema_extra=_without_default,
     )
-    base_url: str | None = Field(
-        default=None, description="The base URL of the API; unset: the environment's VEOGEN_BASE_URL."
+    base_url: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The base URL of the API; unset: the environment's VEOGEN_BASE_URL.",
+        json_schema_extra=_without_default,
     )
 
     def get_client(self) -> VeogenClient:
         """Return the process's client for this account; it shares the rate limit with all tasks."""
         return open_session(token=self.api_token, base_url=self.base_url).client
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_prefects_own(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("block_type_slug", cls.get_block_type_slug()) != (
+            cls.get_block_type_slug()
+        ):
+            return values
+        return {name: value for name, value in values.items() if name not in _PREFECTS_OWN}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        schema = handler(core_schema)
+        # So that a block handed over masked reaches its run, which tells why it can't be used.
+        handler.resolve_ref_schema(schema)["patternProperties"] = {f"^({'|'.join(_PREFECTS_OWN)})$": {}}
+        return schema

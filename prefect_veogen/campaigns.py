@@ -106,7 +106,7 @@ async def check_campaign(
     *,
     name: str,
     budget_usd: Decimal | float | None = None,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | None = None,
 ) -> Decimal:
     """Return what is still to be paid for a campaign, in USD, if all of it can be. Free, and safe to repeat.
@@ -122,7 +122,7 @@ async def check_campaign(
 
 
 @task(name="check row", description="Checks a picture and its clip before the first of them is bought.", **FREE)
-async def check_row(row: Row, *, credentials: VeogenCredentials | None = None, store: str | None = None) -> None:
+async def check_row(row: Row, *, credentials: VeogenCredentials | str | None = None, store: str | None = None) -> None:
     """Pass a row if its models offer all that it asks for; what was bought before is past judging. Free.
 
     Raises:
@@ -151,7 +151,7 @@ async def make_row(
     *,
     name: str,
     budget_usd: Decimal | float | None = None,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | None = None,
     timeout_seconds: float | None = None,
 ) -> CampaignItem:
@@ -169,7 +169,7 @@ async def make_campaign(
     name: str,
     budget_usd: Decimal | float | None = None,
     at_once: int = 300,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | None = None,
     timeout_seconds: float | None = None,
 ) -> CampaignReport:
@@ -205,7 +205,7 @@ async def make_campaign(
 async def publish_campaign(
     report: CampaignReport,
     *,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | None = None,
 ) -> str:
     """Return where the contact sheet lies, after writing it and the run's artifacts (a table, some pictures). Free."""

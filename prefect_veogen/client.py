@@ -264,6 +264,12 @@ def _usable_base_url(base_url: str) -> str:
 
 
 def _sendable_token(token: SecretStr) -> SecretStr:
+    if re.fullmatch(r"\*+", token.get_secret_value()):
+        raise ConfigurationError(
+            "The API token consists of asterisks: it is what Prefect shows in a token's place",
+            next_step="Nothing was bought. A block that is handed to run_deployment arrives like that, and so does one "
+            "copied from Prefect's UI. Give the block's name instead: credentials=\"NAME\".",
+        )
     # Checked here because HTTP libraries quote a header which they can't send.
     if not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
         raise ConfigurationError(

@@ -217,7 +217,9 @@ class ConfigurationError(ChangeTheSetup):
 class AuthenticationError(ChangeTheSetup):
     """The service refused the token."""
 
-    default_next_step = "Create a token at the service (Settings → API Tokens) and set VEOGEN_API_TOKEN."
+    default_next_step = (
+        "Create a token at the service (Settings → API Tokens), and set VEOGEN_API_TOKEN or save it in the block."
+    )
 
 
 class InsufficientBalance(ChangeTheSetup):

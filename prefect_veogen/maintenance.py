@@ -36,7 +36,9 @@ _UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
     description="Finishes what runs that died or were cancelled left behind.",
     **FREE,
 )
-async def sweep_store(*, credentials: VeogenCredentials | None = None, store: str | None = None) -> Sequence[Swept]:
+async def sweep_store(
+    *, credentials: VeogenCredentials | str | None = None, store: str | None = None
+) -> Sequence[Swept]:
     """Return what was done about unfinished receipts: paid outputs downloaded, lost purchases found. Free.
 
     Safe to repeat, and to run beside working flows. What still needs a person is in the returned notes.
@@ -57,7 +59,7 @@ async def sweep_store(*, credentials: VeogenCredentials | None = None, store: st
     **FREE,
 )
 async def compare_with_statement(
-    days: int = 30, *, credentials: VeogenCredentials | None = None, store: str | None = None
+    days: int = 30, *, credentials: VeogenCredentials | str | None = None, store: str | None = None
 ) -> Reconciliation:
     """Return how the ledger and the account's statement compare over the last days. Free, and safe to repeat."""
     session = await session_for_task(credentials, store)

@@ -114,8 +114,8 @@ def open_session(
     if token is None or not token.get_secret_value().strip():
         raise ConfigurationError(
             "There is no API token",
-            next_step="Set VEOGEN_API_TOKEN or pass a VeogenCredentials block. To try it offline without one: "
-            "`prefect-veogen demo`.",
+            next_step="Set VEOGEN_API_TOKEN, or VEOGEN_CREDENTIALS to the name of a VeogenCredentials block. To try it "
+            "offline without one: `prefect-veogen demo`.",
         )
     base_url = settings.base_url if base_url is None else base_url
     client = client_of(token, base_url, settings.requests_per_minute, settings.request_timeout_seconds)

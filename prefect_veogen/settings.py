@@ -35,6 +35,8 @@ class Settings(BaseSettings):
 
     api_token: SecretStr | None = None
     """The bearer token (site → Settings → API Tokens)."""
+    credentials: str | None = None
+    """The name of a saved `VeogenCredentials` block; what that leaves unset comes from the environment."""
     base_url: str = "https://veogen.studio/api/v1"
     """The API's base; some of the vendor's pages show https://api.veogen.studio/api/v1 instead."""
     store: str = "veogen-store"

@@ -16,6 +16,7 @@ from prefect.transactions import TransactionState, get_transaction
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
+from prefect_veogen.credentials import resolve_credentials
 from prefect_veogen.delivery import deliver
 from prefect_veogen.errors import ConfigurationError, MediaRejected, TryAgainLater, UnexpectedAnswer
 from prefect_veogen.iothread import on_io
@@ -111,7 +112,7 @@ def _check_generation(generation: Generation) -> None:
 async def submit_generation(
     request: GenerationRequest,
     *,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | Path | None = None,
     budget_usd: Decimal | float | None = None,
 ) -> Generation:
@@ -150,7 +151,7 @@ async def submit_generation(
 async def wait_for_generation(
     generation: Generation,
     *,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | Path | None = None,
     timeout_seconds: float | None = None,
 ) -> Generation:
@@ -195,7 +196,7 @@ async def wait_for_generation(
 async def download_asset(
     generation: Generation,
     *,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | Path | None = None,
 ) -> Asset:
     """Return the asset of a completed generation, in the store and verified. Free, and safe to repeat.
@@ -240,7 +241,7 @@ def _chain(function: Callable[Parameters, Result]) -> _Chain[Parameters, Result]
 async def generate(
     request: GenerationRequest,
     *,
-    credentials: VeogenCredentials | None = None,
+    credentials: VeogenCredentials | str | None = None,
     store: str | Path | None = None,
     budget_usd: Decimal | float | None = None,
     timeout_seconds: float | None = None,
@@ -259,14 +260,13 @@ async def generate(
 
 
 async def session_for_task(
-    credentials: VeogenCredentials | None, store: str | Path | None, cap: Cap | None = None
+    credentials: VeogenCredentials | str | None, store: str | Path | None, cap: Cap | None = None
 ) -> Session:
     """Return what a task works with: argument → block → environment → default."""
-    if credentials is not None:
-        _check_argument(credentials, VeogenCredentials, 'VeogenCredentials.load("NAME"), awaited in async code')
+    block = await resolve_credentials(credentials)
     session = open_session(
-        token=credentials.api_token if credentials else None,
-        base_url=credentials.base_url if credentials else None,
+        token=block.api_token if block else None,
+        base_url=block.base_url if block else None,
         store=store,
         caps=() if cap is None else (cap,),
         flow_run_id=flow_run.id,

@@ -41,7 +41,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=_Formatter,
     )
     top.add_argument("--version", action="version", version=f"prefect-veogen {version('prefect-veogen')}")
-    top.set_defaults(base_url=None, store=None, json=False, state=None, stopped=None)
+    top.set_defaults(credentials=None, base_url=None, store=None, json=False, state=None, stopped=None)
     commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True, title="commands")
     _demo(commands)
     _command(commands, "sandbox", "a local Veogen Studio to try pipelines on", "prefect-veogen sandbox --port 8765")
@@ -83,12 +83,12 @@ def _models(commands: Any) -> None:
         "prefect-veogen models\nprefect-veogen models veo-3.1-fast",
     )
     command.add_argument("slug", nargs="?", metavar="MODEL", help="one model, with all it takes")
-    _shared(command, "--base-url", "--json")
+    _shared(command, "--credentials", "--base-url", "--json")
 
 
 def _balance(commands: Any) -> None:
     command = _command(commands, "balance", "what the account holds and has spent", "prefect-veogen balance --json")
-    _shared(command, "--base-url", "--json")
+    _shared(command, "--credentials", "--base-url", "--json")
 
 
 def _plan(commands: Any) -> None:
@@ -112,7 +112,7 @@ def _plan(commands: Any) -> None:
         )
     command.add_argument("--take", type=_take, default=1, help="a number or a name (default: 1)")
     command.add_argument("--budget-usd", type=_amount, metavar="USD", help="also compare with this much")
-    _shared(command, "--base-url", "--store", "--json")
+    _shared(command, "--credentials", "--base-url", "--store", "--json")
 
 
 def _receipts(commands: Any) -> None:
@@ -152,7 +152,7 @@ def _receipts(commands: Any) -> None:
     )
     release.add_argument("key", metavar="KEY")
     release.set_defaults(stopped=_DECISION_STOPPED)
-    _shared(adopt, "--base-url")
+    _shared(adopt, "--credentials", "--base-url")
     for action in (listing, show, adopt, release):
         _shared(action, "--store", "--json")
 
@@ -166,7 +166,7 @@ def _sweep(commands: Any) -> None:
         about="Downloads what was paid for, finds purchases whose answer was lost, and gives back money that was set "
         "aside for nothing. Safe beside working flows. Exit code 1 if a person must look.",
     )
-    _shared(command, "--base-url", "--store", "--json")
+    _shared(command, "--credentials", "--base-url", "--store", "--json")
     command.set_defaults(stopped=_SWEEP_STOPPED)
 
 
@@ -184,7 +184,7 @@ def _reconcile(commands: Any) -> None:
         metavar="DATE",
         help="a date or time, UTC if nothing else is said (default: 30 days ago)",
     )
-    _shared(command, "--base-url", "--store", "--json")
+    _shared(command, "--credentials", "--base-url", "--store", "--json")
 
 
 def _setup(commands: Any) -> None:
@@ -230,6 +230,7 @@ def _filled(text: str) -> str:
 
 
 _SHARED: dict[str, dict[str, Any]] = {
+    "--credentials": {"metavar": "NAME", "help": "a block of your Prefect server (VEOGEN_CREDENTIALS)"},
     "--base-url": {"metavar": "URL", "help": "the API (VEOGEN_BASE_URL)"},
     "--store": {"metavar": "URL", "help": "s3://bucket/prefix or a path (VEOGEN_STORE)"},
     "--json": {"action": "store_true", "help": "JSON on stdout, nothing else"},

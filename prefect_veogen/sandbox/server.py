@@ -174,7 +174,8 @@ class Sandbox:
     @property
     def environment(self) -> dict[str, str]:
         """The environment variables which point a program at this sandbox."""
-        return {"VEOGEN_BASE_URL": self.base_url, "VEOGEN_API_TOKEN": self.token}
+        # A block which is named there would come before the token, and lead to the real service.
+        return {"VEOGEN_BASE_URL": self.base_url, "VEOGEN_API_TOKEN": self.token, "VEOGEN_CREDENTIALS": ""}
 
     # --- control
 

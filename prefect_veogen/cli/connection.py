@@ -1,0 +1,31 @@
+"""Which account a command talks to: `--credentials`, else `VEOGEN_CREDENTIALS`, else the environment's token."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from prefect_veogen.session import Session, open_session
+from prefect_veogen.settings import Settings
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from prefect_veogen.budgets import Cap
+
+
+def connect(options: Namespace, caps: tuple[Cap, ...] = ()) -> Session:
+    """Return the session of a command's options; of a named block, Prefect's server is asked."""
+    if options.credentials is None and Settings().credentials is None:
+        return open_session(base_url=options.base_url, store=options.store, caps=caps)
+    # Only now, for Prefect's import takes seconds.
+    from prefect_veogen.credentials import resolve_credentials
+
+    block = asyncio.run(resolve_credentials(options.credentials, "--credentials"))
+    assert block is not None  # one of the two names it
+    return open_session(
+        token=block.api_token,
+        base_url=block.base_url if options.base_url is None else options.base_url,
+        store=options.store,
+        caps=caps,
+    )
