@@ -31,6 +31,7 @@ from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.iothread import each, on_io
 from prefect_veogen.manifest import Manifest, Row
 from prefect_veogen.manifest import read_manifest as _read_manifest
+from prefect_veogen.markdown import code, image, literal
 from prefect_veogen.models import in_usd
 from prefect_veogen.planning import is_bought, priced
 from prefect_veogen.rows import (
@@ -214,9 +215,10 @@ async def publish_campaign(
     key = f"campaigns/{_plain(report.name)}/contact-sheet.html"
     await on_io(session.store.put(key, page(report, tiles).encode(), "text/html; charset=utf-8"))
     sheet = session.store.uri(key)
-    await acreate_table_artifact(_table(report), key=f"campaign-{_plain(report.name)}", description=str(report))
-    pictures = [f"![{tile.item.id}]({picture})" for tile in tiles for picture in tile.pictures[-1:]]
-    markdown = f"# {report}\n\nContact sheet: `{sheet}`\n\n{' '.join(pictures[:_MOST_PICTURES])}\n"
+    told = literal(str(report))
+    await acreate_table_artifact(_table(report), key=f"campaign-{_plain(report.name)}", description=told)
+    pictures = [image(tile.item.id, picture) for tile in tiles for picture in tile.pictures[-1:]]
+    markdown = f"# {told}\n\nContact sheet: {code(sheet)}\n\n{' '.join(pictures[:_MOST_PICTURES])}\n"
     await acreate_markdown_artifact(markdown, key=f"campaign-{_plain(report.name)}-pictures")
     session.log.info("%s. Contact sheet: %s", report, sheet)
     return sheet
@@ -225,11 +227,11 @@ async def publish_campaign(
 def _table(report: CampaignReport) -> list[dict[str, str]]:
     return [
         {
-            "id": item.id,
+            "id": literal(item.id),
             "status": item.status.value,
             "price_usd": str(item.price_usd),
-            "assets": " ".join(asset.uri for asset in item.assets),
-            "error": " ".join((item.error or "").partition("\nWhat to do")[0].split()),
+            "assets": literal(" ".join(asset.uri for asset in item.assets)),
+            "error": literal((item.error or "").partition("\nWhat to do")[0]),
         }
         for item in report.by_need[:_MOST_TABLE_ROWS]
     ]
@@ -238,7 +240,7 @@ def _table(report: CampaignReport) -> list[dict[str, str]]:
 @asynccontextmanager
 async def _progress(name: str, total: int, items: Mapping[str, CampaignItem]) -> AsyncIterator[None]:
     """Tell how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
-    artifact = await acreate_progress_artifact(0.0, key=f"campaign-{_plain(name)}-progress", description=name)
+    artifact = await acreate_progress_artifact(0.0, key=f"campaign-{_plain(name)}-progress", description=literal(name))
     telling = asyncio.create_task(_tell(artifact, total, items))
     try:
         yield

@@ -17,6 +17,7 @@ from prefect_veogen.errors import VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Ledger, Receipt
 from prefect_veogen.ledger import State as ReceiptState
+from prefect_veogen.markdown import literal
 from prefect_veogen.models import in_usd
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import open_store
@@ -41,7 +42,10 @@ async def sweep_store(*, credentials: VeogenCredentials | None = None, store: st
     for item in swept:
         session.log.info("%s: %s → %s. %s", item.key, item.before.value, item.after.value, item.note)
     if swept:
-        table = [{"receipt": s.key, "before": s.before.value, "after": s.after.value, "note": s.note} for s in swept]
+        table = [
+            {"receipt": item.key, "before": item.before.value, "after": item.after.value, "note": literal(item.note)}
+            for item in swept
+        ]
         await acreate_table_artifact(table, key="veogen-sweep", description=f"{len(swept)} receipts were unfinished")
     return swept
 
@@ -116,7 +120,7 @@ def _differences(found: Reconciliation) -> list[dict[str, str]]:
     theirs = [
         {
             "only in": "statement",
-            "what": f"{charge.model_key} #{charge.id}",
+            "what": literal(f"{charge.model_key} #{charge.id}"),
             "usd": str(charge.amount_usd),
             "at": str(charge.created_at),
         }

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +20,7 @@ from typing import Any
 
 import boto3
 import pytest
+from markdown_it import MarkdownIt
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -332,6 +335,26 @@ async def test_progress_table_and_pictures_are_artifacts_and_each_row_is_one_tas
     assert sorted(run.name[:14] for run in runs) == sorted(
         ["r0", "r1", "moves", "bad", "check campaign", "publish campai"]
     )
+
+
+HOSTILE_IDS = ["a|b", "`code`", "<script>alert(1)</script>", "![x](http://x/y.png)", "# big", "x](javascript:alert(1))"]
+
+
+async def test_ids_and_names_cannot_break_what_prefect_shows(sandbox: Sandbox) -> None:
+    sandbox.fault("failed", prompt="refuses", reason="[no](javascript:x)\n# `or` <b>")
+    name = "a `name` [x](javascript:alert(1)) <img src=x>"
+    rows = [row(identity, f"picture {number}") for number, identity in enumerate(HOSTILE_IDS)]
+    artifacts, _ = await shown(await campaign([*rows, row("bad", "refuses")], name=name, return_state=True))
+    reader = MarkdownIt("commonmark").enable("table")
+    table = next(json.loads(str(found.data)) for found in artifacts.values() if found.type == "table")
+    cells = [reader.render(line["id"]) for line in table]
+    assert cells == [f"<p>{html.escape(identity)}</p>\n" for identity in ["bad", *HOSTILE_IDS]]
+    texts = [cell for line in table for cell in line.values()]
+    texts += [found.description or "" for found in artifacts.values()]
+    texts += [str(found.data) for found in artifacts.values() if found.type == "markdown"]
+    rendered = "".join(map(reader.render, texts))
+    assert set(re.findall(r"<(\w+)", rendered)) == {"p", "h1", "code", "img"}
+    assert set(re.findall(r'src="([^"]{11})', rendered)) == {"data:image/"}
 
 
 async def test_the_contact_sheet_shows_every_row_and_gives_nothing_away(sandbox: Sandbox, store_url: str) -> None:
