@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from prefect.artifacts import (
     aupdate_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
@@ -54,6 +56,7 @@ __all__ = [
     "CampaignItem",
     "CampaignReport",
     "ItemStatus",
+    "LocalPath",
     "Manifest",
     "Row",
     "campaign_flow",
@@ -64,6 +67,9 @@ __all__ = [
     "publish_campaign",
     "read_manifest",
 ]
+
+LocalPath = SkipJsonSchema[Path]
+"""A `Path` that a flow takes where it takes a string; a deployment's form asks for the string alone."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -108,7 +114,7 @@ async def check_campaign(
     name: str,
     budget_usd: Decimal | float | None = None,
     credentials: VeogenCredentials | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
 ) -> Decimal:
     """Return what is still to be paid for a campaign, in USD, if all of it can be. Free, and safe to repeat.
 
@@ -123,7 +129,7 @@ async def check_campaign(
 
 
 @task(name="check row", description="Checks a picture and its clip before the first of them is bought.", **FREE)
-async def check_row(row: Row, *, credentials: VeogenCredentials | None = None, store: str | None = None) -> None:
+async def check_row(row: Row, *, credentials: VeogenCredentials | None = None, store: str | Path | None = None) -> None:
     """Pass a row if its models offer all that it asks for; what was bought before is past judging. Free.
 
     Raises:
@@ -153,7 +159,7 @@ async def make_row(
     name: str,
     budget_usd: Decimal | float | None = None,
     credentials: VeogenCredentials | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
     timeout_seconds: float | None = None,
 ) -> CampaignItem:
     """Return one row's assets, buying what is missing. COSTS MONEY; safe to repeat.
@@ -171,7 +177,7 @@ async def make_campaign(
     budget_usd: Decimal | float | None = None,
     at_once: int = 300,
     credentials: VeogenCredentials | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
     timeout_seconds: float | None = None,
 ) -> CampaignReport:
     """Return how all rows ended, after making them, at most `at_once` at the same time. COSTS MONEY.
@@ -207,7 +213,7 @@ async def publish_campaign(
     report: CampaignReport,
     *,
     credentials: VeogenCredentials | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
 ) -> str:
     """Return where the contact sheet lies, after writing it and the run's artifacts (a table, some pictures). Free."""
     session = await session_for_task(credentials, store)

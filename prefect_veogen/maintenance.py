@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from prefect import task
@@ -32,7 +33,9 @@ _UNSETTLED = (ReceiptState.SENDING, ReceiptState.UNKNOWN, ReceiptState.BOUGHT)
     description="Finishes what runs that died or were cancelled left behind.",
     **FREE,
 )
-async def sweep_store(*, credentials: VeogenCredentials | None = None, store: str | None = None) -> Sequence[Swept]:
+async def sweep_store(
+    *, credentials: VeogenCredentials | None = None, store: str | Path | None = None
+) -> Sequence[Swept]:
     """Return what was done about unfinished receipts: paid outputs downloaded, lost purchases found. Free.
 
     Safe to repeat, and to run beside working flows. What still needs a person is in the returned notes.
@@ -56,7 +59,7 @@ async def sweep_store(*, credentials: VeogenCredentials | None = None, store: st
     **FREE,
 )
 async def compare_with_statement(
-    days: int = 30, *, credentials: VeogenCredentials | None = None, store: str | None = None
+    days: int = 30, *, credentials: VeogenCredentials | None = None, store: str | Path | None = None
 ) -> Reconciliation:
     """Return how the ledger and the account's statement compare over the last days. Free, and safe to repeat."""
     session = await session_for_task(credentials, store)

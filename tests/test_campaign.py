@@ -17,6 +17,7 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
@@ -30,8 +31,11 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.settings import PREFECT_API_URL
+from prefect.utilities.callables import parameter_schema
 
 from flows.campaign import campaign
+from flows.image_then_animate import image_then_animate
+from flows.sweep import sweep
 from prefect_veogen import Asset
 from prefect_veogen.budgets import Cap
 from prefect_veogen.campaigns import CampaignItem, CampaignReport, ItemStatus, make_campaign, publish_campaign
@@ -67,6 +71,27 @@ async def refused(error: type[Exception], rows: list[dict[str, Any]], **options:
     with pytest.raises(error) as caught:
         await campaign(rows, **options)
     return str(caught.value)
+
+
+async def test_a_path_is_as_good_as_its_name_for_the_manifest_and_the_store(sandbox: Sandbox, tmp_path: Path) -> None:
+    manifest, store = tmp_path / "rows.csv", tmp_path / "other"
+    manifest.write_text("id,model,prompt\nhero,gpt-4o-image,a lighthouse\n")
+    report = await campaign(manifest, store=store)
+    assert report == await campaign(str(manifest), store=str(store))
+    assert len(sandbox.bill) == 1
+    assert (asset := report.items[0].asset)
+    assert Path(urlsplit(asset.uri).path).is_relative_to(store)
+
+
+@pytest.mark.parametrize("flow", [campaign, image_then_animate, sweep])
+def test_the_form_of_a_deployment_asks_for_no_more_than_a_string_where_a_path_will_do(flow: Any) -> None:
+    form = parameter_schema(flow).model_dump()["properties"]
+    assert [kind["type"] for kind in form["store"]["anyOf"]] == ["string", "null"]
+    if "manifest" in form:
+        assert [kind["type"] for kind in form["manifest"]["anyOf"]] == ["array", "string"]
+    given = {name: Path("a/b") for name in form if name in ("manifest", "store")}
+    others = {name: "x" for name in ("image_prompt", "motion_prompt") if name in form}
+    assert flow.serialize_parameters(flow.validate_parameters({**given, **others}))["store"] == "a/b"
 
 
 # ---------------------------------------------------------------- before the first purchase
