@@ -7,10 +7,10 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.catalogue import quote
+from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import say, table, write_json
 from prefect_veogen.client import balance_of
 from prefect_veogen.models import CatalogueModel, GenerationRequest, in_usd
-from prefect_veogen.session import open_session
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def models(options: Namespace) -> int:
     """Write the catalogue, or one model of it."""
-    client = _client(options)
+    client = connect(options).client
     if options.slug is None:
         catalogue = asyncio.run(_catalogue(client))
         if options.json:
@@ -40,16 +40,12 @@ def models(options: Namespace) -> int:
 
 def balance(options: Namespace) -> int:
     """Write what the account holds."""
-    found = asyncio.run(_balance(_client(options)))
+    found = asyncio.run(_balance(connect(options).client))
     if options.json:
         write_json({"remaining_usd": found.remaining_usd, "spent_usd": found.spent_usd})
         return 0
     say(f"The account holds {in_usd(found.remaining_usd)} and has spent {in_usd(found.spent_usd)}.")
     return 0
-
-
-def _client(options: Namespace) -> VeogenClient:
-    return open_session(base_url=options.base_url).client
 
 
 async def _balance(client: VeogenClient) -> Balance:

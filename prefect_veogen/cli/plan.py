@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.budgets import Cap
+from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import say, shortened, table, write_json
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.iothread import on_io
@@ -14,7 +15,6 @@ from prefect_veogen.manifest import read_manifest
 from prefect_veogen.models import Certainty, GenerationRequest, in_usd
 from prefect_veogen.planning import Plan, PlanItem, make_plan
 from prefect_veogen.rows import requests_of
-from prefect_veogen.session import open_session
 from prefect_veogen.slots import take_of_slot
 
 if TYPE_CHECKING:
@@ -38,11 +38,7 @@ _FIELDS = (
 def plan(options: Namespace) -> int:
     """Write what it would cost; 1 if something would be refused or could not be paid."""
     cap = Cap.of("this plan", options.budget_usd)
-    session = open_session(
-        base_url=options.base_url,
-        store=options.store,
-        caps=() if cap is None else (cap,),
-    )
+    session = connect(options, () if cap is None else (cap,))
     made = asyncio.run(_made(session, options))
     if options.json:
         write_json(_described(made))

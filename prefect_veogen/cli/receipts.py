@@ -10,6 +10,7 @@ from pydantic import SecretStr
 
 from prefect_veogen import upkeep
 from prefect_veogen.cli.arguments import a_month_ago
+from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import complain, say, shortened, table, write_json
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Receipt, State
@@ -205,7 +206,7 @@ def _paid(found: list[Receipt]) -> Decimal:
 
 
 def _session(options: Namespace) -> Session:
-    return _with_a_store(open_session(base_url=options.base_url, store=options.store))
+    return _with_a_store(connect(options))
 
 
 def _offline_session(options: Namespace) -> Session:
