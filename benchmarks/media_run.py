@@ -65,11 +65,11 @@ def moves(size_bytes: int, folder: Path) -> list[Moved]:
 
 def _link(environment: Mapping[str, str]) -> str:
     """Buy a clip, and return where its file is when it is completed."""
-    api = environment["VEOGEN_BASE_URL"]
-    bought = servers.fetched(f"{api}/generations", {"model": "veo-3.1-fast", "prompt": _PROMPT}, token="any")
+    api, token = environment["VEOGEN_BASE_URL"], environment["VEOGEN_API_TOKEN"]
+    bought = servers.fetched(f"{api}/generations", {"model": "veo-3.1-fast", "prompt": _PROMPT}, token=token)
     give_up_at = time.monotonic() + _COMPLETED_WITHIN_SECONDS
     while time.monotonic() < give_up_at:
-        generation = servers.fetched(f"{api}/generations/{bought['data']['id']}", token="any")["data"]
+        generation = servers.fetched(f"{api}/generations/{bought['data']['id']}", token=token)["data"]
         if generation["output"]:
             return str(generation["output"]["url"])
         time.sleep(0.1)

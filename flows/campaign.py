@@ -9,6 +9,7 @@ from typing import Any
 from prefect_veogen import VeogenCredentials
 from prefect_veogen.campaigns import (
     CampaignReport,
+    LocalPath,
     campaign_flow,
     campaign_name,
     check_campaign,
@@ -21,7 +22,7 @@ from prefect_veogen.maintenance import TELL_WHEN_STOPPED
 
 @campaign_flow(name="campaign", **TELL_WHEN_STOPPED)
 async def campaign(
-    manifest: list[dict[str, Any]] | str,
+    manifest: list[dict[str, Any]] | str | LocalPath,
     *,
     budget_usd: float | None = None,
     take: int | str = 1,
@@ -29,7 +30,7 @@ async def campaign(
     at_once: int = 300,
     timeout_seconds: float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | None = None,
+    store: str | LocalPath | None = None,
 ) -> CampaignReport:
     """Return how all rows of `manifest` ended: a list of dicts, or the path or link of a CSV, JSON, JSONL or YAML file.
 

@@ -9,7 +9,7 @@ from typing import Any
 from prefect import flow
 
 from prefect_veogen import Asset, GenerationRequest, VeogenCredentials, generate
-from prefect_veogen.campaigns import Row, check_row
+from prefect_veogen.campaigns import LocalPath, Row, check_row
 from prefect_veogen.maintenance import TELL_WHEN_STOPPED
 from prefect_veogen.slots import take_of_slot
 
@@ -33,7 +33,7 @@ async def image_then_animate(
     resolution: str | None = None,
     take: int | str = 1,
     credentials: VeogenCredentials | str | None = None,
-    store: str | None = None,
+    store: str | LocalPath | None = None,
     budget_usd: float | None = None,
 ) -> Animated:
     """Return the picture of `image_prompt`, and that picture moving as `motion_prompt` says.

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from prefect import flow
 
 from prefect_veogen import VeogenCredentials
+from prefect_veogen.campaigns import LocalPath
 from prefect_veogen.maintenance import compare_with_statement, sweep_store
 from prefect_veogen.upkeep import Swept
 
 
 @flow(name="sweep")
 async def sweep(
-    *, days: int = 30, credentials: VeogenCredentials | str | None = None, store: str | None = None
+    *, days: int = 30, credentials: VeogenCredentials | str | None = None, store: str | LocalPath | None = None
 ) -> Sequence[Swept]:
     """Return what was done about each unfinished receipt, after logging how the last `days` add up. Free."""
     swept = await sweep_store(credentials=credentials, store=store)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from decimal import Decimal
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 from uuid import UUID
 
@@ -23,6 +24,7 @@ from prefect.artifacts import (
     aupdate_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
@@ -31,6 +33,7 @@ from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.iothread import each, on_io
 from prefect_veogen.manifest import Manifest, Row
 from prefect_veogen.manifest import read_manifest as _read_manifest
+from prefect_veogen.markdown import code, image, literal
 from prefect_veogen.models import in_usd
 from prefect_veogen.planning import is_bought, priced
 from prefect_veogen.rows import (
@@ -53,6 +56,7 @@ __all__ = [
     "CampaignItem",
     "CampaignReport",
     "ItemStatus",
+    "LocalPath",
     "Manifest",
     "Row",
     "campaign_flow",
@@ -63,6 +67,9 @@ __all__ = [
     "publish_campaign",
     "read_manifest",
 ]
+
+LocalPath = SkipJsonSchema[Path]
+"""A `Path` that a flow takes where it takes a string; a deployment's form asks for the string alone."""
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -107,7 +114,7 @@ async def check_campaign(
     name: str,
     budget_usd: Decimal | float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
 ) -> Decimal:
     """Return what is still to be paid for a campaign, in USD, if all of it can be. Free, and safe to repeat.
 
@@ -122,7 +129,9 @@ async def check_campaign(
 
 
 @task(name="check row", description="Checks a picture and its clip before the first of them is bought.", **FREE)
-async def check_row(row: Row, *, credentials: VeogenCredentials | str | None = None, store: str | None = None) -> None:
+async def check_row(
+    row: Row, *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
+) -> None:
     """Pass a row if its models offer all that it asks for; what was bought before is past judging. Free.
 
     Raises:
@@ -152,7 +161,7 @@ async def make_row(
     name: str,
     budget_usd: Decimal | float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
     timeout_seconds: float | None = None,
 ) -> CampaignItem:
     """Return one row's assets, buying what is missing. COSTS MONEY; safe to repeat.
@@ -170,7 +179,7 @@ async def make_campaign(
     budget_usd: Decimal | float | None = None,
     at_once: int = 300,
     credentials: VeogenCredentials | str | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
     timeout_seconds: float | None = None,
 ) -> CampaignReport:
     """Return how all rows ended, after making them, at most `at_once` at the same time. COSTS MONEY.
@@ -206,7 +215,7 @@ async def publish_campaign(
     report: CampaignReport,
     *,
     credentials: VeogenCredentials | str | None = None,
-    store: str | None = None,
+    store: str | Path | None = None,
 ) -> str:
     """Return where the contact sheet lies, after writing it and the run's artifacts (a table, some pictures). Free."""
     session = await session_for_task(credentials, store)
@@ -214,9 +223,10 @@ async def publish_campaign(
     key = f"campaigns/{_plain(report.name)}/contact-sheet.html"
     await on_io(session.store.put(key, page(report, tiles).encode(), "text/html; charset=utf-8"))
     sheet = session.store.uri(key)
-    await acreate_table_artifact(_table(report), key=f"campaign-{_plain(report.name)}", description=str(report))
-    pictures = [f"![{tile.item.id}]({picture})" for tile in tiles for picture in tile.pictures[-1:]]
-    markdown = f"# {report}\n\nContact sheet: `{sheet}`\n\n{' '.join(pictures[:_MOST_PICTURES])}\n"
+    told = literal(str(report))
+    await acreate_table_artifact(_table(report), key=f"campaign-{_plain(report.name)}", description=told)
+    pictures = [image(tile.item.id, picture) for tile in tiles for picture in tile.pictures[-1:]]
+    markdown = f"# {told}\n\nContact sheet: {code(sheet)}\n\n{' '.join(pictures[:_MOST_PICTURES])}\n"
     await acreate_markdown_artifact(markdown, key=f"campaign-{_plain(report.name)}-pictures")
     session.log.info("%s. Contact sheet: %s", report, sheet)
     return sheet
@@ -225,11 +235,11 @@ async def publish_campaign(
 def _table(report: CampaignReport) -> list[dict[str, str]]:
     return [
         {
-            "id": item.id,
+            "id": literal(item.id),
             "status": item.status.value,
             "price_usd": str(item.price_usd),
-            "assets": " ".join(asset.uri for asset in item.assets),
-            "error": " ".join((item.error or "").partition("\nWhat to do")[0].split()),
+            "assets": literal(" ".join(asset.uri for asset in item.assets)),
+            "error": literal((item.error or "").partition("\nWhat to do")[0]),
         }
         for item in report.by_need[:_MOST_TABLE_ROWS]
     ]
@@ -238,7 +248,7 @@ def _table(report: CampaignReport) -> list[dict[str, str]]:
 @asynccontextmanager
 async def _progress(name: str, total: int, items: Mapping[str, CampaignItem]) -> AsyncIterator[None]:
     """Tell how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
-    artifact = await acreate_progress_artifact(0.0, key=f"campaign-{_plain(name)}-progress", description=name)
+    artifact = await acreate_progress_artifact(0.0, key=f"campaign-{_plain(name)}-progress", description=literal(name))
     telling = asyncio.create_task(_tell(artifact, total, items))
     try:
         yield

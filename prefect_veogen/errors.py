@@ -95,6 +95,11 @@ def masked(text: str) -> str:
     return re.sub(r"(?<=//).+(?=@)|(?<=[?#])[^\s'\"`]+", "…", text, flags=re.DOTALL)
 
 
+def with_masked_links(text: str) -> str:
+    """Return a text with `masked` applied to the links in it, and to nothing else."""
+    return re.sub(r"https?://[^\s'\"`<>]+", lambda link: masked(link[0]), text, flags=re.IGNORECASE)
+
+
 class TryAgainLater(VeogenError):
     """Nothing was bought and nothing lost: repeat the same call."""
 
@@ -151,6 +156,10 @@ class Problem:
     allowed: tuple[Any, ...] | None = None
     nearest: Any = None
 
+    def __post_init__(self) -> None:
+        # Errors are logged and kept, and a link's signature is a secret while it lasts.
+        object.__setattr__(self, "value", _masked(self.value))
+
     def __str__(self) -> str:
         text = f"{self.field}: {self.message}"
         if self.value is not None:
@@ -160,6 +169,16 @@ class Problem:
         if self.nearest is not None:
             text += f"; nearest: {self.nearest}"
         return text
+
+
+def _masked(value: Any, levels: int = _SHORT.maxlevel) -> Any:
+    if isinstance(value, str):
+        return with_masked_links(value)
+    if type(value) in (list, tuple) and levels:
+        return type(value)(_masked(item, levels - 1) for item in value)
+    if type(value) is dict and levels:
+        return {name: _masked(item, levels - 1) for name, item in value.items()}
+    return value
 
 
 def _shortened(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Final
 
 from prefect import task
@@ -19,6 +20,7 @@ from prefect_veogen.errors import UnknownSubmission, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Ledger, Receipt
 from prefect_veogen.ledger import State as ReceiptState
+from prefect_veogen.markdown import literal
 from prefect_veogen.models import in_usd
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import open_store
@@ -37,7 +39,7 @@ _UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
     **FREE,
 )
 async def sweep_store(
-    *, credentials: VeogenCredentials | str | None = None, store: str | None = None
+    *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
 ) -> Sequence[Swept]:
     """Return what was done about unfinished receipts: paid outputs downloaded, lost purchases found. Free.
 
@@ -48,7 +50,10 @@ async def sweep_store(
     for item in swept:
         session.log.info("%s: %s → %s. %s", item.key, item.before.label, item.after.label, item.note)
     if swept:
-        table = [{"receipt": s.key, "before": s.before.label, "after": s.after.label, "note": s.note} for s in swept]
+        table = [
+            {"receipt": item.key, "before": item.before.label, "after": item.after.label, "note": literal(item.note)}
+            for item in swept
+        ]
         await acreate_table_artifact(table, key="veogen-sweep", description=f"{len(swept)} receipts were unfinished")
     return swept
 
@@ -59,7 +64,7 @@ async def sweep_store(
     **FREE,
 )
 async def compare_with_statement(
-    days: int = 30, *, credentials: VeogenCredentials | str | None = None, store: str | None = None
+    days: int = 30, *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
 ) -> Reconciliation:
     """Return how the ledger and the account's statement compare over the last days. Free, and safe to repeat."""
     session = await session_for_task(credentials, store)
@@ -145,7 +150,7 @@ def _differences(found: Reconciliation) -> list[dict[str, str]]:
     theirs = [
         {
             "only in": "statement",
-            "what": f"{charge.model_key} #{charge.id}",
+            "what": literal(f"{charge.model_key} #{charge.id}"),
             "usd": str(charge.amount_usd),
             "at": str(charge.created_at),
         }

@@ -13,7 +13,14 @@ from urllib.parse import unquote, urlsplit
 
 from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem, StoreUnavailable
 from prefect_veogen.iothread import on_io
-from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, text_problem, without_secrets
+from prefect_veogen.models import (
+    MAX_DIGITS,
+    Asset,
+    GenerationRequest,
+    text_problem,
+    with_plain_line_ends,
+    without_secrets,
+)
 from prefect_veogen.records import ENDINGS, TWICE, mapping, parsed
 from prefect_veogen.store import open_store
 from prefect_veogen.transport import fetch_text
@@ -226,7 +233,7 @@ def _cell(name: str, value: Any) -> Any:
     """Return a cell of a text format as the field's type, as far as it can be; the request judges the rest."""
     if not isinstance(value, str):
         return value
-    text = value.strip()
+    text = with_plain_line_ends(value).strip()
     if not text:
         return None
     if name.removeprefix(MOTION) == "duration" or name == "take":

@@ -27,7 +27,8 @@ from pydantic import (
     field_validator,
 )
 
-from prefect_veogen.errors import InvalidRequest, Problem
+from prefect_veogen.errors import InvalidRequest, Problem, with_masked_links
+from prefect_veogen.signed_links import without_signature
 
 MAX_PROMPT_CHARACTERS = 2000  # /api-reference/generations/create; the unit is not documented, we count code points
 MAX_IMAGES = 14  # /authentication; one model's own page says more:
@@ -98,8 +99,9 @@ class GenerationRequest(_Value):
     """What to make: a frozen value with the API's fields under the API's names, plus `take`.
 
     Only fields that are set are sent. `duration` is in seconds. `image_urls`, `video_urls` and `audio_urls` take
-    http(s) URLs that the service can reach, or `Asset`s. Two equal requests are one purchase; another `take`
-    (a number, or a string such as a date) is another purchase. Building one costs nothing.
+    http(s) URLs that the service can reach, or `Asset`s. Two equal requests are one purchase, and so are two whose
+    links differ only in their signatures (S3, GCS, Azure, CloudFront) or whose prompts differ only in CRLF and LF;
+    another `take` (a number, or a string such as a date) is another purchase. Building one costs nothing.
     Fields: /api-reference/generations/create.
 
     Raises:
@@ -152,6 +154,8 @@ class GenerationRequest(_Value):
     @field_validator("prompt")
     @classmethod
     def _prompt_length(cls, prompt: str) -> str:
+        # The same text from another editor or spreadsheet must not be bought again.
+        prompt = with_plain_line_ends(prompt)
         if not prompt.strip():
             raise ValueError("must not be empty")
         if len(prompt) > MAX_PROMPT_CHARACTERS:
@@ -166,7 +170,7 @@ class GenerationRequest(_Value):
             raise ValueError(f"holds {len(inputs)} images; at most {most} are allowed")
         for position, value in enumerate(inputs or ()):
             if isinstance(value, str) and (problem := text_problem(value) or _link_problem(value)):
-                raise ValueError(f"item {position} ({value[:60]!r}) {problem}")
+                raise ValueError(f"item {position} ({with_masked_links(value)[:60]!r}) {problem}")
         return inputs or None
 
     @field_validator("take")
@@ -183,9 +187,18 @@ class GenerationRequest(_Value):
         names = [name for name in type(self).model_fields if name != "take"]
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
+    def unsigned(self) -> Self:
+        """Return the request with its links without their signatures: to be compared or kept, not to be sent."""
+        links = {
+            name: tuple(item if isinstance(item, Asset) else without_signature(item) for item in value)
+            for name, value in self.set_fields().items()
+            if isinstance(value, tuple)
+        }
+        return self.model_copy(update=links)
+
     def canonical(self) -> dict[str, Any]:
-        """Return what identifies the request, JSON-ready: assets by digest, links as given."""
-        return {name: _identity(value) for name, value in self.set_fields().items()}
+        """Return what identifies the request, JSON-ready: assets by digest, links without their signatures."""
+        return {name: _identity(value) for name, value in self.unsigned().set_fields().items()}
 
     def receipt_key(self, base_url: str) -> str:
         """Return the ledger's key: versioned digests of the canonical request and the API's base, and the take."""
@@ -234,6 +247,11 @@ class ReceiptKey(NamedTuple):
     def of_reservation(name: str) -> str:
         """Return the key of the purchase for which money is reserved under a name."""
         return name.rpartition("#")[0]
+
+
+def with_plain_line_ends(text: str) -> str:
+    """Return a text with LF for every CRLF and CR."""
+    return re.sub("\r\n?", "\n", text)
 
 
 def text_problem(text: str) -> str | None:

@@ -28,6 +28,7 @@ from prefect_veogen.errors import (
     ServiceUnavailable,
     UnexpectedAnswer,
     VeogenError,
+    with_masked_links,
 )
 from prefect_veogen.models import CatalogueModel, Generation, Kind, Output, Status
 
@@ -151,7 +152,8 @@ def service_text(answer: Answer) -> str | None:
             text = f"an HTML page{': ' + title[1].strip() if title else ''}"
     else:
         text = _words(body)
-    text = " ".join(text.split())
+    # What a service can't read it likes to quote, and a link's signature is a secret while it lasts.
+    text = " ".join(with_masked_links(text).split())
     return (text[:300] + "…" if len(text) > 300 else text) or None
 
 
@@ -207,7 +209,10 @@ def _field_problems(answer: Answer) -> list[Problem]:
     body = _json_or_none(answer)
     errors = body.get("errors") if isinstance(body, dict) else None
     if isinstance(errors, dict) and errors:
-        return [Problem(str(name), None, f"the service says: {_words(text)}") for name, text in errors.items()]
+        return [
+            Problem(str(name), None, f"the service says: {with_masked_links(_words(text))}")
+            for name, text in errors.items()
+        ]
     return [Problem("request", None, f"the service says: {service_text(answer) or 'nothing'}")]
 
 
@@ -242,7 +247,7 @@ def generation_of(record: Any) -> Generation | None:
         prompt=record.get("prompt") if isinstance(record.get("prompt"), str) else None,
         parameters=parameters if isinstance(parameters, dict) else {},
         output=_output_of(record.get("output")),
-        error=_words(record.get("error")).strip() or None,
+        error=with_masked_links(_words(record.get("error"))).strip() or None,
         created_at=timestamp(record.get("created_at")),
         completed_at=timestamp(record.get("completed_at")),
         price_usd=money(record.get("price_usd")),

@@ -106,7 +106,7 @@ class CampaignReport:
 
 def campaign_name(rows: Sequence[Row]) -> str:
     """Return a name for a campaign without one: the same rows have the same."""
-    text = "\n".join(f"{row.id} {row.request!r} {row.motion!r}" for row in rows)
+    text = "\n".join(f"{row.id} {row.request.unsigned()!r} {row.motion!r}" for row in rows)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

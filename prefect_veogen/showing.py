@@ -8,6 +8,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.events import emit_event
 
 from prefect_veogen.iothread import on_io
+from prefect_veogen.markdown import code, image, literal
 from prefect_veogen.models import in_usd
 from prefect_veogen.thumbnails import thumbnail
 
@@ -27,12 +28,13 @@ async def show(session: Session, asset: Asset) -> None:
         if session.flow_run_id is not None:
             picture = await on_io(thumbnail(session.store, asset))
             key, name = f"veogen-{asset.sha256[:16]}", asset.uri.rpartition("/")[2]
-            await acreate_markdown_artifact(_card(asset, picture), key=key, description=name)
+            await acreate_markdown_artifact(_card(asset, picture), key=key, description=literal(name))
     except Exception as error:  # noqa: BLE001 - a courtesy: the asset is stored, whatever the server says
         session.log.debug("The asset could not be shown: %s", error)
 
 
 def _card(asset: Asset, picture: str | None) -> str:
-    shown = f"![{asset.content_type}]({picture})\n\n" if picture else ""
+    shown = f"{image(asset.content_type, picture)}\n\n" if picture else ""
     price = "" if asset.price_usd is None else f" · {in_usd(asset.price_usd)}"
-    return f"{shown}`{asset.uri}`\n\n{asset.content_type} · {asset.size:,} bytes{price} · {asset.model or ''}\n"
+    facts = f"{asset.content_type} · {asset.size:,} bytes{price} · {literal(asset.model or '')}"
+    return f"{shown}{code(asset.uri)}\n\n{facts}\n"

@@ -102,7 +102,7 @@ def test_asterisks_are_no_token_and_the_error_says_where_they_come_from(token: s
 
 
 def test_the_client_of_a_block_is_its_accounts(sandbox: Sandbox) -> None:
-    block = VeogenCredentials(api_token=SecretStr(TOKEN), base_url=f"{sandbox.base_url}/")
+    block = VeogenCredentials(api_token=SecretStr(sandbox.token), base_url=f"{sandbox.base_url}/")
     client = block.get_client()
     assert client.base_url == sandbox.base_url
     assert block.get_client() is client

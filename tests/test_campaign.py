@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import html
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,9 +17,11 @@ from decimal import Decimal
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
+from markdown_it import MarkdownIt
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -27,8 +31,11 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import Artifact, TaskRun
 from prefect.settings import PREFECT_API_URL
+from prefect.utilities.callables import parameter_schema
 
 from flows.campaign import campaign
+from flows.image_then_animate import image_then_animate
+from flows.sweep import sweep
 from prefect_veogen import Asset
 from prefect_veogen.budgets import Cap
 from prefect_veogen.campaigns import CampaignItem, CampaignReport, ItemStatus, make_campaign, publish_campaign
@@ -64,6 +71,27 @@ async def refused(error: type[Exception], rows: list[dict[str, Any]], **options:
     with pytest.raises(error) as caught:
         await campaign(rows, **options)
     return str(caught.value)
+
+
+async def test_a_path_is_as_good_as_its_name_for_the_manifest_and_the_store(sandbox: Sandbox, tmp_path: Path) -> None:
+    manifest, store = tmp_path / "rows.csv", tmp_path / "other"
+    manifest.write_text("id,model,prompt\nhero,gpt-4o-image,a lighthouse\n")
+    report = await campaign(manifest, store=store)
+    assert report == await campaign(str(manifest), store=str(store))
+    assert len(sandbox.bill) == 1
+    assert (asset := report.items[0].asset)
+    assert Path(urlsplit(asset.uri).path).is_relative_to(store)
+
+
+@pytest.mark.parametrize("flow", [campaign, image_then_animate, sweep])
+def test_the_form_of_a_deployment_asks_for_no_more_than_a_string_where_a_path_will_do(flow: Any) -> None:
+    form = parameter_schema(flow).model_dump()["properties"]
+    assert [kind["type"] for kind in form["store"]["anyOf"]] == ["string", "null"]
+    if "manifest" in form:
+        assert [kind["type"] for kind in form["manifest"]["anyOf"]] == ["array", "string"]
+    given = {name: Path("a/b") for name in form if name in ("manifest", "store")}
+    others = {name: "x" for name in ("image_prompt", "motion_prompt") if name in form}
+    assert flow.serialize_parameters(flow.validate_parameters({**given, **others}))["store"] == "a/b"
 
 
 # ---------------------------------------------------------------- before the first purchase
@@ -333,6 +361,26 @@ async def test_progress_table_and_pictures_are_artifacts_and_each_row_is_one_tas
     assert sorted(run.name[:14] for run in runs) == sorted(
         ["r0", "r1", "moves", "bad", "check campaign", "publish campai"]
     )
+
+
+HOSTILE_IDS = ["a|b", "`code`", "<script>alert(1)</script>", "![x](http://x/y.png)", "# big", "x](javascript:alert(1))"]
+
+
+async def test_ids_and_names_cannot_break_what_prefect_shows(sandbox: Sandbox) -> None:
+    sandbox.fault("failed", prompt="refuses", reason="[no](javascript:x)\n# `or` <b>")
+    name = "a `name` [x](javascript:alert(1)) <img src=x>"
+    rows = [row(identity, f"picture {number}") for number, identity in enumerate(HOSTILE_IDS)]
+    artifacts, _ = await shown(await campaign([*rows, row("bad", "refuses")], name=name, return_state=True))
+    reader = MarkdownIt("commonmark").enable("table")
+    table = next(json.loads(str(found.data)) for found in artifacts.values() if found.type == "table")
+    cells = [reader.render(line["id"]) for line in table]
+    assert cells == [f"<p>{html.escape(identity)}</p>\n" for identity in ["bad", *HOSTILE_IDS]]
+    texts = [cell for line in table for cell in line.values()]
+    texts += [found.description or "" for found in artifacts.values()]
+    texts += [str(found.data) for found in artifacts.values() if found.type == "markdown"]
+    rendered = "".join(map(reader.render, texts))
+    assert set(re.findall(r"<(\w+)", rendered)) == {"p", "h1", "code", "img"}
+    assert set(re.findall(r'src="([^"]{11})', rendered)) == {"data:image/"}
 
 
 async def test_the_contact_sheet_shows_every_row_and_gives_nothing_away(sandbox: Sandbox, store_url: str) -> None:

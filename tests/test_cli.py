@@ -55,6 +55,10 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
     return run_it
 
 
+def bearer(sandbox: Sandbox) -> dict[str, str]:
+    return {"Authorization": f"Bearer {sandbox.token}"}
+
+
 def process(*words: str, **environment: str) -> subprocess.Popen[str]:
     """Start a command in a process of its own, without a terminal and with nobody's home."""
     home = Path.cwd() / "home"
@@ -342,7 +346,7 @@ def test_a_receipt_is_shown_by_the_beginning_of_its_key(sandbox: Sandbox, run: R
 def test_a_lost_purchase_is_adopted_by_hand(sandbox: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     key = lost(sandbox, monkeypatch)
     body = {"model": "gpt-4o-image", "prompt": "something that doesn't look like it"}
-    made = httpx.post(f"{sandbox.base_url}/generations", json=body, headers={"Authorization": "Bearer x"}).json()
+    made = httpx.post(f"{sandbox.base_url}/generations", json=body, headers=bearer(sandbox)).json()
     assert f"prefect-veogen receipts adopt {key} GENERATION_ID" in run("receipts", "show", key)[1]
     code, _, told = run("receipts", "adopt", key, made["data"]["id"])
     assert (code, "--force" in told) == (1, True)
@@ -410,7 +414,7 @@ def test_reconcile_adds_up_until_somebody_else_buys(sandbox: Sandbox, run: Run) 
     sandbox.advance(60)  # the statement names what is completed
     assert run("reconcile")[0] == 0
     body = {"model": "veo-3.1-fast", "prompt": "by somebody else"}
-    httpx.post(f"{sandbox.base_url}/generations", json=body, headers={"Authorization": "Bearer x"}).raise_for_status()
+    httpx.post(f"{sandbox.base_url}/generations", json=body, headers=bearer(sandbox)).raise_for_status()
     sandbox.advance(300)
     code, out, _ = run("reconcile")
     assert code == 1
@@ -518,10 +522,12 @@ def test_the_sandboxs_first_line_is_its_base_url_and_ctrl_c_ends_it() -> None:
     with process("sandbox", "--port", "0", "--tiny-media") as command:
         assert command.stdout is not None
         base_url = command.stdout.readline().strip()
-        answer = httpx.get(f"{base_url}/models", headers={"Authorization": "Bearer x"})
+        exported = dict(re.findall(r"export (VEOGEN_\w+)=(.+)", "".join(command.stdout.readline() for _ in range(2))))
+        answer = httpx.get(f"{base_url}/models", headers={"Authorization": f"Bearer {exported['VEOGEN_API_TOKEN']}"})
         command.send_signal(signal.SIGINT)
         _, err = command.communicate(timeout=60)
     assert answer.status_code == 200
+    assert exported["VEOGEN_BASE_URL"] == base_url
     assert (command.returncode, err) == (0, "")
 
 

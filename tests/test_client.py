@@ -207,7 +207,7 @@ async def test_a_purchase_is_sent_once_whatever_comes_back(
 
 async def test_an_answer_that_comes_too_late_is_an_unknown_purchase(sandbox: Sandbox) -> None:
     sandbox.fault("slow-answer", seconds=2.0)
-    client = client_at(sandbox.base_url, timeout_seconds=0.3)
+    client = client_at(sandbox.base_url, token=sandbox.token, timeout_seconds=0.3)
     assert isinstance(await bought(client, IMAGE), Unknown)
     assert len(sandbox.bill) == 1
 
@@ -307,7 +307,7 @@ async def test_a_look_refused_again_and_again_ends_as_rate_limited() -> None:
 
 async def test_at_the_limit_hardly_any_request_is_refused_and_all_are_answered() -> None:
     with Sandbox(speed=60, requests_per_minute=120, tiny_media=True) as sandbox:
-        client = client_at(sandbox.base_url, rate=120 * 60)
+        client = client_at(sandbox.base_url, token=sandbox.token, rate=120 * 60)
         # That none is refused is shown where time is simulated; here the machine's own delays bunch requests up.
         await asyncio.gather(*(client.get_account() for _ in range(180)))
         assert sum(request.status == 429 for request in sandbox.requests) < 18
@@ -413,7 +413,7 @@ def test_a_token_that_no_header_can_hold_is_refused_and_not_shown(token: str) ->
 
 async def test_the_token_is_in_no_text_that_anybody_reads(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
-    client = client_at(sandbox.base_url)
+    client = client_at(sandbox.base_url, token=sandbox.token)
     seen: list[Any] = [client, str(client), client.account, client.limiter, client.transport, vars(client)]
     await client.get_account()
     for fault in ("look-401", "look-500", "look-html", "look-dropped"):

@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from prefect_veogen import Asset, GenerationRequest
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from prefect_veogen.manifest import Row, read_manifest
+from prefect_veogen.rows import campaign_name
 from tests.support.servers import Reply, serving
 
 ROWS: list[dict[str, Any]] = [
@@ -116,8 +117,35 @@ async def test_rows_become_requests_with_the_campaigns_take_unless_they_have_the
 async def test_a_windows_spreadsheets_csv_is_read_as_it_looks(tmp_path: Path) -> None:
     text = 'id , model,prompt,duration,motion_prompt,\r\n a ,gpt-4o-image,"one ""two"",\r\nthree",,,\r\n,,,,,\r\n\r\n'
     (tmp_path / "rows.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    request = GenerationRequest(model="gpt-4o-image", prompt='one "two",\r\nthree')
+    request = GenerationRequest(model="gpt-4o-image", prompt='one "two",\nthree')
     assert await read_manifest(tmp_path / "rows.csv") == [Row("a", request)]
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.json", "rows.yaml"])
+async def test_the_line_ends_of_a_file_make_no_other_campaign(name: str, tmp_path: Path) -> None:
+    rows = [{"id": "a", "model": "gpt-4o-image", "prompt": "two\nlines", "motion_prompt": "three\n\nmore"}]
+    written = [row | {key: row[key].replace("\n", "\r\n") for key in ("prompt", "motion_prompt")} for row in rows]
+    (tmp_path / name).write_text(FORMS[name](written), encoding="utf-8", newline="")
+    read = await read_manifest(tmp_path / name)
+    assert read == await read_manifest(rows) == await read_manifest(written)
+    assert campaign_name(read) == campaign_name(await read_manifest(rows))
+
+
+async def test_links_signed_anew_make_no_other_campaign_and_are_not_shown_in_errors() -> None:
+    def row(signature: str, **fields: Any) -> dict[str, Any]:
+        link = f"https://b.example/a.png?X-Amz-Credential=me&X-Amz-Signature={signature}"
+        return {"id": "a", "model": "gpt-4o-image", "prompt": "x", "image_urls": f"{link}&id=7", **fields}
+
+    first, second = await read_manifest([row("hunter2")]), await read_manifest([row("other")])
+    assert first[0].request.image_urls != second[0].request.image_urls
+    assert campaign_name(first) == campaign_name(second)
+    (told,) = await problems_of([row("hunter2", image_url="https://b.example/a.png?sig=hunter2")])
+    assert "image_url: " in told
+    assert "hunter2" not in told
+
+
+async def test_a_campaign_of_rows_that_sign_nothing_keeps_the_name_it_always_had() -> None:
+    assert campaign_name(await read_manifest(ROWS)) == "827f281dad34"
 
 
 @pytest.mark.parametrize(

@@ -317,8 +317,37 @@ def test_only_fields_that_were_set_are_sent_and_false_is_set() -> None:
 
 
 def test_a_prompt_is_sent_as_it_was_given() -> None:
-    assert request(prompt="  two\r\n\tlines\u2028 ").set_fields()["prompt"] == "  two\r\n\tlines\u2028 "
+    assert request(prompt="  two\n\tlines\u2028 ").set_fields()["prompt"] == "  two\n\tlines\u2028 "
     assert key(prompt="a ") != key(prompt="a")
+
+
+@pytest.mark.parametrize("prompt", ["\r\ntwo\r\n\r\nlines\r\n", "\rtwo\r\rlines\r", "\r\ntwo\n\rlines\n"])
+def test_the_line_ends_of_an_editor_are_no_other_prompt(prompt: str) -> None:
+    assert request(prompt=prompt).set_fields()["prompt"] == "\ntwo\n\nlines\n"
+    assert key(prompt=prompt) == key(prompt="\ntwo\n\nlines\n")
+    assert len(request(prompt="x" * (MAX_PROMPT_CHARACTERS - 2) + "\r\ny").prompt) == MAX_PROMPT_CHARACTERS
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"image_urls": ["https://me:hunter2@b.example/a.png?id=7&X-Amz-Signature=hunter2&b=c d"]},
+        {"image_urls": [f"https://b.example/{'a' * 60}.png?X-Amz-Signature=hunter2", "s3://a/b"]},
+        {"image_urls": "https://b.example/a.png?X-Amz-Signature=hunter2"},
+        {"image_url": {"url": "https://b.example/a.png?sig=hunter2#hunter2"}},
+        {"image_urls": ["https://a.b/1.png?sig=hunter2,https://a.b/2.png?sig=hunter2"]},
+    ],
+)
+def test_an_error_shows_no_signature(fields: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        request(**fields)
+    assert "hunter2" not in f"{caught.value} {caught.value.problems!r}"
+    assert "://" in str(caught.value)
+
+
+def test_a_prompt_in_an_error_is_shown_as_it_is() -> None:
+    assert request(prompt="no? #1").prompt == "no? #1"
+    assert problems(prompt="why?\x07not #1@x")["prompt"].value == "why?\x07not #1@x"
 
 
 @pytest.mark.parametrize(

@@ -701,3 +701,16 @@ async def test_receipts_hold_no_secrets(fault: str, sandbox: Sandbox, store_url:
         assert document is not None
         assert b"hunter2" not in document.body
         assert sandbox.token.encode() not in document.body
+
+
+async def test_an_input_signed_anew_is_bought_once_and_sent_as_it_was_signed(sandbox: Sandbox) -> None:
+    def signed(secret: str) -> GenerationRequest:
+        link = f"https://example.com/in.png?Expires=1&Signature={secret}&Key-Pair-Id=K&id=7"
+        return FOX.model_copy(update={"image_urls": (link,)})
+
+    first, second = await purchase(signed("hunter2")), await purchase(signed("other"))
+    assert (first.reused, second.reused) == (False, True)
+    assert first.generation.id == second.generation.id
+    assert sandbox.generations[0].parameters["image_urls"] == list(signed("hunter2").image_urls or ())
+    assert not (await purchase(signed("other").model_copy(update={"take": 2}))).reused
+    assert len(sandbox.bill) == 2

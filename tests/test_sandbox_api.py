@@ -199,15 +199,23 @@ def test_a_prompt_of_2000_characters_of_any_script_is_accepted(api: httpx.Client
     assert answer.json()["data"]["prompt"] == "灯" * 2000
 
 
-@pytest.mark.parametrize("header", [None, "Bearer", "Basic eDp5", "Bearer wrong"])
-def test_without_the_right_token_everything_is_401(header: str | None) -> None:
-    with Sandbox(token="right") as sandbox:
+@pytest.mark.parametrize("header", [None, "Bearer", "Basic eDp5", "Bearer wrong", "Bearer right-or-not"])
+@pytest.mark.parametrize("options", [{}, {"token": "right"}])
+def test_without_the_right_token_everything_is_401(header: str | None, options: dict[str, Any]) -> None:
+    with Sandbox(**options) as sandbox:
         headers = {"Authorization": header} if header else {}
         for path in ("generations", f"generations/{NEVER_ISSUED}", "models", "models/x", "account", "balance"):
             assert httpx.get(f"{sandbox.base_url}/{path}", headers=headers).status_code == 401, path
         assert httpx.post(f"{sandbox.base_url}/generations", json=IMAGE, headers=headers).status_code == 401
         assert len(sandbox.bill) == 0
-        assert httpx.get(f"{sandbox.base_url}/balance", headers={"Authorization": "Bearer right"}).status_code == 200
+        right = {"Authorization": f"Bearer {sandbox.environment['VEOGEN_API_TOKEN']}"}
+        assert httpx.get(f"{sandbox.base_url}/balance", headers=right).status_code == 200
+
+
+@pytest.mark.parametrize("token", ["", " ", "two words", "schlüssel", "line\n"])
+def test_a_token_that_no_header_can_hold_is_refused(token: str) -> None:
+    with pytest.raises(ValueError, match="token is ASCII"):
+        Sandbox(token=token)
 
 
 def test_unknown_paths_and_methods_are_refused_in_json(api: httpx.Client) -> None:

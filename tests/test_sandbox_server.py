@@ -41,7 +41,7 @@ def sandbox() -> Iterator[Sandbox]:
 
 @pytest.fixture
 def api(sandbox: Sandbox) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=sandbox.base_url, headers={"Authorization": "Bearer any"}) as client:
+    with httpx.Client(base_url=sandbox.base_url, headers={"Authorization": f"Bearer {sandbox.token}"}) as client:
         yield client
 
 
@@ -167,7 +167,7 @@ for _ in range(25):
     request = urllib.request.Request(
         sys.argv[1] + "/generations",
         data=json.dumps({"model": "gpt-4o-image", "prompt": "from a process"}).encode(),
-        headers={"Authorization": "Bearer any"},
+        headers={"Authorization": "Bearer " + sys.argv[2]},
     )
     with urllib.request.urlopen(request) as answer:
         assert answer.status == 201
@@ -175,7 +175,7 @@ for _ in range(25):
 
 
 def test_many_threads_and_processes_buy_side_by_side(sandbox: Sandbox, api: httpx.Client) -> None:
-    processes = [subprocess.Popen([sys.executable, "-c", BUYER, sandbox.base_url]) for _ in range(2)]
+    processes = [subprocess.Popen([sys.executable, "-c", BUYER, sandbox.base_url, sandbox.token]) for _ in range(2)]
     with ThreadPoolExecutor(4) as threads:
         answers = list(threads.map(lambda _: api.post("/generations", json=IMAGE), range(100)))
     assert [process.wait(30) for process in processes] == [0, 0]

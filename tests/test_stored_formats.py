@@ -63,9 +63,9 @@ class Service:
         if request.method == "POST":
             return self.said({"data": self.sell(json.loads(request.body)), "price_usd": 0.02}, 201)
         if url.path.endswith("/generations"):
-            kind = dict(part.split("=") for part in url.query.split("&")).get("type")
-            shown = [item for item in self.generations if kind in (None, item["type"])]
-            return self.said({"data": shown, **({"meta": {"current_page": 1, "last_page": 1}} if kind else {})})
+            wanted = dict(part.split("=") for part in url.query.split("&")).get("type")
+            shown = [item for item in self.generations if wanted in (None, item["type"])]
+            return self.said({"data": shown, **({"meta": {"current_page": 1, "last_page": 1}} if wanted else {})})
         found = [item for item in self.generations if url.path.endswith(item["id"])]
         return self.said({"data": found[0]}) if found else self.said({"error": "Not found."}, 404)
 

@@ -392,8 +392,11 @@ async def test_the_token_is_in_no_parameter_no_log_line_and_no_result_file(
         generation = await wait_for_generation(generation, credentials=credentials)
         return flow_run.id, await download_asset.with_options(persist_result=True)(generation, credentials=credentials)
 
-    with temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}):
-        run_id, asset = await with_credentials(VeogenCredentials(api_token=SecretStr(token), base_url=sandbox.base_url))
+    with (
+        temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "results"}),
+        Sandbox(token=token, speed=100, tiny_media=True) as own,
+    ):
+        run_id, asset = await with_credentials(VeogenCredentials(api_token=SecretStr(token), base_url=own.base_url))
     runs = await task_runs(UUID(run_id), 3)
     async with get_client() as client:
         recorded: FlowRun = await client.read_flow_run(UUID(run_id))

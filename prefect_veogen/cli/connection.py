@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from prefect_veogen.cli.sharing import share_limit
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.settings import Settings
 
@@ -15,7 +16,16 @@ if TYPE_CHECKING:
 
 
 def connect(options: Namespace, caps: tuple[Cap, ...] = ()) -> Session:
-    """Return the session of a command's options; of a named block, Prefect's server is asked."""
+    """Return the session of a command's options; its requests share the limit of all other workers.
+
+    Of a block that is named, Prefect's server is asked.
+    """
+    session = _open(options, caps)
+    share_limit(session)
+    return session
+
+
+def _open(options: Namespace, caps: tuple[Cap, ...]) -> Session:
     if options.credentials is None and Settings().credentials is None:
         return open_session(base_url=options.base_url, store=options.store, caps=caps)
     # Only now, for Prefect's import takes seconds.

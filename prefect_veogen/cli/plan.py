@@ -102,7 +102,7 @@ def _write(made: Plan) -> None:
     rows = []
     for number, item in enumerate(made.items, start=1):
         rows.append((str(number), item.request.model, shortened(item.request.prompt), *_told(item, seen)))
-        seen.append(item.request)
+        seen.append(item.request.unsigned())
     table(("#", "MODEL", "PROMPT", "PRICE", ""), rows, right=("#", "PRICE"))
     for number, item in enumerate(made.items, start=1):
         if item.problem is not None:
@@ -119,7 +119,7 @@ def _told(item: PlanItem, seen: list[GenerationRequest]) -> tuple[str, str]:
     if item.problem is not None:
         return "-", "would be refused"
     if item.already_bought:
-        return in_usd(item.usd), "the same as above" if item.request in seen else "bought already"
+        return in_usd(item.usd), "the same as above" if item.request.unsigned() in seen else "bought already"
     return in_usd(item.usd), "" if item.certainty is Certainty.EXACT else _how_sure(item.certainty)
 
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
+from prefect_veogen.sandbox.engine import DEFAULT_TOKEN
 from prefect_veogen.sandbox.faults import FAULTS, FaultKind
 from prefect_veogen.sandbox.server import Sandbox
 
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--requests-per-minute", type=int, default=120, help="rate limit in sandbox time; 0: none (default: 120)"
     )
-    parser.add_argument("--token", help="the only token accepted (default: any)")
+    parser.add_argument("--token", default=DEFAULT_TOKEN, help="the only token accepted (default: %(default)s)")
     parser.add_argument("--tiny-media", action="store_true", help="pictures of 160 pixels, clips of one second")
     parser.add_argument("--seed", type=int, default=0, help="decides how long each generation takes (default: 0)")
     parser.add_argument("--create-shape", choices=("older", "newer"), default="older", help="answer of a purchase")

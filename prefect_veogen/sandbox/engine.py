@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
+import re
 import secrets
 import threading
 import uuid
@@ -26,6 +27,7 @@ CreateShape = Literal["older", "newer"]
 ParametersEcho = Literal["sent", "with-defaults", "without-inputs"]
 Origin = Literal["api", "media"]
 
+DEFAULT_TOKEN = "sandbox-token"  # noqa: S105 - opens nothing but a sandbox
 RATE_WINDOW_SECONDS = 60.0
 LOG_LIMIT = 200_000
 _BACKDROP_DEPTH = 3
@@ -166,7 +168,7 @@ class Settings:
     speed: float = 1.0
     balance_usd: Decimal = Decimal(100)
     requests_per_minute: int | None = 120
-    token: str | None = None
+    token: str = DEFAULT_TOKEN
     tiny_media: bool = False
     seed: int = 0
     image_seconds: Seconds = (5.0, 15.0)  # documented at /api-reference/generations/get
@@ -176,6 +178,8 @@ class Settings:
     media_bytes: int | None = None
 
     def __post_init__(self) -> None:
+        if not re.fullmatch("[!-~]+", self.token):
+            raise ValueError(f"token is ASCII without spaces, and at least one character, not {self.token!r}")
         if self.media_bytes is not None and self.media_bytes < SMALLEST_HUGE_FILE:
             raise ValueError(f"media_bytes is at least {SMALLEST_HUGE_FILE}, not {self.media_bytes}")
         if self.requests_per_minute is not None and self.requests_per_minute < 1:
@@ -225,9 +229,8 @@ class Engine:
     # --- who may come in
 
     def knows_token(self, token: str) -> bool:
-        """Tell whether the token opens the account: any does unless one was configured."""
-        expected = self.settings.token
-        return bool(token) if expected is None else secrets.compare_digest(token.encode(), expected.encode())
+        """Tell whether the token opens the account."""
+        return secrets.compare_digest(token.encode(), self.settings.token.encode())
 
     def admit(self) -> int | None:
         """Count a request against the rate limit; None lets it in, a number is the real seconds to wait.

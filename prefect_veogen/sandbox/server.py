@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from prefect_veogen.sandbox.engine import (
+    DEFAULT_TOKEN,
     Bill,
     CreateShape,
     Engine,
@@ -44,7 +45,7 @@ class Sandbox:
             generation is the sandbox time or the real time, whichever is later.
         balance_usd: what the account holds at the start.
         requests_per_minute: the rate limit in sandbox time (documented: 120); None switches it off.
-        token: the only token accepted; None accepts any.
+        token: the only token accepted; any other is answered with 401.
         tiny_media: pictures of 160 pixels and clips of one second, so that hundreds are cheap.
         seed: decides how long each generation takes.
         image_seconds: how long an image takes in sandbox seconds, or from how many to how many.
@@ -64,7 +65,7 @@ class Sandbox:
         speed: float = 1.0,
         balance_usd: Decimal | int | str = 100,
         requests_per_minute: int | None = 120,
-        token: str | None = None,
+        token: str = DEFAULT_TOKEN,
         tiny_media: bool = False,
         seed: int = 0,
         image_seconds: Seconds = (5.0, 15.0),
@@ -168,8 +169,8 @@ class Sandbox:
 
     @property
     def token(self) -> str:
-        """A token this sandbox accepts."""
-        return self._engine.settings.token or "sandbox-token"
+        """The token this sandbox accepts."""
+        return self._engine.settings.token
 
     @property
     def environment(self) -> dict[str, str]:

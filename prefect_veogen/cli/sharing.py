@@ -1,0 +1,46 @@
+"""The limit that a command's requests share with all workers of a Prefect server, if there is a server."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from prefect_veogen.session import Session
+
+# Where Prefect looks for its settings, and what stands there if a server is set up. To see one that isn't costs a slow
+# start, no more.
+_VARIABLES = ("PREFECT_API_URL", "PREFECT_PROFILES_PATH")
+_PROFILES = "profiles.toml"
+_FILES = {
+    _PROFILES: "PREFECT_API_URL",
+    "prefect.toml": "api|profiles_path",
+    "pyproject.toml": r"tool\.prefect",
+    ".env": "PREFECT_API_URL|PREFECT_PROFILES_PATH|PREFECT_HOME",
+}
+
+
+def share_limit(session: Session) -> None:
+    """Let the session's requests take turns with all other workers', if `prefect-veogen setup` was run."""
+    if not may_have_server():
+        return
+    # Only now, for Prefect's import takes seconds.
+    from prefect_veogen.joining import joined_limit
+
+    asyncio.run(joined_limit(session))
+
+
+def may_have_server() -> bool:
+    """Tell whether a Prefect server may be set up here, without importing Prefect, which would know."""
+    return any(map(os.environ.get, _VARIABLES)) or any(_names_server(*file) for file in _FILES.items())
+
+
+def _names_server(name: str, by: str) -> bool:
+    folder = os.environ.get("PREFECT_HOME") or "~/.prefect" if name == _PROFILES else "."
+    with contextlib.suppress(OSError, RuntimeError):  # it can't be read, or there is no home
+        return re.search(by, (Path(folder).expanduser() / name).read_text(errors="replace")) is not None
+    return False
