@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
@@ -25,6 +26,10 @@ MEDIA_SILENCE_SECONDS = 60.0
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 # Shorter than any server's: a connection reused at the moment the server closes it loses an answer for nothing.
 _KEEPALIVE_SECONDS = 2.0
+
+
+# What a link without its scheme begins with: a host, which a folder's name doesn't look like, and maybe a port.
+_HOST = re.compile(r"(localhost|\[[0-9a-f:.]+\]|([\w-]+\.)+([a-z][a-z-]*[a-z]|\d+))(:\d+)?/", re.IGNORECASE)
 
 
 class AnswerLost(Exception):
@@ -172,6 +177,17 @@ def joined_url(base: str, target: str) -> str:
         return str(httpx.URL(base).join(target))
     except (httpx.InvalidURL, UnicodeError):
         return target
+
+
+def absolute_url(base: str, url: str) -> str:
+    """Return a link that a service at `base` gives: as it is, or with what it leaves out.
+
+    Without a host it belongs to the service's own, at the top of which its files lie; without a scheme it has the
+    service's.
+    """
+    if "://" in url or (re.search(r"\s", url) and not url.startswith("/")):
+        return url  # whole, and maybe signed; or no link at all
+    return joined_url(joined_url(base, "/"), f"//{url}" if _HOST.match(url) else url)
 
 
 def without_secrets(url: str) -> str:

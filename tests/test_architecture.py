@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "prefect_veogen"
 
 ROWS = {
-    "values": "errors models settings protocol catalogue media",
+    "values": "errors models settings protocol catalogue content_encoding formats",
     "edges": "iothread limiter liveness transport client watcher store ledger budgets records manifest thumbnails",
     "session": "session",
     "work": "addresses links transfer delivery recovery purchase waiting planning rows upkeep contact_sheet",
