@@ -129,8 +129,8 @@ class _Contents:
         elif not (yield from stream.skip_up_to(box.end - stream.position)):
             return False
         self._seen.add(box.name)
-        if box.name in (b"moof", b"mdat"):
-            self._lacks_fragment = box.name == b"moof"
+        if box.name in (b"sidx", b"moof", b"mdat"):
+            self._lacks_fragment = box.name != b"mdat"
         return True
 
     def judge(self, stream: Stream) -> None:
