@@ -210,8 +210,9 @@ class _Download:
 
     async def _rejected(self, transfer: Transfer, problem: str) -> MediaRejected:
         """Quarantine what was served, and return the error that says so."""
+        setting, step = (_LIMIT, _WHEN_TOO_LARGE) if transfer.is_cut else (None, MediaRejected.default_next_step)
         if not transfer.size:
-            return self._refusal(f"served {problem}")
+            return self._refusal(f"served {problem}", setting=setting, next_step=step)
         kept_at = await self._kept_before(transfer.sha256)
         if kept_at is None:
             kept = await self._kept_aside(transfer)
@@ -221,9 +222,7 @@ class _Download:
             note |= {"receipt": self._generation.receipt, "generation_id": self._generation.id}
             body = json.dumps(note, indent=1).encode()
             await self._session.store.put(f"{transfer.aside}.json", body, "application/json")
-        step = _WHEN_TOO_LARGE if transfer.is_cut else MediaRejected.default_next_step
         where = f"What was read of it is kept at {kept_at}." if kept_at else _WHEN_NOT_KEPT
-        setting = _LIMIT if transfer.is_cut else None
         return self._refusal(f"served {problem}", kept_at=kept_at, setting=setting, next_step=f"{step} {where}")
 
     def _refusal(self, doing: str, **facts: Any) -> MediaRejected:
