@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import MediaRejected
-from prefect_veogen.transport import AnswerLost, MediaAnswer, joined_url, url_parts
+from prefect_veogen.transport import AnswerLost, MediaAnswer, absolute_url, joined_url, url_parts
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping, Sequence
 
+    from prefect_veogen.models import Generation
     from prefect_veogen.session import Session
 
 _MAX_REDIRECTS = 5
@@ -21,6 +22,11 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def output_link(session: Session, generation: Generation) -> str | None:
+    """Return the whole link to a generation's output; `None` if there is no output."""
+    return None if generation.output is None else absolute_url(session.client.base_url, generation.output.url)
 
 
 @asynccontextmanager
@@ -64,7 +70,9 @@ async def check_address(session: Session, url: str) -> None:
     """
     scheme, host, port = url_parts(url)
     if scheme not in ("http", "https") or not host:
-        raise MediaRejected(f"The service names {url[:80]!r}, which is no http(s) link, as the place of its output")
+        raise MediaRejected(
+            f"The service names {url[:80]!r} as the place of its output, which is not a valid http(s) link"
+        )
     await _check(session, host, await _addresses(host, port))
 
 
@@ -75,7 +83,9 @@ async def _check(session: Session, host: str, found: Sequence[_Address]) -> None
     if not allowed and any(map(_is_private, found)):
         raise MediaRejected(
             f"The service's output leads to the private address {host}",
-            next_step="If your service really is in your own network, set VEOGEN_ALLOW_PRIVATE_MEDIA=true.",
+            setting="VEOGEN_ALLOW_PRIVATE_MEDIA",
+            next_step="Nothing was read. If your service really is in your own network, set "
+            "VEOGEN_ALLOW_PRIVATE_MEDIA=true and run it again: nothing is bought again.",
         )
 
 

@@ -19,14 +19,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from prefect_veogen.addresses import open_media
+from prefect_veogen.addresses import open_media, output_link
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
+from prefect_veogen.formats import NotMedia
 from prefect_veogen.iothread import Places
-from prefect_veogen.media import NotMedia
 from prefect_veogen.models import Asset, Generation, Kind, Status, without_secrets
 from prefect_veogen.protocol import failure_of
 from prefect_veogen.receipt import Receipt
-from prefect_veogen.transfer import LEAST_BYTES, Restart, TooLarge, Transfer, unless_too_slow
+from prefect_veogen.transfer import LEAST_BYTES, Restart, TooLarge, Transfer
 from prefect_veogen.transport import AnswerLost
 
 if TYPE_CHECKING:
@@ -39,8 +39,9 @@ _STALE = (401, 403, 404, 410)
 _TRIES_WITHOUT_PROGRESS = 4
 _PAUSE_SECONDS = (0.2, 0.5, 1.0, 2.0)
 _LINK_TRIES = 6
-_WHEN_TOO_LARGE = "If so large a file is due, raise VEOGEN_MAX_ASSET_BYTES and run it again: nothing is bought again."
-_WHEN_NOT_KEPT = "Run it again for a fresh download. The bytes that were served could not be kept."
+_LIMIT = "VEOGEN_MAX_ASSET_BYTES"
+_WHEN_TOO_LARGE = f"If so large a file is due, raise {_LIMIT} and run it again: nothing is bought again."
+_WHEN_NOT_KEPT = "The bytes that were served could not be kept."
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class _Download:
             try:
                 await self._transferred(transfer)
             except TooLarge as problem:
-                raise self._refusal(str(problem), next_step=_WHEN_TOO_LARGE) from None
+                raise self._refusal(str(problem), setting=_LIMIT, next_step=_WHEN_TOO_LARGE) from None
             except NotMedia as problem:
                 raise await self._rejected(transfer, str(problem)) from None
             etag = await transfer.commit()
@@ -170,15 +171,17 @@ class _Download:
 
     async def _link(self, *, fresh: bool = False) -> str:
         """Return a link to the output, asking the service if there is none at hand."""
-        if self._generation.output is not None and not fresh:
-            return self._generation.output.url
+        known = output_link(self._session, self._generation)
+        if known is not None and not fresh:
+            return known
         for attempt in range(_LINK_TRIES):
             generation = await self._session.client.get_generation(self._generation.id)
             if generation.status is Status.FAILED:
                 raise failure_of(generation)
-            if generation.output is not None:
+            link = output_link(self._session, generation)
+            if link is not None:
                 self._generation = _completed_by(self._generation, generation)
-                return generation.output.url
+                return link
             if not generation.is_over:
                 raise StillRunning(
                     f"Generation {generation.id} is {generation.status_text}: there is nothing to download yet",
@@ -192,7 +195,10 @@ class _Download:
         )
 
     async def _rejected(self, transfer: Transfer, problem: str) -> MediaRejected:
-        """Keep aside what was served, and return the error that says so."""
+        """Quarantine what was served, and return the error that says so."""
+        setting, step = (_LIMIT, _WHEN_TOO_LARGE) if transfer.is_cut else (None, MediaRejected.default_next_step)
+        if not transfer.size:
+            return self._refusal(f"served {problem}", setting=setting, next_step=step)
         kept_at = await self._kept_before(transfer.sha256)
         if kept_at is None:
             kept = await self._kept_aside(transfer)
@@ -202,7 +208,8 @@ class _Download:
             note |= {"receipt": self._generation.receipt, "generation_id": self._generation.id}
             body = json.dumps(note, indent=1).encode()
             await self._session.store.put(f"{transfer.aside}.json", body, "application/json")
-        return self._refusal(f"served {problem}", kept_at=kept_at, next_step=None if kept_at else _WHEN_NOT_KEPT)
+        where = f"What was read of it is kept at {kept_at}." if kept_at else _WHEN_NOT_KEPT
+        return self._refusal(f"served {problem}", kept_at=kept_at, setting=setting, next_step=f"{step} {where}")
 
     def _refusal(self, doing: str, **facts: Any) -> MediaRejected:
         text = f"Generation {self._generation.id} is paid for, but the media host {doing}"
@@ -247,7 +254,7 @@ class _Download:
             AnswerLost: it is not the same as was judged.
         """
         digest, left = hashlib.sha256(), transfer.size + (not transfer.is_cut)
-        async for chunk in unless_too_slow(answer.chunks(), self._session.settings.request_timeout_seconds):
+        async for chunk in transfer.decoded(answer):
             piece = chunk[:left]
             digest.update(piece)
             await writer.write(piece)
@@ -291,7 +298,12 @@ class _Download:
         return f"{_plain(receipt.request.model)}/{name}"
 
     async def _write_sidecar(self, transfer: Transfer, asset: Asset) -> None:
-        sidecar = _provenance(self._generation, self._receipt, asset, transfer.content_type_claimed)
+        sidecar = _provenance(self._generation, self._receipt, asset)
+        sidecar |= {
+            "content_type_claimed": transfer.content_type_claimed,
+            "bytes_behind_end": transfer.bytes_behind_end,
+        }
+        sidecar["content_credentials"] = transfer.content_credentials
         body = json.dumps(sidecar, indent=1, ensure_ascii=False, default=str).encode()
         await self._session.store.put(f"{self._key(transfer.extension)}.json", body, "application/json")
 
@@ -309,7 +321,7 @@ def _completed_by(known: Generation, told: Generation) -> Generation:
     return told.model_copy(update={"receipt": known.receipt, "price_usd": known.price_usd or told.price_usd})
 
 
-def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset, claimed: str | None) -> dict[str, Any]:
+def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset) -> dict[str, Any]:
     known = generation.model_dump(
         mode="json", include={"id", "model", "type", "prompt", "parameters", "created_at", "completed_at"}
     )
@@ -327,7 +339,6 @@ def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset, c
         "price_usd": None if asset.price_usd is None else str(asset.price_usd),
         **bought,
         "generation": known,
-        "content_type_claimed": claimed,
         "stored_at": datetime.now(UTC).isoformat(),
         "made_with": f"prefect-veogen {version('prefect-veogen')}",
     }

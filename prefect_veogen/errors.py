@@ -343,13 +343,18 @@ class UnknownSubmission(PersonNeeded):
 
 
 class MediaRejected(PersonNeeded):
-    """What was served is not the media that was paid for; `kept_at` is where the served bytes lie."""
+    """What was served is not the media that was paid for.
 
-    default_next_step = "Run it again for a fresh download. What was read is kept under rejected/, where it could be."
+    `kept_at` is where the served bytes lie, if any were read and could be kept. `setting` names the variable that
+    rejects it: until that is changed, a repetition ends the same way.
+    """
 
-    def __init__(self, message: str, *, kept_at: str | None = None, **facts: Any) -> None:
+    default_next_step = "Run it again for a fresh download: nothing is bought again."
+
+    def __init__(self, message: str, *, kept_at: str | None = None, setting: str | None = None, **facts: Any) -> None:
         super().__init__(message, **facts)
         self.kept_at = kept_at
+        self.setting = setting
 
 
 class OutputMissing(PersonNeeded):

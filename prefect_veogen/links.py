@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefect_veogen.addresses import open_media
+from prefect_veogen.addresses import open_media, output_link
+from prefect_veogen.content_encoding import content_codings
 from prefect_veogen.errors import InputUnavailable, ServiceUnavailable, TryAgainLater, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Asset
@@ -72,7 +73,7 @@ async def _known(_session: Session, asset: Asset) -> str | None:
 
 async def _fresh(session: Session, asset: Asset) -> str | None:
     generation = await session.client.get_generation(asset.generation_id)
-    return None if generation.output is None else generation.output.url
+    return output_link(session, generation)
 
 
 async def _presigned(_session: Session, asset: Asset) -> str | None:
@@ -105,6 +106,6 @@ def _is_of(asset: Asset, answer: MediaAnswer) -> bool:
             total = answer.headers.get("content-length", "")
         case _:
             return False
-    if total.isdigit():
+    if total.isdigit() and not content_codings(answer.headers):
         return int(total) == asset.size
     return answer.headers.get("content-type", "").partition("/")[0] == asset.content_type.partition("/")[0]

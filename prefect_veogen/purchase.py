@@ -59,8 +59,10 @@ _LEASE_MARGIN_SECONDS = 30.0
 _BUSY_SECONDS = 900.0
 _RIVAL_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _POLL_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0)
-_SEARCH_SECONDS = 30.0
-"""How long a purchase whose response was just lost is searched for before the caller hears of the doubt."""
+_SEARCH_POLLS = 10
+"""For how many poll intervals a purchase whose response was just lost is searched for, before its caller is told."""
+_WAITED_FOR = timedelta(seconds=30)
+"""What is left of a doubt at most for a call to wait for its end."""
 _BLIND_SECONDS = 60.0
 _READING_TRIES = 5
 _STORE_AWAY_SECONDS = 60.0
@@ -310,7 +312,7 @@ class _Buyer:
             UnknownSubmission: neither yet; the receipt stays in doubt, and the error says until when.
         """
         doubt = Doubt.of(self._session, entry.receipt)
-        search_until = _search_until(entry.receipt)
+        search_until = self._search_until(entry.receipt)
         blind_until = max(search_until, datetime.now(UTC)) + timedelta(seconds=_BLIND_SECONDS)
         attempt = 0
         while True:
@@ -336,7 +338,7 @@ class _Buyer:
         if left is not None and left <= timedelta(0):
             return True
         # What ends so soon is waited for: then this very call can end it.
-        if left is not None and left <= timedelta(seconds=_SEARCH_SECONDS):
+        if left is not None and left <= _WAITED_FOR:
             return None
         return False if datetime.now(UTC) >= search_until else None
 
@@ -403,17 +405,16 @@ class _Buyer:
             return None
         return await self._ledger.reopen(entry, "a generation that could be it is listed by now")
 
+    def _search_until(self, receipt: Receipt) -> datetime:
+        """Return until when a purchase is searched for before the caller is told of the doubt: from the loss on."""
+        last = receipt.history[-1]
+        polls = _SEARCH_POLLS if last.event is EventName.IN_DOUBT else 0
+        return last.at + timedelta(seconds=polls * self._session.settings.image_poll_seconds)
+
     async def _check_unchanged(self, entry: Entry) -> None:
         current = await self._ledger.read(self._key)
         if current is None or current.version != entry.version:
             raise Changed(self._key)
-
-
-def _search_until(receipt: Receipt) -> datetime:
-    """Return until when a purchase is searched for before the caller hears of the doubt: from the loss on, once."""
-    last = receipt.history[-1]
-    just_lost = last.event is EventName.IN_DOUBT
-    return last.at + timedelta(seconds=_SEARCH_SECONDS if just_lost else 0)
 
 
 def _is_list(value: Any) -> bool:

@@ -42,6 +42,8 @@ _PROCESS = f"process-{uuid4().hex[:12]}"
 
 def may_be_repeated(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Retry what is safe and may help; an error that needs a change or a person is not going to go away."""
+    if isinstance(state.data, MediaRejected) and state.data.setting is not None:
+        return False
     return isinstance(state.data, TryAgainLater | MediaRejected | UnexpectedAnswer)
 
 
@@ -206,7 +208,8 @@ async def download_asset(
 
     Raises:
         DownloadBroken: the media host kept breaking off.
-        MediaRejected: what it served is no such media; the bytes are kept below `rejected/` for a person.
+        MediaRejected: what it served is not valid media (the bytes are kept below `rejected/` for a person), or a
+            setting keeps it out.
         OutputMissing: the service names nothing to download.
     """
     _check_generation(generation)

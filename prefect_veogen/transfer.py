@@ -8,14 +8,16 @@ import contextlib
 import hashlib
 import re
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
-from prefect_veogen.media import Inspector, NotMedia
+from prefect_veogen.content_encoding import Undecodable, content_codings, decoder_of
+from prefect_veogen.formats import Inspector, NotMedia
 from prefect_veogen.transport import AnswerLost
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
+    from prefect_veogen.content_encoding import Decoder
     from prefect_veogen.models import Kind
     from prefect_veogen.session import Session
     from prefect_veogen.store import Writer
@@ -45,11 +47,15 @@ class Transfer:
         self._kind = kind
         self._key_for = key_for
         self._writer: Writer | None = None
+        self._undecodable: str | None = None
         self._reset()
 
     def _reset(self) -> None:
         self._inspector = Inspector(self._kind)
         self._problem: NotMedia | None = None
+        self._codings: tuple[str, ...] = ()
+        self._decoder: Decoder | None = None
+        self._received = 0
         self.size = 0
         self._digest = hashlib.sha256()
         self._first = bytearray()
@@ -71,11 +77,19 @@ class Transfer:
     @property
     def is_cut(self) -> bool:
         """Whether what was taken is only the beginning of a file that is too large."""
-        return self.size > self._most
+        return max(self.size, self._received) > self._most
 
     @property
     def content_type(self) -> str:
         return self._inspector.content_type
+
+    @property
+    def bytes_behind_end(self) -> int:
+        return self._inspector.bytes_behind_end
+
+    @property
+    def content_credentials(self) -> str | None:
+        return self._inspector.content_credentials
 
     @property
     def extension(self) -> str:
@@ -92,18 +106,23 @@ class Transfer:
 
         Raises:
             AnswerLost: it broke off.
-            Restart: it is not the rest of the file that was begun.
+            Restart: it is not the rest of the file that was begun, or not encoded as it says.
             TooLarge: it would be too much.
             NotMedia: it is too much.
         """
         self._begin(answer)
         async with contextlib.aclosing(_ahead(_batched(answer.chunks(), self._patience_seconds))) as batches:
             async for batch in batches:
-                await self._take(batch)
-        if self.length is not None and self.size < self.length:
-            raise AnswerLost(f"{self.size} of {self.length} bytes came")
-        if self.length is not None and self.size > self.length:
+                self._received += len(batch)
+                await self._take_decoded(batch)
+        if self.length is not None and self._received < self.length:
+            raise AnswerLost(f"{self._received} of {self.length} bytes came")
+        if self.length is not None and self._received > self.length:
             raise Restart
+        if self._decoder is not None and not self._decoder.has_ended:
+            if self.length is None:
+                raise AnswerLost("what came ends in the middle of its encoding")
+            self._take_as_it_is("it ends in its middle")
 
     def _begin(self, answer: MediaAnswer) -> None:
         headers = answer.headers
@@ -112,20 +131,63 @@ class Transfer:
             if found is None or int(found[1]) != self.size or (self.length and found[2] not in ("*", str(self.length))):
                 raise Restart
             # A host that knows no If-Range sends the rest of whatever the file is now.
-            if not _is_same_file(self._whole_headers, headers):
+            if not _is_same_file(self._whole_headers, headers) or content_codings(headers) != self._codings:
                 raise Restart
             return
         if self.size:
             # The whole file again: it changed, or the host knows no ranges.
             raise Restart
         self._whole_headers = headers
-        self.validator = _validator(headers)
+        self._codings = content_codings(headers)
+        self._decoder = self._decoder_for(headers)
+        # Lengths, ranges and digests count what is encoded, which isn't what is stored.
+        self.validator = None if self._decoder else _validator(headers)
         length = headers.get("content-length", "")
         self.length = int(length) if length.isdigit() else None
         if self.length is not None and self.length > self._most:
             raise TooLarge(f"announces {self.length} bytes, more than {self._most} (VEOGEN_MAX_ASSET_BYTES)")
         self.content_type_claimed = headers.get("content-type")
-        self._stated_sha256 = _stated_sha256(headers)
+        self._stated_sha256 = None if self._decoder else _stated_sha256(headers)
+
+    def _decoder_for(self, headers: Mapping[str, str]) -> Decoder | None:
+        if not self._codings or self._undecodable is not None:
+            return None
+        try:
+            return decoder_of(self._codings)
+        except Undecodable as reason:
+            self._undecodable = str(reason)
+            return None
+
+    def _take_as_it_is(self, reason: str) -> NoReturn:
+        """Start again without decoding: some hosts label what they never encoded, and a person is to see the rest."""
+        self._undecodable = reason
+        raise Restart
+
+    async def _take_decoded(self, batch: bytes) -> None:
+        try:
+            async for piece in _decoded(self._decoder, batch):
+                await self._take(piece)
+        except Undecodable as reason:
+            self._take_as_it_is(str(reason))
+        if self.is_cut:  # not of its own size, but of what is read to come to it
+            raise self._too_much()
+
+    async def decoded(self, answer: MediaAnswer) -> AsyncIterator[bytes]:
+        """Yield what another answer brings, in the form in which the first one was judged.
+
+        Raises:
+            AnswerLost: it broke off, or can't be decoded.
+        """
+        decoder = self._decoder and decoder_of(self._codings)
+        async for chunk in _unless_too_slow(answer.chunks(), self._patience_seconds):
+            try:
+                async for piece in _decoded(decoder, chunk):
+                    yield piece
+            except Undecodable as reason:
+                raise AnswerLost(f"what comes can't be decoded: {reason}") from None
+
+    def _too_much(self) -> NotMedia:
+        return NotMedia(f"more than {self._most} bytes (VEOGEN_MAX_ASSET_BYTES)")
 
     async def _take(self, batch: bytes) -> None:
         # Wherever its pieces end, of a file that is too large the same is taken each time, and so it is kept once.
@@ -143,7 +205,7 @@ class Transfer:
             finally:
                 await judging
         if self.is_cut:
-            raise NotMedia(f"more than {self._most} bytes (VEOGEN_MAX_ASSET_BYTES)")
+            raise self._too_much()
         if self._writer is None and (self._problem is not None or self._inspector.is_recognised):
             await self._opened()
 
@@ -153,9 +215,15 @@ class Transfer:
         Raises:
             NotMedia: it is not what was paid for.
         """
-        if self._problem is not None:
-            raise self._problem
-        self._inspector.finish()
+        try:
+            if self._problem is not None:
+                raise self._problem
+            self._inspector.finish()
+        except NotMedia as problem:
+            if not self._codings or self._undecodable is None:
+                raise
+            sent = ", ".join(self._codings)
+            raise NotMedia(f"{problem}, sent as {sent}, which can't be decoded: {self._undecodable}") from None
         if self._stated_sha256 is not None and self._stated_sha256 != self.sha256:
             raise NotMedia("bytes which do not have the digest that their own header states")
 
@@ -194,12 +262,21 @@ class Transfer:
                 self._problem = problem
 
 
+async def _decoded(decoder: Decoder | None, chunk: bytes) -> AsyncIterator[bytes]:
+    if decoder is None:
+        yield chunk
+        return
+    pieces = decoder.decode(chunk)
+    while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+        yield piece
+
+
 async def _batched(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
     """Yield larger pieces, and what came before a connection broke too."""
     batch: list[bytes] = []
     size = 0
     try:
-        async for chunk in unless_too_slow(chunks, patience_seconds):
+        async for chunk in _unless_too_slow(chunks, patience_seconds):
             batch.append(chunk)
             size += len(chunk)
             if size >= _BATCH_BYTES:
@@ -213,7 +290,7 @@ async def _batched(chunks: AsyncIterator[bytes], patience_seconds: float) -> Asy
         yield b"".join(batch)
 
 
-async def unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
+async def _unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
     """Yield what comes; our own pauses are not the host's.
 
     Raises:
@@ -235,7 +312,7 @@ async def unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float)
 
 
 async def _ahead(batches: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield the pieces while the next one is already being read, so that reading and storing take turns in nothing."""
+    """Yield the pieces while the next one is already being read, so that reads and writes overlap."""
     coming = asyncio.ensure_future(anext(batches, None))
     try:
         while (batch := await coming) is not None:
@@ -264,7 +341,7 @@ def _is_same_file(whole: Mapping[str, str], rest: Mapping[str, str]) -> bool:
 
 def _stated_sha256(headers: Mapping[str, str]) -> str | None:
     """Return the digest of the whole file, in hex, if the host states one."""
-    for name in ("repr-digest", "digest", "x-amz-checksum-sha256"):
+    for name in ("repr-digest", "content-digest", "digest", "x-amz-checksum-sha256"):
         found = re.fullmatch(r"(?:.*sha-256=)?:?([A-Za-z0-9+/]{43}=):?(?:,.*)?", headers.get(name, ""), re.IGNORECASE)
         if found:
             return base64.b64decode(found[1]).hex()

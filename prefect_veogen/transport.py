@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,8 @@ _KEEPALIVE_SECONDS = 2.0
 
 
 _MAX_MILLISECONDS = 2**31 - 1  # what TCP_USER_TIMEOUT takes
+# What a link without its scheme begins with: a host, which a folder's name doesn't look like, and maybe a port.
+_HOST = re.compile(r"(localhost|\[[0-9a-f:.]+\]|([\w-]+\.)+([a-z][a-z-]*[a-z]|\d+))(:\d+)?/", re.IGNORECASE)
 
 
 class AnswerLost(Exception):
@@ -207,6 +210,17 @@ def joined_url(base: str, target: str) -> str:
         return str(httpx.URL(base).join(target))
     except (httpx.InvalidURL, UnicodeError):
         return target
+
+
+def absolute_url(base: str, url: str) -> str:
+    """Return a link that a service at `base` gives: as it is, or with what it leaves out.
+
+    Without a host it belongs to the service's own, at the top of which its files lie; without a scheme it has the
+    service's.
+    """
+    if "://" in url or (re.search(r"\s", url) and not url.startswith("/")):
+        return url  # whole, and maybe signed; or no link at all
+    return joined_url(joined_url(base, "/"), f"//{url}" if _HOST.match(url) else url)
 
 
 def url_parts(url: str) -> tuple[str, str, int]:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "prefect_veogen"
 
 ROWS = {
-    "values": "signed_links markdown errors models settings protocol catalogue media",
+    "values": "signed_links markdown errors models settings protocol catalogue content_encoding formats",
     "edges": "iothread limiter liveness receipt matching transport client watcher store budgets ledger records "
     "manifest thumbnails",
     "session": "session",

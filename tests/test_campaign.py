@@ -198,7 +198,6 @@ async def test_nobody_at_work_is_refused_before_anything_is_bought(at_once: int,
 
 async def test_every_row_ends_for_itself(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
-    monkeypatch.setattr("prefect_veogen.purchase._SEARCH_SECONDS", 0)
     sandbox.fault("failed", prompt="refuses", reason="not in good taste")
     sandbox.fault("402", prompt="penniless")
     sandbox.fault("lost-answer-before-charge", prompt="vanishes")

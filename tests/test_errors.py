@@ -26,6 +26,7 @@ FACTS: dict[str, Any] = {
     "receipt": "v1-a-b-take-1",
     "candidates": ("gen_1", "gen_2"),
     "kept_at": "s3://bucket/rejected/gen_1",
+    "setting": "VEOGEN_MAX_ASSET_BYTES",
     "next_step": "Do this.",
     "http_status": 418,
     "service_text": "I am a teapot",

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import re
 import socket
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -36,12 +36,12 @@ LOST = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")
 OURS = GenerationRequest(model="gpt-4o-image", prompt="ours")
 PRICE = Decimal("0.02")
 DELAY_SECONDS = 10.0
+_CLIENTS = itertools.count(1)
 
 
 @pytest.fixture(autouse=True)
-def _short_search(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def _default_delay(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "900")
-    monkeypatch.setattr("prefect_veogen.purchase._SEARCH_SECONDS", 0.1)
 
 
 async def purchase(request: GenerationRequest = LOST) -> Purchase:
@@ -163,7 +163,6 @@ async def test_many_in_doubt_at_once_share_their_readings_and_are_each_bought_on
     await purchase(OURS)
     requests = [LOST.model_copy(update={"prompt": f"lost {number}"}) for number in range(12)]
     sandbox.fault("503-before-charge", times=12)
-    monkeypatch.setattr("prefect_veogen.limiter._TURNS_HELD", 0)
     lost = await asyncio.gather(*map(purchase, requests), return_exceptions=True)
     assert all(isinstance(error, UnknownSubmission) for error in lost)
     when_it_is_over(sandbox, monkeypatch)
@@ -188,7 +187,8 @@ def through(answers: Callable[[Request], Reply | None], sandbox: Sandbox) -> Ite
 
     with serving(answer) as proxy:
         bending.setenv("HTTP_PROXY", proxy)
-        bending.setattr("prefect_veogen.client._clients", weakref.WeakKeyDictionary())
+        # A client keeps the proxy that it was made with: this is another client.
+        bending.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", str(60 + next(_CLIENTS)))
         try:
             yield
         finally:
@@ -243,7 +243,6 @@ VOID: dict[str, tuple[Callable[[Reply], Reply], str]] = {
 async def test_a_reading_that_proves_nothing_buys_nothing(
     what: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_veogen.purchase._POLL_SECONDS", (0.01, 0.01))
     await purchase(OURS)
     await lose(sandbox)
     when_it_is_over(sandbox, monkeypatch)
@@ -392,14 +391,13 @@ async def test_the_delay_is_counted_by_the_services_clock(
 # ---------------------------------------------------------------- what a late sender can do
 
 
+@pytest.mark.slow
 async def test_a_sender_whose_note_took_too_long_sends_nothing(
     sandbox: Sandbox, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("prefect_veogen.purchase._NOTE_HOLDS_SECONDS", 0.2)
-
     def slow_note(request: Request) -> Reply:
         if request.method == "PUT" and b'"state": "sending"' in request.body:
-            time.sleep(0.4)
+            time.sleep(10.5)
         return relayed(s3_server, request)
 
     with serving(slow_note) as proxy:

@@ -54,9 +54,8 @@ REFUSED: dict[str, type[VeogenError]] = {"402": InsufficientBalance, "401": Auth
 
 @pytest.fixture(autouse=True)
 def _only_a_person_decides(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The strict setting, under which nothing is ever bought again by itself; and no long search for what is lost."""
+    """The strict setting, under which nothing is ever bought again by itself."""
     monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
-    monkeypatch.setattr("prefect_veogen.purchase._SEARCH_SECONDS", 0.2)
 
 
 async def purchase(request: GenerationRequest = FOX) -> Purchase:

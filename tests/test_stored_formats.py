@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import weakref
+import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from email.utils import format_datetime
@@ -94,14 +94,12 @@ def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
             "HTTP_PROXY": proxy,
             "NO_PROXY": "127.0.0.1",
             "VEOGEN_BASE_URL": API,
-            "VEOGEN_API_TOKEN": "fixture-token",
+            "VEOGEN_API_TOKEN": f"token-{uuid.uuid4().hex}",  # a client keeps the proxy that it was made with
             "VEOGEN_STORE": str(store),
             "VEOGEN_ALLOW_PRIVATE_MEDIA": "true",
             "VEOGEN_REQUESTS_PER_MINUTE": "12000",
         }.items():
             monkeypatch.setenv(name, value)
-        # A client keeps the proxy that it was made with.
-        monkeypatch.setattr("prefect_veogen.client._clients", weakref.WeakKeyDictionary())
         yield service
 
 

@@ -253,6 +253,22 @@ async def test_media_that_stay_wrong_are_given_up_and_kept_aside(sandbox: Sandbo
     assert (count, type(error), len(sandbox.bill)) == (6, MediaRejected, 1)
 
 
+@pytest.mark.parametrize(
+    ("setting", "value"), [("VEOGEN_ALLOW_PRIVATE_MEDIA", "false"), ("VEOGEN_MAX_ASSET_BYTES", "10")]
+)
+async def test_media_that_only_a_setting_lets_in_are_asked_for_once(
+    sandbox: Sandbox, setting: str, value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generation = await wait_for_generation(await submit_generation(CAT))
+    monkeypatch.setenv(setting, value)
+    count, error = await attempts(download_at_once, generation)
+    assert (count, type(error), error.setting) == (1, MediaRejected, setting)
+    assert setting in str(error)
+    monkeypatch.delenv(setting)
+    count, asset = await attempts(download_at_once, generation)
+    assert (count, stored(asset)[:4]) == (1, b"\x89PNG")
+
+
 @pytest.mark.parametrize(("fault", "kind"), [("422", InvalidRequest), ("402", InsufficientBalance)])
 async def test_a_refusal_is_final(sandbox: Sandbox, fault: str, kind: type[VeogenError]) -> None:
     sandbox.fault(fault, times=None)

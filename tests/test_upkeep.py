@@ -121,7 +121,6 @@ async def until(true: Callable[[], Awaitable[bool]], seconds: float = 60) -> Non
 @pytest.fixture(autouse=True)
 def _impatient(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
-    monkeypatch.setattr("prefect_veogen.purchase._SEARCH_SECONDS", 0)
 
 
 # ---------------------------------------------------------------- sweep
