@@ -18,6 +18,8 @@ from prefect.settings import PREFECT_API_URL
 from prefect_veogen.slots import take_of_slot
 from tests.support.prefect_processes import copy_deployable, deploy_all, environment_for
 
+pytestmark = pytest.mark.prefect
+
 ROOT = Path(__file__).parent.parent
 FILE = "deployments/prefect.yaml"
 TOKEN = "vg-secret-4711"

@@ -15,7 +15,7 @@ from prefect import flow, task
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.objects import FlowRun
-from prefect.deployments import run_deployment
+from prefect.deployments import arun_deployment
 from prefect.flow_engine import run_flow_async
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed, Scheduled
@@ -77,7 +77,7 @@ def bought() -> Asset:
     return asyncio.run(generate(PICTURE))
 
 
-@flow(task_runner=ProcessPoolTaskRunner(max_workers=1))
+@flow(task_runner=ProcessPoolTaskRunner(max_workers=1))  # type: ignore[arg-type] # a TaskRunner, as documented
 async def in_another_process(step: Step) -> Any:
     return bought.submit().result()
 
@@ -93,7 +93,7 @@ STEPS: dict[str, Step] = {
     "publish campaign": lambda: publish_campaign(CampaignReport("c", ())),
     "sweep": sweep_store,
     "compare": compare_with_statement,
-    "submitted": lambda: asyncio.to_thread(lambda: generate.submit(PICTURE).result()),  # type: ignore[arg-type]
+    "submitted": lambda: asyncio.to_thread(lambda: generate.submit(PICTURE).result()),
 }
 
 
@@ -194,11 +194,10 @@ async def run_twice(tree: Path, folder: Path) -> list[FlowRun]:
         await client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
     await asyncio.to_thread(deploy_all, tree, environment)
     with running_worker(environment, folder):
-        runs: list[Any] = [
-            await run_deployment("image-then-animate/by-hand", parameters=PROMPTS, timeout=200, poll_interval=0.5)
+        return [
+            await arun_deployment("image-then-animate/by-hand", parameters=PROMPTS, timeout=200, poll_interval=0.5)
             for _ in range(2)
         ]
-    return runs
 
 
 @pytest.mark.slow

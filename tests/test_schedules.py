@@ -105,8 +105,9 @@ def bought_takes(store: Path) -> list[tuple[str, str]]:
 def test_a_schedule_fires_and_each_slot_is_bought_once_even_when_it_is_run_again(
     scheduled: Deployed, sandbox: Sandbox, tmp_path: Path
 ) -> None:
+    server_log = tmp_path / "prefect" / "server.log"
     with running_worker(scheduled.environment, scheduled.tree, limit=2) as log:
-        wait_until(lambda: len(scheduled.completed()) >= 2, "two scheduled runs are completed", log)
+        wait_until(lambda: len(scheduled.completed()) >= 2, "two scheduled runs are completed", server_log, log)
         assert {run.auto_scheduled for run in scheduled.completed()} == {True}
         scheduled.stop_the_schedule()
         wait_until(lambda: scheduled.underway() == [], "the last slot's run is over", log)

@@ -76,12 +76,13 @@ def deploy_all(tree: Path, environment: dict[str, str]) -> str:
     return prefect(environment, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml", cwd=tree)
 
 
-def wait_until(happened: Callable[[], bool], what: str, log: Path | None = None) -> None:
-    """Return when it happened; fail with the end of the log if that takes too long."""
+def wait_until(happened: Callable[[], bool], what: str, *logs: Path) -> None:
+    """Return when it happened; fail with the ends of the logs if that takes too long."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     while not happened():
-        told = log.read_text(errors="replace")[-4000:] if log is not None and log.exists() else ""
-        assert time.monotonic() < deadline, f"waited in vain until {what}\n{told}"
+        if time.monotonic() > deadline:
+            ends = "\n".join(f"{log.name}: …{log.read_text(errors='replace')[-4000:]}" for log in logs)
+            raise AssertionError(f"waited in vain until {what}\n{ends}")
         time.sleep(0.2)
 
 
