@@ -16,6 +16,7 @@ LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.1
 
 # Which tests make up `quick` and `test-oldest`; the markers are explained in pyproject.toml.
 FAST := not (slow or server or kill or s3)
+NOT_QUICK := store cli delivery watcher sandbox_*
 MEETS_PREFECT := server or prefect
 
 # No prompts, no progress bars, no interpreter from elsewhere; whoever runs this may have neither a home nor a terminal.
@@ -82,9 +83,11 @@ demo: install ## image, then video, on the sandbox: no account, no money, no net
 
 # --- gates -----------------------------------------------------------------------------------------------------------
 
-quick: lint architecture ## after each change: style, who imports whom, the fast tests
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/test_architecture.py -m '$(FAST)' $(ARGS)
-	@echo "Left out: types, and the tests that are slow, kill processes, or need S3 or a Prefect server. All: make check"
+quick: lint ## after each change: style, who imports whom, the fast tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m '$(FAST)' \
+	    $(NOT_QUICK:%=--ignore-glob 'tests/test_%.py') $(ARGS)
+	@echo "Left out: make types; tests of $(NOT_QUICK); what is slow, kills, or needs S3 or a"
+	@echo "Prefect server. Run what belongs to your change, e.g. make test ARGS=tests/test_store.py; make check runs all."
 
 check: lint types architecture test test-oldest ## all gates
 
@@ -106,7 +109,7 @@ test: install ## all tests; no network, no account
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-oldest: $(OLDEST)/.installed ## what meets Prefect, on the oldest supported one
-	@$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile -m '$(MEETS_PREFECT)' $(ARGS)
+	@$(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/test_benchmarks.py -m '$(MEETS_PREFECT)' $(ARGS)
 
 bench: install ## the figures the documentation claims
 	@$(BIN)/python -m benchmarks $(ARGS)
