@@ -10,8 +10,14 @@ ARGS ?=
 UV := .uv/bin/uv
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OLDEST := .venv-oldest
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
+
+# Which tests make up `quick` and `test-oldest`; the markers are explained in pyproject.toml.
+FAST := not (slow or server or kill or s3)
+NOT_QUICK := store cli delivery watcher sandbox_*
+MEETS_PREFECT := server or prefect
 
 # No prompts, no progress bars, no interpreter from elsewhere; whoever runs this may have neither a home nor a terminal.
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -26,10 +32,10 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo check lint format types architecture test bench build smoke lock clean distclean
+.PHONY: help install demo quick check lint format types architecture test test-oldest bench build smoke lock clean distclean
 
 help: ## what there is to make
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 # --- environment -----------------------------------------------------------------------------------------------------
 
@@ -54,9 +60,19 @@ $(INSTALLED): $(UV) requirements/dev.txt pyproject.toml
 	@$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# The oldest Prefect that pyproject.toml admits, with everything else as in .venv where that Prefect allows it.
+$(OLDEST)/.installed: $(UV) requirements/oldest.txt pyproject.toml
+	@$(OLDEST)/bin/python -c '' 2>/dev/null || $(UV) venv --quiet --clear --python .uv/bin/python $(OLDEST)
+	@$(UV) pip sync --quiet --python $(OLDEST)/bin/python --require-hashes requirements/oldest.txt
+	@$(UV) pip install --quiet --python $(OLDEST)/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
 lock: $(UV) ## take the newest versions into requirements/
 	@$(LOCK) --upgrade --extra sandbox --group dev --output-file requirements/dev.txt
 	@$(LOCK) --upgrade --constraint requirements/dev.txt --output-file requirements/runtime.txt
+	@cp requirements/dev.txt requirements/oldest.txt # uv keeps the versions it finds there
+	@sed -nE 's/^ *"prefect>=([0-9.]+),.*/prefect==\1/p' pyproject.toml | \
+	    $(LOCK) --constraint - --extra sandbox --group dev --output-file requirements/oldest.txt
 	@echo uv | $(UV) pip compile - --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements/uv.txt
 
@@ -67,7 +83,13 @@ demo: install ## image, then video, on the sandbox: no account, no money, no net
 
 # --- gates -----------------------------------------------------------------------------------------------------------
 
-check: lint types architecture test ## all gates
+quick: lint ## after each change: style, who imports whom, the fast tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m '$(FAST)' \
+	    $(NOT_QUICK:%=--ignore-glob 'tests/test_%.py') $(ARGS)
+	@echo "Left out: make types; tests of $(NOT_QUICK); what is slow, kills, or needs S3 or a"
+	@echo "Prefect server. Run what belongs to your change, e.g. make test ARGS=tests/test_store.py; make check runs all."
+
+check: lint types architecture test test-oldest ## all gates
 
 lint: install ## style and mistakes
 	@$(BIN)/ruff check .
@@ -86,6 +108,14 @@ architecture: install ## who may import whom
 test: install ## all tests; no network, no account
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
+test-oldest: install ## what meets Prefect, on the oldest supported one
+	@if cmp -s requirements/oldest.txt requirements/dev.txt; then \
+	    echo "The oldest supported Prefect is the locked one: make test runs on it."; \
+	else \
+	    $(MAKE) --no-print-directory $(OLDEST)/.installed && \
+	    $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/test_benchmarks.py -m '$(MEETS_PREFECT)' $(ARGS); \
+	fi
+
 bench: install ## the figures the documentation claims
 	@$(BIN)/python -m benchmarks $(ARGS)
 
@@ -93,14 +123,14 @@ build: install ## wheel and sdist in dist/
 	@rm -rf dist
 	@$(UV) build --quiet --python $(BIN)/python --no-build-isolation --out-dir dist
 
-smoke: build ## does a plain install of the newest of everything give a Prefect that starts?
+smoke: build ## does a plain install of the newest of everything give a Prefect that starts and schedules?
 	@.ci/smoke dist/*.whl
 
 # --- tidying ---------------------------------------------------------------------------------------------------------
 
 clean: ## remove caches and builds
 	@rm -rf dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .benchmarks
-	@find . -name __pycache__ -type d -not -path './.venv/*' -not -path './.uv/*' -prune -exec rm -rf {} +
+	@find . -name __pycache__ -type d -not -path './.venv*' -not -path './.uv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## ... and the environment
-	@rm -rf .venv .uv
+	@rm -rf .venv $(OLDEST) .uv

@@ -16,6 +16,7 @@ from prefect.logging.loggers import flow_run_logger
 from prefect.states import AwaitingRetry
 
 from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.durability import check_store_is_durable
 from prefect_veogen.errors import UnknownSubmission, VeogenError
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Ledger, Receipt
@@ -106,7 +107,9 @@ async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
 
 
 async def _unsettled(flow_run: FlowRun) -> list[Receipt]:
-    store = open_store(flow_run.parameters.get("store") or Settings().store)
+    place = flow_run.parameters.get("store") or Settings().store
+    store = open_store(place)
+    await check_store_is_durable(place, flow_run)
     began = flow_run.start_time or flow_run.created or datetime.now(UTC)
     found = await read_receipts(Ledger(store), began - timedelta(minutes=1))
     return [

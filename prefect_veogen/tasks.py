@@ -18,6 +18,7 @@ from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
 from prefect_veogen.credentials import resolve_credentials
 from prefect_veogen.delivery import deliver
+from prefect_veogen.durability import check_store_is_durable
 from prefect_veogen.errors import ConfigurationError, MediaRejected, TryAgainLater, UnexpectedAnswer
 from prefect_veogen.iothread import on_io
 from prefect_veogen.joining import joined_limit
@@ -276,6 +277,7 @@ async def session_for_task(
         # Prefect's run logger warns at every line where there is no flow run to log to.
         log=get_run_logger() if flow_run.id else None,
     )
+    await check_store_is_durable(session.settings.store if store is None else store)
     await joined_limit(session)
     return session
 

@@ -17,6 +17,18 @@ from prefect_veogen.sandbox import Sandbox
 SPEED = 100.0
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what talks to the S3 server: one place instead of each test, half of which ask for `store_url`."""
+    for item in items:
+        if isinstance(item, pytest.Function) and _asks_for_s3(item):
+            item.add_marker(pytest.mark.s3)
+
+
+def _asks_for_s3(item: pytest.Function) -> bool:
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return "s3_server" in item.fixturenames or parameters.get("store_url") == "bucket"
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Let nothing of the developer's own set-up into a test, and no test write into his directory."""

@@ -29,7 +29,7 @@ ROWS = {
     "manifest thumbnails",
     "session": "session",
     "work": "addresses links transfer delivery in_doubt purchase waiting planning rows upkeep contact_sheet",
-    "Prefect": "slots joining blocks credentials showing tasks campaigns maintenance",
+    "Prefect": "slots joining durability blocks credentials showing tasks campaigns maintenance",
     "surface": "__init__",
     "command": "cli",
 }

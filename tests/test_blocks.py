@@ -19,6 +19,8 @@ from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.sandbox import Sandbox
 from tests.support.servers import Reply, serving
 
+pytestmark = pytest.mark.prefect
+
 TOKEN = "vg-secret-4711"
 
 CHECKS = [name for name in dir(BlockStandardTestSuite) if name.startswith("test_")]

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +16,9 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL
 
 from prefect_veogen.slots import take_of_slot
+from tests.support.prefect_processes import copy_deployable, deploy_all, environment_for
+
+pytestmark = pytest.mark.prefect
 
 ROOT = Path(__file__).parent.parent
 FILE = "deployments/prefect.yaml"
@@ -43,10 +42,7 @@ def flow_of(deployment: dict[str, Any]) -> Flow[Any, Any]:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A copy of what is deployed, so that nothing can be written into the repository."""
-    for folder in ("flows", "deployments"):
-        shutil.copytree(ROOT / folder, tmp_path / "tree" / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path / "tree"
+    return copy_deployable(tmp_path / "tree")
 
 
 def files_in(tree: Path) -> dict[str, bytes]:
@@ -55,18 +51,6 @@ def files_in(tree: Path) -> dict[str, bytes]:
         for path in tree.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
-
-
-def deployed(tree: Path) -> subprocess.CompletedProcess[str]:
-    environment = {
-        **os.environ,
-        "PREFECT_API_URL": str(PREFECT_API_URL.value()),
-        "PYTHONPATH": str(ROOT),
-        "VEOGEN_API_TOKEN": TOKEN,
-        "NO_COLOR": "1",
-    }
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", FILE]
-    return subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
 
 async def on_server() -> dict[str, DeploymentResponse]:
@@ -112,18 +96,20 @@ def test_every_flow_of_the_project_is_deployed() -> None:
 
 @pytest.mark.slow
 @pytest.mark.server
-async def test_one_command_deploys_them_all_and_a_second_one_changes_nothing(tree: Path, prefect_server: None) -> None:
+async def test_one_command_deploys_them_all_and_a_second_one_changes_nothing(
+    tree: Path, tmp_path: Path, prefect_server: None
+) -> None:
     before, in_repository = files_in(tree), files_in(ROOT / "deployments")
     async with get_client() as client:
         await client.create_work_pool(WorkPoolCreate(name="veogen", type="process"), overwrite=True)
+    environment = environment_for(str(PREFECT_API_URL.value()), tmp_path / "prefect") | {"VEOGEN_API_TOKEN": TOKEN}
     for _ in range(2):
-        told = deployed(tree)
-        assert told.returncode == 0, told.stdout + told.stderr
+        told = deploy_all(tree, environment)
     found = await on_server()
     assert set(found) >= {item["name"] for item in DEPLOYMENTS}
     assert (found["daily"].parameters["take"], found["daily"].work_pool_name) == ("{scheduled:%Y-%m-%d}", "veogen")
     assert [schedule.active for item in found.values() for schedule in item.schedules] == [False, False]
-    assert TOKEN not in told.stdout + told.stderr + "".join(map(str, found.values()))
+    assert TOKEN not in told + "".join(map(str, found.values()))
     assert (files_in(tree), files_in(ROOT / "deployments")) == (before, in_repository)
 
 

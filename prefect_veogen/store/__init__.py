@@ -23,6 +23,7 @@ __all__ = [
     "Stat",
     "Store",
     "Writer",
+    "is_absolute",
     "open_store",
 ]
 
@@ -52,6 +53,11 @@ def open_store(place: str | Path) -> Store:
     if separator or not url.strip() or re.match(r"[A-Za-z][A-Za-z0-9+.-]+:", url):
         raise _no_store(url)
     return _local(_directory(url))
+
+
+def is_absolute(place: str | Path) -> bool:
+    """Return whether a place which `open_store` accepts is the same one from every working directory."""
+    return "://" in str(place) or Path(place).expanduser().is_absolute()
 
 
 def _directory(path: str) -> str:

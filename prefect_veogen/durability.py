@@ -1,0 +1,55 @@
+"""No durable state in a place that may vanish: what a run of a deployment accepts as its store."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from prefect.runtime import deployment, flow_run
+
+from prefect_veogen.errors import ConfigurationError, TryAgainLater
+from prefect_veogen.store import is_absolute
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from prefect.client.schemas.objects import FlowRun
+
+
+async def check_store_is_durable(place: str | Path, run: FlowRun | None = None) -> None:
+    """Pass any store of a run started by hand, but of a deployment's run only one that is absolute. Free.
+
+    A deployment's run may have a fresh working directory which is deleted after it (`git_clone`, a container): with it
+    the ledger, the caps and the paid files. `run` is the flow run in question where it isn't the present one.
+
+    Raises:
+        ConfigurationError: the store is relative, or the default, and the run belongs to a deployment.
+        TryAgainLater: the Prefect server didn't say whether it does.
+    """
+    if is_absolute(place) or not await _belongs_to_a_deployment(run):
+        return
+    raise ConfigurationError(
+        f"A run of a deployment needs a lasting store (VEOGEN_STORE): {str(place)!r} is relative to its working "
+        "directory, which may be temporary, and with it the ledger, the caps and the paid files would vanish",
+        next_step="Nothing was bought. Set VEOGEN_STORE, or store=, to an absolute path or s3://bucket/prefix.",
+    )
+
+
+async def _belongs_to_a_deployment(run: FlowRun | None) -> bool:
+    if run is not None and run.deployment_id is not None:
+        return True
+    # Set in whatever a worker or a runner starts for a run: a script which that run starts has a flow run of its own.
+    if "PREFECT__FLOW_RUN_ID" in os.environ:
+        return True
+    try:
+        # In a thread, for Prefect may ask its server, and holds up the event loop meanwhile.
+        return await asyncio.to_thread(_has_deployment, flow_run.id) if flow_run.id else deployment.id is not None
+    except Exception as error:
+        raise TryAgainLater(f"The Prefect server doesn't say whether this run has a deployment: {error!r}") from error
+
+
+@lru_cache(maxsize=256)
+def _has_deployment(flow_run_id: str) -> bool:  # noqa: ARG001 - cache key: a run keeps its deployment
+    return deployment.id is not None

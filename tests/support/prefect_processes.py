@@ -1,0 +1,132 @@
+"""A Prefect server with all its services, and process workers: what `prefect server start` and `worker start` give."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+POOL = "veogen"
+PATIENCE_SECONDS = 240.0
+
+
+def environment_for(api_url: str, home: Path) -> dict[str, str]:
+    """Return this process's environment for a Prefect of its own: nothing of the developer's profile is in it."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
+    return {
+        **inherited,
+        "PREFECT_API_URL": api_url,
+        "PREFECT_HOME": str(home),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PYTHONPATH": str(ROOT),
+        "DO_NOT_TRACK": "1",
+        "NO_COLOR": "1",
+    }
+
+
+@contextmanager
+def running_server(home: Path) -> Iterator[str]:
+    """Start a server, scheduler included, with an empty database below `home`; the API's address."""
+    port = _free_port()
+    api_url = f"http://127.0.0.1:{port}/api"
+    # The server calls itself by this address, whatever it was started with.
+    own = {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
+    with _running(["server", "start"], environment_for(api_url, home) | own, home / "server.log") as server:
+        wait_until(lambda: _answers(f"{api_url}/health", server), "the Prefect server starts", home / "server.log")
+        yield api_url
+
+
+@contextmanager
+def running_worker(environment: dict[str, str], folder: Path, *, limit: int = 1) -> Iterator[Path]:
+    """Start a process worker for the pool in `folder`; the file with what it and its runs print."""
+    log = folder / "worker.log"
+    command = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
+    with _running(command, environment, log, cwd=folder):
+        yield log
+
+
+def prefect(environment: dict[str, str], *words: str, cwd: Path | None = None) -> str:
+    """Run one command of Prefect's and return what it printed; it must succeed."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+    ran = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=200, check=False)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    return ran.stdout + ran.stderr
+
+
+def copy_deployable(folder: Path) -> Path:
+    """Return a copy of what is deployed, so that nothing can be written into the repository."""
+    for part in ("flows", "deployments"):
+        shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def deploy_all(tree: Path, environment: dict[str, str]) -> str:
+    """Deploy as `deployments/prefect.yaml` says, and return what was printed."""
+    return prefect(environment, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml", cwd=tree)
+
+
+def wait_until(happened: Callable[[], bool], what: str, *logs: Path) -> None:
+    """Return when it happened; fail with the ends of the logs if that takes too long."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not happened():
+        if time.monotonic() > deadline:
+            ends = "\n".join(f"{log.name}: …{log.read_text(errors='replace')[-4000:]}" for log in logs)
+            raise AssertionError(f"waited in vain until {what}\n{ends}")
+        time.sleep(0.2)
+
+
+@contextmanager
+def _running(
+    words: list[str], environment: dict[str, str], log: Path, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as printed:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "prefect", *words],
+            env=environment,
+            cwd=cwd,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            _stop(process)
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End the process and its children, gently first."""
+    process.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:
+    assert server.poll() is None, "the Prefect server ended while starting"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            return bool(answer.read() == b"true")
+    except OSError:
+        return False
