@@ -25,7 +25,7 @@ PACKAGE = ROOT / "prefect_veogen"
 
 ROWS = {
     "values": "errors models settings protocol catalogue media",
-    "edges": "iothread limiter liveness receipt matching transport client watcher store budgets ledger records "
+    "edges": "iothread limiter liveness receipt matching proxies transport client watcher store budgets ledger records "
     "manifest thumbnails",
     "session": "session",
     "work": "addresses links transfer delivery in_doubt purchase waiting planning rows upkeep contact_sheet",
