@@ -237,7 +237,7 @@ def test_nothing_of_ours_is_mocked_by_the_tests() -> None:
             for node in ast.walk(parsed(path))
             if isinstance(node, ast.Call)
             and ast.unparse(node.func) == "monkeypatch.setattr"
-            # The name service is the world's; only a lie of its own shows what a lying one would do.
-            and ast.unparse(node.args[0]) != "socket"
+            # Name service and file system are the world's; only a lie of their own shows what lying ones would do.
+            and ast.unparse(node.args[0]) not in ("socket", "os", "fcntl")
         ]
         assert replaced == [], path

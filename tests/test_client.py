@@ -492,8 +492,7 @@ def test_everybody_with_the_same_account_shares_one_client() -> None:
     assert client_of(SecretStr("u"), "https://veogen.studio/api/v1", 120, 60) is not first
 
 
-async def test_the_connections_of_accounts_that_are_no_longer_used_are_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_veogen.client._MAX_UNUSED", 3)
+async def test_the_connections_of_accounts_that_are_no_longer_used_are_closed() -> None:
     closed: queue.Queue[int] = queue.Queue()
     kept: list[Any] = []
 
@@ -503,7 +502,7 @@ async def test_the_connections_of_accounts_that_are_no_longer_used_are_closed(mo
             closed.put(number)
 
     with odd_server(answer) as odd:
-        for number in range(8):
+        for number in range(21):  # five more than are kept for a while
             session = open_session(token=SecretStr(f"t-{number}"), base_url=odd.base_url)
             kept += [session.watcher, session.catalogue]  # which belong to a client, and don't keep it
             await session.client.get_account()
@@ -511,8 +510,7 @@ async def test_the_connections_of_accounts_that_are_no_longer_used_are_closed(mo
         assert closed.empty()
 
 
-def test_a_client_that_somebody_holds_stays_the_account_s_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("prefect_veogen.client._UNUSED_SECONDS", 0.0)
+def test_a_client_that_somebody_holds_stays_the_account_s_only_one() -> None:
     held = open_session(token=SecretStr("held"))
     forgotten = weakref.ref(open_session(token=SecretStr("forgotten")).client)
     for number in range(30):

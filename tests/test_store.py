@@ -9,7 +9,6 @@ import hashlib
 import os
 import random
 import resource
-import shutil
 import socket
 import subprocess
 import sys
@@ -401,8 +400,9 @@ async def test_a_folder_on_another_disk_is_refused_before_anything_is_bought(tmp
 async def test_a_full_disk_is_refused_before_anything_is_bought(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    with pytest.raises(StoreUnavailable, match="1,000 bytes"):
+    of_a_full_disk = os.statvfs_result((4096, 4096, 1_000_000, 2, 2, 1000, 1000, 1000, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: of_a_full_disk)
+    with pytest.raises(StoreUnavailable, match="8,192 bytes"):
         await open_store(tmp_path).check()
 
 
