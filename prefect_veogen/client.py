@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import threading
+import time
 import weakref
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from prefect_veogen.errors import (
     VeogenError,
     masked,
 )
-from prefect_veogen.iothread import io_loop, on_io
+from prefect_veogen.iothread import close_at_end, io_loop, on_io
 from prefect_veogen.limiter import Lane, Limiter
 from prefect_veogen.models import Kind, normal_base_url
 from prefect_veogen.protocol import (
@@ -85,6 +87,7 @@ class VeogenClient:
         self._token = _sendable_token(token)
         self.limiter = Limiter(requests_per_minute)
         self.transport = Transport(request_timeout_seconds)
+        close_at_end(self.transport.close, owner=self)
         self.clock_offset: timedelta | None = None
         """How far our clock was ahead of the service's at its last response with a `Date`; unknown before."""
 
@@ -228,21 +231,63 @@ async def balance_of(client: VeogenClient) -> Balance | None:
     return None
 
 
-_clients: weakref.WeakKeyDictionary[AbstractEventLoop, dict[tuple[str, int, float], VeogenClient]]
-_clients = weakref.WeakKeyDictionary()
+_Key = tuple[str, int, float]
+
+
+class _Clients:
+    """The clients of one event loop: all that somebody holds, and for some minutes those that somebody held."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: weakref.WeakValueDictionary[_Key, VeogenClient] = weakref.WeakValueDictionary()
+        self._recent: dict[_Key, tuple[float, VeogenClient]] = {}
+
+    def get(self, key: _Key) -> VeogenClient | None:
+        with self._lock:
+            return self._used(key, self._held.get(key))
+
+    def keep(self, key: _Key, client: VeogenClient) -> VeogenClient:
+        """Return the client that is shared from now on: this one, unless somebody was faster."""
+        with self._lock:
+            client = self._held.setdefault(key, client)
+            self._used(key, client)
+            return client
+
+    def _used(self, key: _Key, client: VeogenClient | None) -> VeogenClient | None:
+        now = time.monotonic()
+        if client is not None:
+            self._recent.pop(key, None)
+            self._recent[key] = (now, client)
+        # Let go of, not closed: whoever holds one goes on with it and its limit, and the last one's end closes it.
+        while self._recent:
+            oldest, (used_at, _) = next(iter(self._recent.items()))
+            if len(self._recent) <= _MAX_UNUSED and now - used_at <= _UNUSED_SECONDS:
+                break
+            del self._recent[oldest]
+        return client
+
+
+# Long enough that the limit of requests per minute is not forgotten between two calls.
+_UNUSED_SECONDS = 300.0
+_MAX_UNUSED = 16
+_clients: weakref.WeakKeyDictionary[AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
 
 
 def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout_seconds: float) -> VeogenClient:
-    """Return the process's one client for an account, so that everybody shares its limiter and connections."""
-    known = _clients.setdefault(io_loop(), {})
-    account = _account(_sendable_token(token), _usable_base_url(base_url))
-    client = known.get((account, requests_per_minute, timeout_seconds))
-    if client is None:
-        # Never on suspicion: making one reads the system's certificates, which takes some 20 ms.
-        client = VeogenClient(
-            token, base_url, requests_per_minute=requests_per_minute, request_timeout_seconds=timeout_seconds
-        )
-    return known.setdefault((account, requests_per_minute, timeout_seconds), client)
+    """Return the process's one client for an account, so that everybody shares its limiter and connections.
+
+    It is closed some minutes after it was asked for last, once nobody holds it any more.
+    """
+    clients = _clients.setdefault(io_loop(), _Clients())
+    key = (_account(_sendable_token(token), _usable_base_url(base_url)), requests_per_minute, timeout_seconds)
+    known = clients.get(key)
+    if known is not None:
+        return known
+    # Never on suspicion: making one reads the system's certificates, which takes some 20 ms.
+    client = VeogenClient(
+        token, base_url, requests_per_minute=requests_per_minute, request_timeout_seconds=timeout_seconds
+    )
+    return clients.keep(key, client)
 
 
 def _account(token: SecretStr, base_url: str) -> str:

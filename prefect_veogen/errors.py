@@ -17,7 +17,8 @@ VeogenError
 │   ├── AuthenticationError    the token was refused
 │   ├── InsufficientBalance    the account can't pay
 │   ├── BudgetExceeded         the purchase would break a cap
-│   └── UnsafeStore            the store can't guard money (no conditional writes)
+│   ├── StoreRefused           the bucket or directory is not ours to use: permission, credentials, name, region
+│   └── UnsafeStore            the store can't guard money (no conditional writes, no locks)
 ├── GenerationFailed           it ran and failed; not charged; running again may buy again
 │   └── ContentRejected        the service's text speaks of moderation
 ├── StillRunning               paid for and running: the same call, made again, re-attaches
@@ -287,8 +288,22 @@ class BudgetExceeded(ChangeTheSetup):
         )
 
 
+class StoreRefused(ChangeTheSetup):
+    """The bucket or directory refuses us until somebody changes a permission, the credentials, its name or its region.
+
+    What a purchase needs is proven before it. A permission that is withdrawn later may stop what is paid for already:
+    running again, once it is given back, finds that.
+    """
+
+    default_next_step = "Correct what is said above, then run it again: nothing was lost."
+
+
+STORE_TROUBLE = (StoreUnavailable, StoreRefused)
+"""All that a store which was fine before may raise: with money spent, neither may be the last word at once."""
+
+
 class UnsafeStore(ChangeTheSetup):
-    """The store ignores conditional writes, so two workers could both buy: refused before any money moved."""
+    """The store can't keep two workers from both buying: refused before any money moved."""
 
     default_next_step = "Use a store which honours If-None-Match and If-Match on PUT (AWS S3 does), or a directory."
 

@@ -8,23 +8,27 @@ context variables (Prefect's run context, logging) come along, and cancelling th
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import itertools
 import os
 import threading
 import weakref
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
+    from collections.abc import Awaitable, Hashable, Iterable
 
+Close = Callable[[], Coroutine[Any, Any, None]]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # S3 calls block a thread each; they wait for the network, so more than the default of a few per core is right.
 _STORE_THREADS = 32
 _PUTTING_AWAY_SECONDS = 10.0
+_CLOSING_SECONDS = 2.0
 
 
 class _IOThread:
@@ -32,7 +36,43 @@ class _IOThread:
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
         self.loop.set_default_executor(ThreadPoolExecutor(_STORE_THREADS, thread_name_prefix="veogen-store"))
-        threading.Thread(target=self.loop.run_forever, name="veogen-io", daemon=True).start()
+        self.open: set[Close] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._thread = threading.Thread(target=self.loop.run_forever, name="veogen-io", daemon=True)
+        self._thread.start()
+        atexit.register(self.end)
+
+    def close(self, close: Close) -> None:
+        """Begin to close one thing; called from any thread, also by the garbage collector in the middle of anything."""
+        # A forked process must not speak on its parent's connections, not even to end them.
+        if os.getpid() == self.pid:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and with it everything
+                self.loop.call_soon_threadsafe(self._begin_to_close, close)
+
+    def _begin_to_close(self, close: Close) -> None:
+        if close in self.open:
+            self.open.remove(close)
+            task = self.loop.create_task(close())
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+
+    def end(self) -> None:
+        """Close everything, and the loop."""
+        if os.getpid() != self.pid:
+            return
+        with contextlib.suppress(TimeoutError):
+            asyncio.run_coroutine_threadsafe(self._close_all(), self.loop).result(_CLOSING_SECONDS)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(_CLOSING_SECONDS)
+        if not self._thread.is_alive():
+            self.loop.close()
+
+    async def _close_all(self) -> None:
+        working = asyncio.all_tasks() - {asyncio.current_task()} - self._closing
+        for task in working:
+            task.cancel()
+        await asyncio.gather(*working, *self._closing, *(close() for close in self.open), return_exceptions=True)
+        await self.loop.shutdown_asyncgens()
 
 
 _lock = threading.Lock()
@@ -41,11 +81,28 @@ _thread: _IOThread | None = None
 
 def io_loop() -> asyncio.AbstractEventLoop:
     """Return the process's I/O loop, started on first use and anew after a fork."""
+    return _io_thread().loop
+
+
+def _io_thread() -> _IOThread:
     global _thread  # noqa: PLW0603 - one per process is the point
     with _lock:
         if _thread is None or _thread.pid != os.getpid():
             _thread = _IOThread()
-        return _thread.loop
+        return _thread
+
+
+def close_at_end(close: Close, *, owner: object | None = None) -> None:
+    """Have something closed on the I/O loop when the process ends, or as soon as nobody knows its owner any more."""
+    thread = _io_thread()
+    thread.open.add(close)
+    if owner is not None:
+        weakref.finalize(owner, thread.close, close).atexit = False
+
+
+def close_now(close: Close) -> None:
+    """Begin to close, without waiting for it, what was to be closed at the end."""
+    _io_thread().close(close)
 
 
 async def on_io(work: Coroutine[Any, Any, Result]) -> Result:

@@ -10,17 +10,18 @@ import weakref
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
-from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
-from prefect_veogen.iothread import on_io
+from prefect_veogen.iothread import close_at_end, close_now, on_io
 from prefect_veogen.limiter import pace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 
     from prefect_veogen.session import Session
@@ -42,24 +43,42 @@ _known: dict[tuple[str, str], tuple[float, bool]] = {}
 _forgetful: set[str] = set()
 """Servers which tell what was taken when somebody last asked, not what is left of it: all that helps is to try."""
 _asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
-_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, PrefectClient]]
+_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Connection]]
 _connections = weakref.WeakKeyDictionary()
+
+
+class _Connection:
+    """A connection to a Prefect server, on the I/O loop; closed when it has failed and its last user is done."""
+
+    def __init__(self) -> None:
+        # Making one takes more than 20 ms of processor time, too much for each turn.
+        self.client = get_client(httpx_settings={"event_hooks": {"response": [_soon_again]}})
+        self.users = 0
+        self.has_failed = False
+
+    async def open(self) -> None:
+        await self.client.__aenter__()
+        close_at_end(self.close)
+
+    async def close(self) -> None:
+        await self.client.__aexit__(None, None, None)
 
 
 async def joined_limit(session: Session) -> None:
     """Let the session's requests take turns with all other workers', if `prefect-veogen setup` was run."""
     server = PREFECT_API_URL.value()
     # Without a server that others share there is nobody to take turns with.
-    name = session.settings.requests_limit_name
+    name, log = session.settings.requests_limit_name, session.log
     joined = server is not None and await _exists(server, name)
+    limiter = weakref.proxy(session.client.limiter)  # which must not keep itself, by what it is told to call
 
     async def take_turns() -> None:
         try:
             await _turn_among_all(name)
         except Exception as error:  # noqa: BLE001 - a limit that can't be asked must not stop what is paid for
-            session.log.warning("The concurrency limit %s can't be used: %s", name, str(error) or repr(error))
+            log.warning("The concurrency limit %s can't be used: %s", name, str(error) or repr(error))
             _known[str(server), name] = (time.monotonic() + _TRIED_AGAIN_AFTER_SECONDS, False)
-            session.client.limiter.join = None
+            limiter.join = None
 
     session.client.limiter.join = take_turns if joined else None
 
@@ -135,17 +154,24 @@ async def _connected() -> AsyncIterator[tuple[PrefectClient, str]]:
     connections = _connections.setdefault(asyncio.get_running_loop(), {})
     server = str(PREFECT_API_URL.value())
     if server not in connections:
-        # Making one takes more than 20 ms of processor time, too much for each turn.
-        client = get_client(httpx_settings={"event_hooks": {"response": [_soon_again]}})
-        connections.setdefault(server, await client.__aenter__())
-    client = connections[server]
+        made = _Connection()
+        await made.open()
+        if connections.setdefault(server, made) is not made:
+            close_now(made.close)
+    connection = connections[server]
+    connection.users += 1
     try:
-        yield client, server
+        yield connection.client, server
     except BaseException:
-        # Not closed: another account's limiter may be using it.
-        if connections.get(server) is client:
+        connection.has_failed = True
+        if connections.get(server) is connection:
             del connections[server]
         raise
+    finally:
+        connection.users -= 1
+        # Another account's limiter may be using it still.
+        if connection.has_failed and not connection.users:
+            close_now(connection.close)
 
 
 async def _read(name: str) -> None:

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.catalogue import check, quote
 from prefect_veogen.errors import (
+    STORE_TROUBLE,
     BudgetExceeded,
     ConfigurationError,
     GenerationFailed,
     NotSent,
     RateLimited,
-    StoreUnavailable,
     TryAgainLater,
     UnexpectedAnswer,
     VeogenError,
@@ -291,10 +291,10 @@ class _Buyer:
         while True:
             try:
                 return await write_down(self._session, entry, generation, event)
-            except StoreUnavailable as error:
+            except STORE_TROUBLE as error:
                 paid = f"Generation {generation.id} is bought for {in_usd(generation.price_usd)}, but can't be noted"
                 if time.monotonic() > give_up_at:
-                    raise StoreUnavailable(
+                    raise type(error)(
                         f"{paid}: {error.message}",
                         next_step="Run it again when the store is back: the purchase is then found in the account's "
                         "generations, and not made again.",

@@ -73,7 +73,7 @@ class Session:
     @property
     def catalogue(self) -> Catalogue:
         """The service's models, shared by the process."""
-        return _catalogues.setdefault(self.client, Catalogue(self.client))
+        return _catalogues.setdefault(self.client, Catalogue(weakref.proxy(self.client)))
 
     @property
     def watcher(self) -> Watcher:
@@ -81,7 +81,7 @@ class Session:
         pace = (self.settings.image_poll_seconds, self.settings.video_poll_seconds)
         watchers = _watchers.setdefault(self.client, {})
         if pace not in watchers:
-            watchers[pace] = Watcher(self.client, *pace)
+            watchers[pace] = Watcher(weakref.proxy(self.client), *pace)
         return watchers[pace]
 
     @property
@@ -90,6 +90,7 @@ class Session:
         return _listings.setdefault(self.client, SharedReads())
 
 
+# What belongs to a client must not keep it: it goes with the last session that holds it.
 _listings: weakref.WeakKeyDictionary[VeogenClient, SharedReads] = weakref.WeakKeyDictionary()
 _catalogues: weakref.WeakKeyDictionary[VeogenClient, Catalogue] = weakref.WeakKeyDictionary()
 _watchers: weakref.WeakKeyDictionary[VeogenClient, dict[tuple[float, float], Watcher]] = weakref.WeakKeyDictionary()

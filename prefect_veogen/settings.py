@@ -8,6 +8,7 @@ import os
 import reprlib
 from decimal import Decimal
 from functools import cache
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
@@ -92,6 +93,12 @@ class Settings(BaseSettings):
         if not base_url.lower().startswith(("http://", "https://")):
             raise ValueError("must begin with https:// (or http:// for the sandbox)")
         return normal_base_url(base_url)
+
+
+@cache
+def user_agent() -> str:
+    """Return the name under which all requests are made: `prefect-veogen/<version>`."""
+    return f"prefect-veogen/{version('prefect-veogen')}"
 
 
 def _check_variables() -> None:

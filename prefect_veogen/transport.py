@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import socket
+import ssl
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.request import getproxies
 
 import httpx
 
-from prefect_veogen.errors import ConfigurationError, NotSent
+from prefect_veogen.errors import ConfigurationError, NotSent, masked
 from prefect_veogen.models import without_secrets
 from prefect_veogen.protocol import Answer
+from prefect_veogen.proxies import Proxies
+from prefect_veogen.settings import user_agent
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -28,8 +32,9 @@ MEDIA_SILENCE_SECONDS = 60.0
 MAX_ANSWER_BYTES = 32 * 1024 * 1024
 # Shorter than any server's: a connection reused at the moment the server closes it loses an answer for nothing.
 _KEEPALIVE_SECONDS = 2.0
-
-
+_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
+_PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
+_PROXIED = "veogen_proxied"
 _MAX_MILLISECONDS = 2**31 - 1  # what TCP_USER_TIMEOUT takes
 # What a link without its scheme begins with: a host, which a folder's name doesn't look like, and maybe a port.
 _HOST = re.compile(r"(localhost|\[[0-9a-f:.]+\]|([\w-]+\.)+([a-z][a-z-]*[a-z]|\d+))(:\d+)?/", re.IGNORECASE)
@@ -40,27 +45,20 @@ class AnswerLost(Exception):
 
 
 class Transport:
-    """HTTP connections for API calls and media, belonging to one event loop."""
+    """HTTP connections for API calls and media, belonging to one event loop.
+
+    Raises:
+        ConfigurationError: the environment names a proxy or certificates that can't be used.
+    """
 
     def __init__(self, timeout_seconds: float) -> None:
         connect_seconds = min(CONNECT_SECONDS, timeout_seconds)
         self._most_seconds = connect_seconds + timeout_seconds
         self._delivery_milliseconds = min(max(1, round(timeout_seconds * 1000)), _MAX_MILLISECONDS)
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
-        context = httpx.create_ssl_context()
-        self._api = httpx.AsyncClient(
-            verify=context,
-            limits=limits,
-            follow_redirects=False,
-            timeout=httpx.Timeout(timeout_seconds, connect=connect_seconds, pool=None),
-        )
+        context = _trusted_authorities()
+        self._api = _http_client(context, httpx.Timeout(timeout_seconds, connect=connect_seconds, pool=None))
         # A client of its own, so that no header of the API can ever reach a media host.
-        self._media = httpx.AsyncClient(
-            verify=context,
-            limits=limits,
-            follow_redirects=False,
-            timeout=httpx.Timeout(MEDIA_SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
-        )
+        self._media = _http_client(context, httpx.Timeout(MEDIA_SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None))
 
     async def call(
         self,
@@ -93,7 +91,8 @@ class Transport:
                 finally:
                     await answer.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            raise NotSent(f"Could not connect to {_origin(request.url)}: {_reason(error)}") from None
+            message = f"Could not connect to {_origin(request.url)}: {_reason(error)}"
+            raise NotSent(message, next_step=_FOREIGN_AUTHORITY if _UNTRUSTED in message else None) from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.ProxyError) as error:
             raise ConfigurationError(f"Can't send anything to {_origin(request.url)}: {_reason(error)}") from None
         except (httpx.HTTPError, TimeoutError) as error:
@@ -153,6 +152,85 @@ class Transport:
         await self._media.aclose()
 
 
+class _Routes(httpx.AsyncBaseTransport):
+    """Sends each request directly or through a proxy, as the environment says.
+
+    httpx would read it too, but takes no network in NO_PROXY: it ignores those of IPv4, and fails at those of IPv6.
+    """
+
+    def __init__(self, context: ssl.SSLContext) -> None:
+        self._proxies = Proxies.from_environment()
+        self._direct = httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS)
+        self._by_proxy = {
+            url: _proxied(url, Proxies.variable(scheme), context) for scheme, url in self._proxies.by_scheme.items()
+        }
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        proxy = self._proxies.way_to(*url_parts(str(request.url)))
+        if proxy is None:
+            return await self._direct.handle_async_request(request)
+        answer = await self._by_proxy[proxy].handle_async_request(request)
+        answer.extensions[_PROXIED] = True
+        return answer
+
+    async def aclose(self) -> None:
+        for transport in (self._direct, *self._by_proxy.values()):
+            await transport.aclose()
+
+
+def _proxied(url: str, variable: str, context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
+    scheme, host, _ = url_parts(url)
+    if scheme not in _PROXY_SCHEMES or not host:
+        raise ConfigurationError(
+            f"{variable}={masked(url)} is no proxy that can be used",
+            next_step=f"Set {variable} to something like http://proxy:8080 ({', '.join(_PROXY_SCHEMES)}), or unset it.",
+        )
+    try:
+        proxy = httpx.Proxy(url, ssl_context=context if scheme == "https" else None)
+        return httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS, proxy=proxy)
+    except ImportError:
+        raise ConfigurationError(
+            f"{variable}={masked(url)} is a SOCKS proxy, for which a package is missing",
+            next_step=f'Install it (pip install "httpx[socks]"), or set {variable} to an HTTP proxy.',
+        ) from None
+
+
+def _http_client(
+    context: ssl.SSLContext, timeout: httpx.Timeout, *, follow_redirects: bool = False
+) -> httpx.AsyncClient:
+    return httpx.AsyncClient(
+        transport=_Routes(context),
+        headers={"User-Agent": user_agent()},
+        follow_redirects=follow_redirects,
+        timeout=timeout,
+    )
+
+
+_UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
+_FOREIGN_AUTHORITY = (
+    "Nothing was bought. If a proxy of your network signs with an authority of its own, set SSL_CERT_FILE to a file "
+    "that holds it (REQUESTS_CA_BUNDLE counts for S3 only), then run it again."
+)
+
+
+def _trusted_authorities() -> ssl.SSLContext:
+    variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
+    folder = os.environ.get(variable) if variable == "SSL_CERT_DIR" else None
+    if folder and not Path(folder).is_dir():  # OpenSSL says nothing, and trusts nobody
+        raise _unusable(variable, "there is no such directory")
+    try:
+        return httpx.create_ssl_context()
+    except OSError as error:
+        # Of the files that can be named here, Python opens only this one by itself and so tells its name.
+        raise _unusable("SSLKEYLOGFILE" if error.filename else variable, error.strerror or str(error)) from None
+
+
+def _unusable(variable: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{variable}={os.environ.get(variable, '')} can't be used: {reason}", next_step=f"Correct or unset {variable}."
+    )
+
+
 class _Payload:
     """A request's body, held back until something else is done."""
 
@@ -185,7 +263,7 @@ class MediaAnswer:
     def peer(self) -> str | None:
         """The address that answered; `None` where a proxy stands between, or when the connection is gone."""
         stream = self._answer.extensions.get("network_stream")
-        if stream is None or getproxies():
+        if stream is None or _PROXIED in self._answer.extensions:
             return None
         address = stream.get_extra_info("server_addr")
         return str(address[0]) if address else None
@@ -262,13 +340,10 @@ async def fetch_text(url: str, most_seconds: float = 60.0) -> str:
         ConfigurationError: it can't be had.
     """
     failure = f"{without_secrets(url)} can't be read"
+    client = _http_client(_trusted_authorities(), httpx.Timeout(CONNECT_SECONDS), follow_redirects=True)
     try:
         # httpx times single reads; a link that trickles for ever needs an end too.
-        async with (
-            asyncio.timeout(most_seconds),
-            httpx.AsyncClient(follow_redirects=True, timeout=CONNECT_SECONDS) as client,
-            client.stream("GET", url) as answer,
-        ):
+        async with asyncio.timeout(most_seconds), client, client.stream("GET", url) as answer:
             body = await _limited_body(answer)
     except httpx.HTTPError as error:
         raise ConfigurationError(f"{failure}: {_reason(error)}") from None

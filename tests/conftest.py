@@ -6,10 +6,12 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_veogen.sandbox import Sandbox
@@ -105,7 +107,10 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.fixture(scope="session")
-def prefect_server() -> Iterator[None]:
+def prefect_server(request: pytest.FixtureRequest) -> Iterator[None]:
     """A Prefect server and an empty database, once per run."""
     with prefect_test_harness(server_startup_timeout=180):
+        # Prefect leaves connections of its own to its server open; nothing else that is left open is let pass.
+        peer = rf"raddr=\('127.0.0.1', {urlsplit(str(PREFECT_API_URL.value())).port}\)"
+        request.config.addinivalue_line("filterwarnings", f"ignore:unclosed <socket.*{peer}:ResourceWarning")
         yield

@@ -6,10 +6,14 @@ import asyncio
 import gzip
 import logging
 import pickle
+import queue
 import socket
 import socketserver
+import subprocess
+import sys
 import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from decimal import Decimal
@@ -25,6 +29,7 @@ from prefect_veogen.iothread import io_loop, on_io
 from prefect_veogen.models import Kind, Status
 from prefect_veogen.protocol import Accepted, Busy, Refused, Unknown
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.session import open_session
 from prefect_veogen.transport import MAX_ANSWER_BYTES, AnswerLost, Transport, fetch_text
 
 TOKEN = "vg-secret-4711"
@@ -485,6 +490,59 @@ def test_everybody_with_the_same_account_shares_one_client() -> None:
     first = client_of(SecretStr("t"), "https://veogen.studio/api/v1", 120, 60)
     assert client_of(SecretStr("t"), "HTTPS://veogen.studio/api/v1/", 120, 60) is first
     assert client_of(SecretStr("u"), "https://veogen.studio/api/v1", 120, 60) is not first
+
+
+async def test_the_connections_of_accounts_that_are_no_longer_used_are_closed() -> None:
+    closed: queue.Queue[int] = queue.Queue()
+    kept: list[Any] = []
+
+    def answer(connection: socket.socket, number: int) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"data": {}}')
+        if connection.recv(1) == b"":
+            closed.put(number)
+
+    with odd_server(answer) as odd:
+        for number in range(21):  # five more than are kept for a while
+            session = open_session(token=SecretStr(f"t-{number}"), base_url=odd.base_url)
+            kept += [session.watcher, session.catalogue]  # which belong to a client, and don't keep it
+            await session.client.get_account()
+        assert sorted([await asyncio.to_thread(closed.get, timeout=5) for _ in range(5)]) == [0, 1, 2, 3, 4]
+        assert closed.empty()
+
+
+def test_a_client_that_somebody_holds_stays_the_account_s_only_one() -> None:
+    held = open_session(token=SecretStr("held"))
+    forgotten = weakref.ref(open_session(token=SecretStr("forgotten")).client)
+    for number in range(30):
+        client_of(SecretStr(f"other-{number}"), "https://veogen.studio/api/v1", 120, 60)
+    assert open_session(token=SecretStr("held")).client is held.client
+    assert forgotten() is None
+
+
+WORK = """
+import asyncio, os, sys
+from prefect_veogen.iothread import on_io
+from prefect_veogen.models import GenerationRequest
+from prefect_veogen.delivery import deliver
+from prefect_veogen.purchase import buy
+from prefect_veogen.session import open_session
+from prefect_veogen.waiting import wait
+
+async def main():
+    session = open_session()
+    generation = (await on_io(buy(session, GenerationRequest(model="gpt-4o-image", prompt="a fox")))).generation
+    print((await on_io(deliver(session, await on_io(wait(session, generation))))).asset.uri)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.usefixtures("sandbox", "store_url")
+def test_a_process_that_ends_leaves_nothing_open() -> None:
+    command = [sys.executable, "-X", "dev", "-W", "error::ResourceWarning", "-c", WORK]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "assets/" in ran.stdout
+    assert "ResourceWarning" not in ran.stderr, ran.stderr
 
 
 def test_callers_in_many_loops_and_threads_share_the_limit(sandbox: Sandbox, client: VeogenClient) -> None:

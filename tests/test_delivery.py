@@ -24,7 +24,7 @@ import httpx
 import pytest
 
 from prefect_veogen.delivery import Delivery, deliver
-from prefect_veogen.errors import DownloadBroken, GenerationFailed, MediaRejected, StoreUnavailable
+from prefect_veogen.errors import DownloadBroken, GenerationFailed, MediaRejected, StoreRefused
 from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Generation, GenerationRequest, Kind, Output, Status
@@ -714,7 +714,7 @@ async def test_a_store_that_fails_at_the_end_leaves_no_upload(
     with serving(refusing) as proxy, serving(lambda request: Reply(200, {}, body)) as host:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy)
         monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
-        with pytest.raises(StoreUnavailable, match="AccessDenied"):
+        with pytest.raises(StoreRefused, match="s3:PutObject"):
             await delivered(elsewhere(f"{host}/x.mp4"))
         assert leftovers(open_session().store) == 0
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import fcntl
 import hashlib
 import os
 import random
@@ -17,6 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -24,7 +27,14 @@ import boto3
 import httpx
 import pytest
 
-from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, VeogenError
+from prefect_veogen.errors import (
+    STORE_TROUBLE,
+    ConfigurationError,
+    StoreRefused,
+    StoreUnavailable,
+    UnsafeStore,
+    VeogenError,
+)
 from prefect_veogen.store import AlreadyThere, Changed, LocalStore, S3Store, Store, open_store
 from prefect_veogen.store.bucket import PART_BYTES, _S3Writer
 from tests.support.servers import Once, Reply, Request, relayed, serving, without
@@ -248,6 +258,152 @@ async def test_an_s3_server_without_conditions_is_refused(
 
     with serving(answers) as proxy, pytest.raises(UnsafeStore, match="both buy"):
         await in_bucket(monkeypatch, proxy, bucket).check()
+
+
+async def test_who_checks_at_the_same_time_shares_one_proof_and_its_failure(
+    bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def denied(request: Request) -> Reply:
+        asked.append(f"{request.method} {request.path}")
+        return refusing(403, "AccessDenied")(request) if is_closed else relayed(s3_server, request)
+
+    is_closed = True
+    with serving(denied) as proxy:
+        store = in_bucket(monkeypatch, proxy, bucket)
+        results = await asyncio.gather(*(store.check() for _ in range(20)), return_exceptions=True)
+        assert all(isinstance(result, StoreRefused) for result in results)
+        assert len(asked) == 1
+        is_closed = False
+        await asyncio.gather(*(store.check() for _ in range(20)))
+        proven_by = len(asked)
+        await store.check()
+    assert len(asked) == len(set(asked)) + 3 == proven_by  # the first of all, and thrice the probe of the conditions
+
+
+@pytest.mark.parametrize("folder", ["assets", "budgets", "campaigns", "claims", "receipts", "rejected"])
+async def test_a_folder_of_the_bucket_that_may_not_be_written_is_named_before_anything_is_bought(
+    folder: str, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(request: Request) -> Reply:
+        closed = request.method in ("PUT", "POST") and f"/media/{folder}/" in request.path
+        return refusing(403, "AccessDenied")(request) if closed else relayed(s3_server, request)
+
+    with serving(answers) as proxy:
+        store = in_bucket(monkeypatch, proxy, bucket)
+        with pytest.raises(StoreRefused, match=f"Allow s3:PutObject on arn:aws:s3:::{bucket}/media/{folder}/\\*"):
+            await store.check()
+    assert unfinished(store) == 0
+
+
+async def test_a_proof_leaves_no_object_but_the_one_of_the_conditions(store: Store) -> None:
+    await store.check()
+    left = [] if isinstance(store, LocalStore) else ["receipts/.conditional-writes"]
+    assert [found.key for found in await store.find("")] == left
+    assert unfinished(store) == 0
+
+
+# ---------------------------------------------------------------- directories that are no ordinary ones
+
+
+def without_links(error: int) -> Callable[..., None]:
+    """Return the operating system's answer of a file system that has no hard links."""
+
+    def link(*arguments: Any, **keywords: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return link
+
+
+@pytest.mark.parametrize("error", [errno.EPERM, errno.ENOTSUP, errno.ENOSYS])
+async def test_without_hard_links_one_of_many_creators_still_wins(
+    error: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "link", without_links(error))
+    store = open_store(tmp_path)
+    await store.check()
+    await test_exactly_one_of_many_concurrent_creators_wins(store)
+    assert unfinished(store) == 0
+
+
+@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.ENOTSUP, None], ids=["ENOLCK", "ENOTSUP", "no effect"])
+async def test_a_directory_without_locks_is_refused(
+    answer: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        if answer is not None:
+            raise OSError(answer, os.strerror(answer))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(UnsafeStore, match="s3://bucket/prefix"):
+        await open_store(tmp_path).check()
+
+
+WITHOUT_FCNTL = """
+import asyncio, sys
+sys.modules["fcntl"] = None  # as on Windows
+import prefect_veogen
+from prefect_veogen.errors import UnsafeStore
+from prefect_veogen.store import open_store
+try:
+    asyncio.run(open_store(sys.argv[1]).check())
+except UnsafeStore as error:
+    print(error)
+"""
+
+
+def test_a_system_without_file_locks_imports_the_package_and_is_told_to_use_a_bucket(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WITHOUT_FCNTL, str(tmp_path / "store")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "can't guard money" in told
+    assert "Use s3://bucket/prefix as VEOGEN_STORE" in told
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A directory in which somebody without rights works, as we do then ourselves: root may write anywhere."""
+    with TemporaryDirectory(dir="/tmp") as name:
+        Path(name).chmod(0o777)
+        me = os.geteuid()
+        if me == 0:
+            os.seteuid(65534)
+        try:
+            yield Path(name)
+        finally:
+            os.seteuid(me)
+
+
+@pytest.mark.parametrize("folder", ["", "assets", "claims", "receipts", ".unfinished"])
+async def test_a_folder_that_may_not_be_written_is_named_before_anything_is_bought(
+    folder: str, open_to_all: Path
+) -> None:
+    closed = open_to_all / "store" / folder
+    closed.mkdir(parents=True)
+    closed.chmod(0o555)
+    with pytest.raises(StoreRefused, match="Permission denied") as caught:
+        await open_store(open_to_all / "store").check()
+    assert str(closed) in str(caught.value)
+    closed.chmod(0o755)
+    await open_store(open_to_all / "store").check()
+
+
+async def test_a_folder_on_another_disk_is_refused_before_anything_is_bought(tmp_path: Path) -> None:
+    with TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        (tmp_path / "assets").symlink_to(elsewhere)
+        with pytest.raises(StoreRefused, match="another file system"):
+            await open_store(tmp_path).check()
+        assert os.listdir(elsewhere) == []  # noqa: PTH208 - a symlink's other end
+
+
+async def test_a_full_disk_is_refused_before_anything_is_bought(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    of_a_full_disk = os.statvfs_result((4096, 4096, 1_000_000, 2, 2, 1000, 1000, 1000, 0, 255))
+    monkeypatch.setattr(os, "statvfs", lambda _: of_a_full_disk)
+    with pytest.raises(StoreUnavailable, match="8,192 bytes"):
+        await open_store(tmp_path).check()
 
 
 # ---------------------------------------------------------------- media
@@ -545,20 +701,19 @@ async def failures(store: Store) -> dict[str, BaseException | None]:
 
 
 def refusing(status: int, code: str) -> Callable[[Request], Reply]:
-    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>No.</Message></Error>".encode()
+    region = "<Region>eu-west-3</Region>" if code == "PermanentRedirect" else ""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>No.</Message>{region}</Error>".encode()
     return lambda request: Reply(status, {"content-type": "application/xml"}, body)
 
 
 @pytest.mark.parametrize(
     ("answers", "says"),
     [
-        (refusing(403, "AccessDenied"), "403"),
-        (refusing(404, "NoSuchBucket"), "404"),
         (refusing(400, "InvalidRequest"), "400"),
         (lambda request: Reply(307, {"location": "http://127.0.0.1:9/"}), ""),
         (lambda request: Reply(200, {"content-type": "text/html"}, b"<html>Please sign in", cut_at=12), ""),
     ],
-    ids=["403", "no bucket", "400", "redirect", "half a page"],
+    ids=["400", "redirect", "half a page"],
 )
 async def test_what_s3_refuses_is_told_without_an_error_of_botocore(
     answers: Callable[[Request], Reply], says: str, monkeypatch: pytest.MonkeyPatch
@@ -567,10 +722,109 @@ async def test_what_s3_refuses_is_told_without_an_error_of_botocore(
         failed = await failures(in_bucket(monkeypatch, endpoint))
     for call, error in failed.items():
         assert error is None or isinstance(error, VeogenError | Changed | AlreadyThere), (call, repr(error))
-        if says and not (call == "stat" and says == "404"):
+        if says:
             assert isinstance(error, StoreUnavailable), call
             assert says in str(error)
             assert "What to do: Check VEOGEN_STORE" in str(error)
+
+
+PERMISSIONS = {
+    "create": "s3:PutObject",
+    "replace": "s3:PutObject",
+    "put": "s3:PutObject",
+    "read": "s3:GetObject",
+    "find": "s3:ListBucket",
+    "stat": "s3:GetObject",
+    "sha256": "s3:GetObject",
+    "check": "s3:PutObject",
+    "clear_unfinished": "s3:ListBucketMultipartUploads",
+    "small writer": "s3:PutObject",
+    "large writer": "s3:PutObject",
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "says"),
+    [
+        (403, "AccessDenied", ""),
+        (403, "SomethingNew", ""),
+        (403, "InvalidAccessKeyId", "AWS_ACCESS_KEY_ID"),
+        (403, "SignatureDoesNotMatch", "AWS_SECRET_ACCESS_KEY"),
+        (400, "ExpiredToken", "aws sso login"),
+        (400, "TokenRefreshRequired", "aws sso login"),
+        (403, "RequestTimeTooSkewed", "Set the clock"),
+        (404, "NoSuchBucket", "There is no bucket one"),
+        (301, "PermanentRedirect", "AWS_DEFAULT_REGION"),
+        (400, "AuthorizationHeaderMalformed", "AWS_DEFAULT_REGION"),
+    ],
+)
+async def test_what_only_the_setup_can_cure_is_told_once_with_its_name(
+    status: int, code: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def answers(request: Request) -> Reply:
+        asked.append(request.path)
+        return refusing(status, code)(request)
+
+    with serving(answers) as endpoint:
+        store = in_bucket(monkeypatch, endpoint)
+        for call, work in every_call(store).items():
+            if call == "stat" and status != 403:
+                continue  # an answer to HEAD has no body, which would name the reason
+            asked.clear()
+            with pytest.raises(StoreRefused, match="run it again") as caught:
+                await work()
+            assert len(asked) == 1 or code == "PermanentRedirect", (call, asked)  # boto3 asks for the region itself
+            if call != "stat" or not says:
+                assert (says or f"{PERMISSIONS[call]} on arn:aws:s3:::one") in str(caught.value), call
+            assert "Nothing was bought" not in str(caught.value)
+
+
+async def test_the_region_of_the_bucket_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"<Error><Code>AuthorizationHeaderMalformed</Code><Message>No.</Message><Region>eu-west-3</Region></Error>"
+    with serving(lambda request: Reply(400, {}, body)) as endpoint:
+        store = in_bucket(monkeypatch, endpoint)
+        with pytest.raises(StoreRefused, match="Set AWS_DEFAULT_REGION to eu-west-3"):
+            await store.put("one", b"1", "text/plain")
+
+
+async def test_the_permission_that_aws_names_is_the_one_that_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = b"User: me is not authorized to perform: kms:GenerateDataKey on resource: arn:aws:kms:eu-west-1:1:key/2"
+    body = b"<Error><Code>AccessDenied</Code><Message>" + text + b"</Message></Error>"
+    with serving(lambda request: Reply(403, {}, body)) as endpoint:
+        store = in_bucket(monkeypatch, endpoint)
+        with pytest.raises(StoreRefused, match=r"kms:GenerateDataKey.*\n.*Allow kms:GenerateDataKey"):
+            await store.put("one", b"1", "text/plain")
+
+
+async def test_a_role_that_cannot_be_assumed_is_a_matter_of_the_setup(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    keys = "aws_access_key_id = a\naws_secret_access_key = b\n"
+    role = "role_arn = arn:aws:iam::123456789012:role/x\nsource_profile = me\nregion = us-east-1\n"
+    (tmp_path / "config").write_text(f"[profile me]\n{keys}[profile one]\n{role}")
+    with serving(refusing(403, "AccessDenied")) as endpoint:
+        in_bucket(monkeypatch, endpoint)
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.delenv(name)
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+        monkeypatch.setenv("AWS_PROFILE", "one")
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", endpoint)
+        with pytest.raises(StoreRefused, match="AssumeRole"):
+            await S3Store("one", "").put("one", b"1", "text/plain")
+
+
+async def test_boto3_is_told_the_name_of_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+
+    def answers(request: Request) -> Reply:
+        names.append(request.headers["user-agent"])
+        return refusing(403, "No")(request)
+
+    with serving(answers) as endpoint, pytest.raises(StoreRefused):
+        await in_bucket(monkeypatch, endpoint).put("one", b"1", "text/plain")
+    assert "prefect-veogen/" in names[0]
 
 
 @pytest.mark.parametrize("how", ["refused", "dropped", "not xml"])
@@ -585,7 +839,7 @@ async def test_a_server_that_is_not_there_is_told_without_an_error_of_botocore(
         if how == "not xml":
             assert error is None or isinstance(error, VeogenError | Changed | AlreadyThere), (call, repr(error))
         else:
-            assert isinstance(error, StoreUnavailable), (call, repr(error))
+            assert isinstance(error, STORE_TROUBLE), (call, repr(error))
 
 
 @pytest.mark.parametrize("call", ["create", "link"])
@@ -598,7 +852,7 @@ async def test_missing_credentials_are_told_without_an_error_of_botocore(
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "none"))
     store = S3Store("one", "")
-    with pytest.raises(StoreUnavailable, match="credentials"):
+    with pytest.raises(StoreRefused, match="credentials"):
         await (store.create("one", b"1") if call == "create" else store.link("one", 60))
 
 
@@ -618,6 +872,9 @@ async def test_an_unknown_profile_is_a_matter_of_the_setup(monkeypatch: pytest.M
         ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:port"),
         ("AWS_ENDPOINT_URL_S3", "ftp://127.0.0.1:9"),
         ("AWS_ENDPOINT_URL_S3", "http://user:hunter2@no host"),
+        ("HTTP_PROXY", "socks5://user:hunter2@127.0.0.1:9"),
+        ("HTTP_PROXY", "http://user:hunter2@127.0.0.1:port"),
+        ("HTTP_PROXY", "http://user:hunter2@127.0.0.1:99999"),
     ],
 )
 async def test_what_boto3_could_never_use_is_a_matter_of_the_setup_and_not_shown(
@@ -625,10 +882,20 @@ async def test_what_boto3_could_never_use_is_a_matter_of_the_setup_and_not_shown
 ) -> None:
     in_bucket(monkeypatch, "http://127.0.0.1:9")
     monkeypatch.setenv(variable, value)
-    for error in (await failures(open_store("s3://one/media"))).values():
+    for error in (await failures(S3Store("one", "media"))).values():
         assert isinstance(error, ConfigurationError)
         assert variable in str(error)
         assert "hunt" not in f"{error} {error.__dict__}"
+
+
+@pytest.mark.parametrize("variable", ["AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"])
+async def test_a_bundle_of_certificates_that_is_not_there_is_told_by_its_name(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_bucket(monkeypatch, "https://127.0.0.1:9")
+    monkeypatch.setenv(variable, "/nowhere.pem")
+    with pytest.raises(ConfigurationError, match=f"{variable}=/nowhere.pem"):
+        await S3Store("one", "media").read("one")
 
 
 async def test_bytes_damaged_on_their_way_are_refused(strict_s3: str, monkeypatch: pytest.MonkeyPatch) -> None:

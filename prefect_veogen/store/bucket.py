@@ -10,12 +10,26 @@ import re
 import threading
 from collections import deque
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, masked
 from prefect_veogen.iothread import uninterrupted
-from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer, in_thread
+from prefect_veogen.settings import user_agent
+from prefect_veogen.store.interface import (
+    FOLDERS,
+    AlreadyThere,
+    Changed,
+    Document,
+    Found,
+    Stat,
+    Store,
+    Writer,
+    in_thread,
+)
+from prefect_veogen.store.refusals import Place, Refused, unreachable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,17 +38,19 @@ PART_BYTES = 8 * 1024 * 1024
 _PARTS_IN_FLIGHT = 3
 _READ_BYTES = 1024 * 1024
 _MAX_CONFLICTS = 100
+_PROBE = ".probe"
+_NO_ETAG = '"00000000000000000000000000000000"'
 
 
 class S3Store(Store):
     """A prefix of an S3 bucket, reached the way boto3 always is (environment, profile, role)."""
 
     def __init__(self, bucket: str, prefix: str) -> None:
+        super().__init__()
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self._client_lock = threading.Lock()
         self._client: Any = None
-        self._checked = False
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
@@ -55,8 +71,8 @@ class S3Store(Store):
     async def put(self, key: str, body: bytes, content_type: str) -> None:
         try:
             await self._call("put_object", Key=self.prefix + key, Body=body, ContentType=content_type)
-        except _Refused as refused:
-            raise self._unavailable(refused) from None
+        except Refused as refused:
+            raise refused.told() from None
 
     async def read(self, key: str) -> Document | None:
         return await in_thread(self._read, key)
@@ -67,10 +83,10 @@ class S3Store(Store):
     async def stat(self, key: str) -> Stat | None:
         try:
             head = await self._call("head_object", Key=self.prefix + key)
-        except _Refused as refused:
+        except Refused as refused:
             if refused.status == 404:
                 return None
-            raise self._unavailable(refused) from None
+            raise refused.told() from None
         return Stat(int(head["ContentLength"]), str(head["ETag"]))
 
     async def sha256(self, key: str) -> str:
@@ -82,16 +98,39 @@ class S3Store(Store):
     async def link(self, key: str, seconds: int) -> str | None:
         return str(await in_thread(self._link, key, seconds))
 
-    async def check(self) -> None:
-        if self._checked:
-            return
+    async def _prove(self) -> None:
         probe, body = "receipts/.conditional-writes", b"This object shows that the store honours conditional writes.\n"
         with contextlib.suppress(AlreadyThere):
             await self.create(probe, body)
         honoured = await self._refuses(probe, body, IfNoneMatch="*")
-        if not honoured or not await self._refuses(probe, body, IfMatch='"00000000000000000000000000000000"'):
+        if not honoured or not await self._refuses(probe, body, IfMatch=_NO_ETAG):
             raise self._unsafe()
-        self._checked = True
+        # All to their end: an upload that was begun is to be aborted, whatever else fails.
+        outcomes = await asyncio.gather(
+            in_thread(self._list_one),
+            self._begin_and_abort(),
+            self.stat(f"assets/{_PROBE}"),
+            *(self._try_writing(folder) for folder in FOLDERS if folder not in ("assets/", "receipts/")),
+            return_exceptions=True,
+        )
+        for outcome in outcomes:
+            if isinstance(outcome, BaseException):
+                raise outcome
+
+    async def _try_writing(self, folder: str) -> None:
+        # Whether one may write is decided before the condition, which nothing fulfils: so nothing is left behind.
+        await self._refuses(f"{folder}{_PROBE}", b"", IfMatch=_NO_ETAG)
+
+    async def _begin_and_abort(self) -> None:
+        upload = _S3Writer(self, f"assets/{_PROBE}", "application/octet-stream")
+        await upload.begin()
+        await upload.abort()
+
+    def _list_one(self) -> None:
+        try:
+            self._call_now("list_objects_v2", Prefix=f"{self.prefix}receipts/", MaxKeys=1)
+        except Refused as refused:
+            raise refused.told() from None
 
     async def clear_unfinished(self, older_than_seconds: float) -> int:
         return await in_thread(self._clear_unfinished, older_than_seconds)
@@ -104,7 +143,7 @@ class S3Store(Store):
                 from botocore.config import Config
                 from botocore.exceptions import BotoCoreError
 
-                config = Config(signature_version="s3v4", max_pool_connections=50)
+                config = Config(signature_version="s3v4", max_pool_connections=50, user_agent_extra=user_agent())
                 if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
                     config = config.merge(Config(retries={"mode": "standard", "max_attempts": 5}))
                 try:
@@ -113,7 +152,8 @@ class S3Store(Store):
                 except (BotoCoreError, ValueError) as error:
                     raise ConfigurationError(
                         f"boto3 can't reach S3 as it is set up: {masked(str(error))}",
-                        next_step="Check AWS_ENDPOINT_URL_S3 and the other AWS_ variables, and boto3's profile.",
+                        next_step="Check what it names: AWS_ENDPOINT_URL_S3 and the other AWS_ variables, boto3's "
+                        "profile, or a proxy.",
                     ) from None
                 self._client = client
             return self._client
@@ -129,15 +169,15 @@ class S3Store(Store):
                 answer = await self._call(
                     "put_object", Key=self.prefix + key, Body=body, ContentType="application/json", **condition
                 )
-            except _Refused as refused:
+            except Refused as refused:
                 if refused.status == 409:
                     await asyncio.sleep(0.05)
                     continue
                 if refused.status == 501:
                     raise self._unsafe() from None
                 # IfMatch on an object that is gone is answered with 404.
-                if refused.status not in (412, 404):
-                    raise self._unavailable(refused) from None
+                if refused.status not in (412, 404) or refused.code == "NoSuchBucket":
+                    raise refused.told() from None
                 document = await self.read(key)
                 if document is not None and document.body == body:
                     # boto3 repeats a write whose answer was lost; the second one then meets the first.
@@ -149,26 +189,28 @@ class S3Store(Store):
     async def _refuses(self, key: str, body: bytes, **condition: str) -> bool:
         try:
             await self._call("put_object", Key=self.prefix + key, Body=body, **condition)
-        except _Refused as refused:
+        except Refused as refused:
             if refused.status in (409, 412):
                 return True
+            if refused.status == 404 and refused.code != "NoSuchBucket":  # a condition on what isn't there
+                return True
             if refused.status != 501:
-                raise self._unavailable(refused) from None
+                raise refused.told() from None
         return False
 
     def _read(self, key: str) -> Document | None:
         try:
             answer = self._call_now("get_object", Key=self.prefix + key)
-            with _store_errors(self):
+            with _store_errors(self._place(self.prefix + key)):
                 return Document(answer["Body"].read(), str(answer["ETag"]))
-        except _Refused as refused:
+        except Refused as refused:
             if refused.code in ("NoSuchKey", "404"):
                 return None
-            raise self._unavailable(refused) from None
+            raise refused.told() from None
 
     def _find(self, prefix: str) -> list[Found]:
         found = []
-        with _store_errors(self):
+        with _store_errors(self._place()):
             pages = self.client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
                 for item in page.get("Contents", ()):
@@ -178,28 +220,28 @@ class S3Store(Store):
 
     def _link(self, key: str, seconds: int) -> str:
         target = {"Bucket": self.bucket, "Key": self.prefix + key}
-        with _store_errors(self):
+        with _store_errors(self._place()):
             return str(self.client().generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
 
     def _sha256(self, key: str) -> str:
         digest = hashlib.sha256()
         try:
             answer = self._call_now("get_object", Key=self.prefix + key)
-            with _store_errors(self):
+            with _store_errors(self._place(self.prefix + key)):
                 for chunk in answer["Body"].iter_chunks(_READ_BYTES):
                     digest.update(chunk)
-        except _Refused as refused:
-            raise self._unavailable(refused) from None
+        except Refused as refused:
+            raise refused.told() from None
         return digest.hexdigest()
 
     def _clear_unfinished(self, older_than_seconds: float) -> int:
         oldest = datetime.now(UTC).timestamp() - older_than_seconds
-        with _store_errors(self):
+        with _store_errors(self._place()):
             client = self.client()
             pages = client.get_paginator("list_multipart_uploads")
             uploads = [
                 upload
-                for folder in ("assets/", "rejected/")
+                for folder in ("assets/", "rejected/")  # where media goes
                 for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + folder)
                 for upload in page.get("Uploads", ())
                 if upload["Initiated"].timestamp() < oldest
@@ -215,22 +257,21 @@ class S3Store(Store):
         from botocore.exceptions import ClientError
 
         client = self.client()
-        with _store_errors(self):
+        place = self._place(str(arguments.get("Key", "")))
+        with _store_errors(place):
             try:
                 answer = getattr(client, operation)(Bucket=self.bucket, **arguments)
             except ClientError as error:
-                raise _Refused(error.response) from None
+                raise Refused(error, place) from None
         if _TELLS.get(operation, "ResponseMetadata") not in answer:
             raise StoreUnavailable(f"What answers at {self.uri('')} is no S3 server")
         return answer
 
+    def _place(self, key: str = "") -> Place:
+        return Place(self.bucket, self.prefix, key)
+
     def _unsafe(self) -> UnsafeStore:
         return UnsafeStore(f"The store at {self.uri('')} ignores conditional writes, so two workers could both buy")
-
-    def _unavailable(self, refused: _Refused) -> StoreUnavailable:
-        return StoreUnavailable(
-            f"The store at {self.uri('')} refused: {refused.code} (HTTP {refused.status}). {refused.text}"
-        )
 
 
 def _check_setup(endpoint: str) -> None:
@@ -241,6 +282,23 @@ def _check_setup(endpoint: str) -> None:
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or parts.port == 0:  # asking for the port refuses one that is none
         raise ValueError(f"{endpoint} is no endpoint")
+    proxy = getproxies().get(parts.scheme, "")
+    if proxy and not proxy_bypass(parts.netloc):
+        _check_proxy(f"{parts.scheme.upper()}_PROXY", proxy if "://" in proxy else f"http://{proxy}")
+    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
+        bundle = os.environ.get(name)
+        if parts.scheme == "https" and bundle and not Path(bundle).exists():
+            raise ValueError(f"{name}={bundle}: there is no such file")
+
+
+def _check_proxy(variable: str, url: str) -> None:
+    proxy = urlsplit(url)
+    try:
+        fits = proxy.scheme in ("http", "https") and proxy.hostname and proxy.port != 0
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(f"{variable}={url} is no HTTP proxy, and boto3 knows no others")
 
 
 # What an answer is worth nothing without.
@@ -254,18 +312,8 @@ _TELLS = {
 }
 
 
-class _Refused(Exception):
-    """The bucket answered, and said no."""
-
-    def __init__(self, response: Any) -> None:
-        super().__init__()
-        self.status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        self.code = str(response.get("Error", {}).get("Code", ""))
-        self.text = str(response.get("Error", {}).get("Message", ""))
-
-
 @contextlib.contextmanager
-def _store_errors(store: S3Store) -> Iterator[None]:
+def _store_errors(place: Place) -> Iterator[None]:
     """Let no error of botocore leave this module."""
     from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
     from botocore.parsers import ResponseParserError
@@ -273,9 +321,9 @@ def _store_errors(store: S3Store) -> Iterator[None]:
     try:
         yield
     except ClientError as error:
-        raise store._unavailable(_Refused(error.response)) from None  # noqa: SLF001 - same module
+        raise Refused(error, place).told() from None
     except (BotoCoreError, HTTPClientError, ResponseParserError, RecursionError) as error:
-        raise StoreUnavailable(f"The store at {store.uri('')} could not be reached: {masked(str(error))}") from None
+        raise unreachable(error, place) from None
 
 
 class _S3Writer(Writer):
@@ -335,13 +383,14 @@ class _S3Writer(Writer):
 
     async def _send(self, part: bytes) -> None:
         if self._upload_id is None:
-            await uninterrupted(self._begin())
+            await uninterrupted(self.begin())
         self._sent += 1
         self._in_flight.append(asyncio.create_task(self._send_part(self._sent, part)))
         if len(self._in_flight) >= _PARTS_IN_FLIGHT:
             await self._in_flight.popleft()
 
-    async def _begin(self) -> None:
+    async def begin(self) -> None:
+        """Announce an upload in parts."""
         answer = await self._call(
             "create_multipart_upload", ContentType=self._content_type, **self._store.checksum_of_parts()
         )
@@ -356,5 +405,5 @@ class _S3Writer(Writer):
     async def _call(self, operation: str, **arguments: Any) -> Any:
         try:
             return await self._store._call(operation, Key=self._key, **arguments)  # noqa: SLF001 - same module
-        except _Refused as refused:
-            raise self._store._unavailable(refused) from None  # noqa: SLF001 - same module
+        except Refused as refused:
+            raise refused.told() from None

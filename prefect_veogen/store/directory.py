@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
-import sys
+import shutil
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
-from prefect_veogen.errors import UnsafeStore
+from prefect_veogen.errors import StoreRefused, StoreUnavailable, UnsafeStore
 from prefect_veogen.iothread import uninterrupted
-from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer, in_thread
+from prefect_veogen.store.interface import (
+    FOLDERS,
+    AlreadyThere,
+    Changed,
+    Document,
+    Found,
+    Stat,
+    Store,
+    Writer,
+    in_thread,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows: a directory is refused there, a bucket is not
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,12 +39,18 @@ if TYPE_CHECKING:
 # Beside the objects of a directory, but none of them.
 _UNFINISHED = ".unfinished/"
 _LOCKS = ".locks/"
+# What file systems without hard links (vfat, exfat, some of FUSE and SMB), locks or synced folders say when asked.
+_NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+_LEAST_FREE_BYTES = 16 * 1024 * 1024
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 class LocalStore(Store):
     """A directory; several processes on one machine may share it."""
 
     def __init__(self, root: Path) -> None:
+        super().__init__()
         self.root = root
 
     def uri(self, key: str) -> str:
@@ -67,13 +89,77 @@ class LocalStore(Store):
     async def link(self, key: str, seconds: int) -> str | None:
         return None
 
-    async def check(self) -> None:
-        if sys.platform == "win32":
-            raise UnsafeStore("A directory on Windows can't guard money", next_step="Use an S3 bucket as VEOGEN_STORE.")
-        await in_thread(self.root.mkdir, parents=True, exist_ok=True)
+    async def _prove(self) -> None:
+        if fcntl is None:
+            raise UnsafeStore(
+                f"A directory can't guard money on {os.name}: this system has no file locks that end with their holder",
+                next_step="Use s3://bucket/prefix as VEOGEN_STORE.",
+            )
+        await in_thread(self._prove_now)
 
     async def clear_unfinished(self, older_than_seconds: float) -> int:
         return await in_thread(self._clear_unfinished, older_than_seconds)
+
+    def _prove_now(self) -> None:
+        self.root.mkdir(parents=True, exist_ok=True)
+        space = shutil.disk_usage(self.root)
+        if space.total and space.free < _LEAST_FREE_BYTES:  # some file systems tell nothing
+            raise StoreUnavailable(
+                f"There is no room left in {self.root}: {space.free:,} bytes",
+                next_step="Nothing was bought. Free some space, or choose another VEOGEN_STORE.",
+            )
+        self._prove_locks()
+        self._prove_that_one_creates()
+        for folder in FOLDERS:
+            # What isn't there yet will be made beside the folder of the locks, which was made just now.
+            if (self.root / folder).exists():
+                self._prove_writing(folder)
+
+    def _prove_locks(self) -> None:
+        try:
+            with self._locked(""), self._lock_file("").open("wb") as another:
+                fcntl.flock(another, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        raise self._unsafe()
+
+    def _prove_that_one_creates(self) -> None:
+        with self._probe(_LOCKS) as key:
+            self._create(key, b"")
+            try:
+                self._create(key, b"")
+            except AlreadyThere:
+                return
+        raise self._unsafe()
+
+    def _prove_writing(self, folder: str) -> None:
+        try:
+            with self._probe(folder) as key:
+                self._create(key, b"")
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            raise StoreRefused(
+                f"{self.root / folder} lies on another file system than {self.root}",
+                next_step="Let all of the store lie on one, or use s3://bucket/prefix; then run it again.",
+            ) from None
+
+    @contextlib.contextmanager
+    def _probe(self, folder: str) -> Iterator[str]:
+        key = f"{folder}.probe-{uuid.uuid4().hex}"
+        try:
+            yield key
+        finally:
+            (self.root / key).unlink(missing_ok=True)
+
+    def _unsafe(self) -> UnsafeStore:
+        return UnsafeStore(
+            f"The file system of {self.root} has no locks, so two workers could both buy",
+            next_step="Use s3://bucket/prefix, or a directory on a local disk, as VEOGEN_STORE.",
+        )
 
     def _create(self, key: str, body: bytes) -> str:
         target = self._made_room_for(key)
@@ -83,9 +169,21 @@ class LocalStore(Store):
                 os.link(temporary, target)
             except FileExistsError:
                 raise AlreadyThere(key) from None
-            temporary.unlink()
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._move_if_absent(temporary, target, key)
+            else:
+                temporary.unlink()
         _sync_directory(target.parent)
         return _digest(body)
+
+    def _move_if_absent(self, temporary: Path, target: Path, key: str) -> None:
+        """Do without a hard link what all who create this object do one after the other."""
+        with self._locked(key):
+            if target.exists():
+                raise AlreadyThere(key)
+            temporary.replace(target)
 
     def _replace(self, key: str, body: bytes, version: str) -> str:
         with self._locked(key):
@@ -159,13 +257,13 @@ class LocalStore(Store):
 
     @contextlib.contextmanager
     def _locked(self, key: str) -> Iterator[None]:
-        import fcntl
-
         # The kernel lets go of this lock when its holder dies, however it dies.
-        name = hashlib.sha256(key.encode()).hexdigest()[:2]
-        with self._made_room_for(f"{_LOCKS}{name}").open("wb") as lock:
+        with self._lock_file(key).open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+    def _lock_file(self, key: str) -> Path:
+        return self._made_room_for(f"{_LOCKS}{hashlib.sha256(key.encode()).hexdigest()[:2]}")
 
 
 class _LocalWriter(Writer):
@@ -236,5 +334,8 @@ def _sync_directory(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:  # some file systems write folders by themselves
+            raise
     finally:
         os.close(descriptor)

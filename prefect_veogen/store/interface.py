@@ -8,18 +8,25 @@ visible only on `commit`.
 from __future__ import annotations
 
 import asyncio
+import errno
+import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
-from prefect_veogen.errors import StoreUnavailable
+from prefect_veogen.errors import StoreRefused, StoreUnavailable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
+
+
+FOLDERS = ("assets/", "budgets/", "campaigns/", "claims/", "receipts/", "rejected/")
+"""Whatever is written lies below one of these."""
+_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +83,17 @@ class Writer(ABC):
 
 
 class Store(ABC):
-    """One place for assets and receipts; keys are relative paths with forward slashes."""
+    """One place for assets and receipts; keys are relative paths with forward slashes.
+
+    Raises:
+        StoreUnavailable: it can't be reached or is full; it may pass by itself.
+        StoreRefused: a permission, the credentials or the place itself have to be corrected first.
+    """
+
+    def __init__(self) -> None:
+        self._is_proven = False
+        self._proofs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]]
+        self._proofs = weakref.WeakKeyDictionary()
 
     @abstractmethod
     def uri(self, key: str) -> str:
@@ -130,13 +147,31 @@ class Store(ABC):
     async def link(self, key: str, seconds: int) -> str | None:
         """Return a link anybody can read for so long, `None` if the store has no such thing."""
 
-    @abstractmethod
     async def check(self) -> None:
-        """Pass a store that guards money.
+        """Pass a store that guards money and takes all that a purchase brings; leaves next to nothing behind.
+
+        Proven once in a process; who asks at the same time shares the proof, and its failure.
 
         Raises:
-            UnsafeStore: it ignores conditional writes.
+            UnsafeStore: it can't keep two workers from both buying.
+            StoreRefused: it lacks a permission that buying or delivering needs; the message names it.
         """
+        loop = asyncio.get_running_loop()
+        if self._is_proven:
+            return
+        proof = self._proofs.get(loop)
+        if proof is None:
+            proof = self._proofs[loop] = loop.create_task(self._proven())
+            proof.add_done_callback(lambda _: self._proofs.pop(loop, None))
+        await asyncio.shield(proof)
+
+    async def _proven(self) -> None:
+        await self._prove()
+        self._is_proven = True
+
+    @abstractmethod
+    async def _prove(self) -> None:
+        """Try everything that buying and delivering needs."""
 
     @abstractmethod
     async def clear_unfinished(self, older_than_seconds: float) -> int:
@@ -152,4 +187,8 @@ async def in_thread(
     except (AlreadyThere, Changed):
         raise
     except OSError as error:
-        raise StoreUnavailable(f"The store could not be used: {error}") from None
+        told = f"The store could not be used: {error}"
+        if error.errno in _NOT_OURS:
+            step = "Let this user read and write there, then run it again: nothing was lost."
+            raise StoreRefused(told, next_step=step) from None
+        raise StoreUnavailable(told) from None
