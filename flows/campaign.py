@@ -6,9 +6,8 @@ what is missing.
 
 from typing import Any
 
-from prefect_veogen import VeogenCredentials
+from prefect_veogen import CampaignReport, VeogenCredentials
 from prefect_veogen.campaigns import (
-    CampaignReport,
     LocalPath,
     campaign_flow,
     campaign_name,
@@ -18,9 +17,10 @@ from prefect_veogen.campaigns import (
     read_manifest,
 )
 from prefect_veogen.maintenance import TELL_WHEN_STOPPED
+from prefect_veogen.runs import KEEP_RESULT
 
 
-@campaign_flow(name="campaign", **TELL_WHEN_STOPPED)
+@campaign_flow(name="campaign", **KEEP_RESULT, **TELL_WHEN_STOPPED)
 async def campaign(
     manifest: list[dict[str, Any]] | str | LocalPath,
     *,

@@ -3,26 +3,23 @@
 Run it as a script, call it from Python, or deploy it. It may be killed anywhere and run again: nothing is bought twice.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from prefect import flow
 
-from prefect_veogen import Asset, GenerationRequest, VeogenCredentials, generate
+from prefect_veogen import Animated, GenerationRequest, VeogenCredentials, generate
 from prefect_veogen.campaigns import LocalPath, Row, check_row
 from prefect_veogen.maintenance import TELL_WHEN_STOPPED
+from prefect_veogen.runs import KEEP_RESULT, named
 from prefect_veogen.slots import take_of_slot
 
 
-@dataclass(frozen=True)
-class Animated:
-    """A picture and the clip that was made from it."""
-
-    image: Asset
-    video: Asset
-
-
-@flow(name="image-then-animate", **TELL_WHEN_STOPPED)
+@flow(
+    name="image-then-animate",
+    flow_run_name=named("{image_prompt} → {motion_prompt} (take {take})"),
+    **KEEP_RESULT,
+    **TELL_WHEN_STOPPED,
+)
 async def image_then_animate(
     image_prompt: str,
     motion_prompt: str,
@@ -47,7 +44,8 @@ async def image_then_animate(
     row = Row("pair", picture, {"model": video_model, "prompt": motion_prompt, "resolution": resolution, **shared})
     await check_row(row, **where)
     image = await generate(picture, budget_usd=budget_usd, **where)
-    return Animated(image, await generate(row.motion_request(image), budget_usd=budget_usd, **where))
+    video = await generate(row.motion_request(image), budget_usd=budget_usd, **where)
+    return Animated(image=image, video=video)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 from prefect import flow
 
-from prefect_veogen import VeogenCredentials
+from prefect_veogen import Swept, VeogenCredentials
 from prefect_veogen.campaigns import LocalPath
 from prefect_veogen.maintenance import compare_with_statement, sweep_store
-from prefect_veogen.upkeep import Swept
+from prefect_veogen.runs import KEEP_RESULT, named
 
 
-@flow(name="sweep")
+@flow(name="sweep", flow_run_name=named("sweep of {scheduled:%Y-%m-%d %H:%M}"), **KEEP_RESULT)
 async def sweep(
     *, days: int = 30, credentials: VeogenCredentials | str | None = None, store: str | LocalPath | None = None
 ) -> Sequence[Swept]:

@@ -8,17 +8,23 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect_veogen.blocks import VeogenCredentials
-    from prefect_veogen.models import Asset, Generation, GenerationRequest
+    from prefect_veogen.models import Animated, Asset, Generation, GenerationRequest
+    from prefect_veogen.rows import CampaignItem, CampaignReport
     from prefect_veogen.settings import Settings
     from prefect_veogen.tasks import download_asset, generate, submit_generation, wait_for_generation
+    from prefect_veogen.upkeep import Swept
 else:
     from importlib import import_module as _import_module
 
     _HOMES = {
+        "Animated": "models",
         "Asset": "models",
+        "CampaignItem": "rows",
+        "CampaignReport": "rows",
         "Generation": "models",
         "GenerationRequest": "models",
         "Settings": "settings",
+        "Swept": "upkeep",
         "VeogenCredentials": "blocks",
         "download_asset": "tasks",
         "generate": "tasks",
@@ -38,10 +44,14 @@ else:
 
 
 __all__ = [
+    "Animated",
     "Asset",
+    "CampaignItem",
+    "CampaignReport",
     "Generation",
     "GenerationRequest",
     "Settings",
+    "Swept",
     "VeogenCredentials",
     "download_asset",
     "generate",

@@ -34,7 +34,7 @@ from prefect_veogen.iothread import each, on_io
 from prefect_veogen.manifest import Manifest, Row
 from prefect_veogen.manifest import read_manifest as _read_manifest
 from prefect_veogen.markdown import code, image, literal
-from prefect_veogen.models import in_usd
+from prefect_veogen.models import in_usd, without_secrets
 from prefect_veogen.planning import is_bought, priced
 from prefect_veogen.rows import (
     CampaignItem,
@@ -47,9 +47,10 @@ from prefect_veogen.rows import (
     make_assets,
     requests_of,
 )
+from prefect_veogen.runs import named, request_name, shortened, task_named
 from prefect_veogen.session import Session
 from prefect_veogen.slots import take_of_slot
-from prefect_veogen.tasks import FREE, may_be_repeated, session_for_task
+from prefect_veogen.tasks import FREE, KeepsItsKind, may_be_repeated, session_for_task
 from prefect_veogen.waiting import check_timeout
 
 __all__ = [
@@ -82,7 +83,7 @@ _MOST_KEPT_CHARACTERS = 256 * 1024
 _MOST_NAME_CHARACTERS = 80
 
 
-class _CampaignFlow(Flow[Parameters, Result]):
+class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
     """A flow which runs with a list of any length, though Prefect keeps no more than half a megabyte of parameters."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +100,23 @@ def campaign_flow(**options: Any) -> Callable[[Callable[Parameters, Result]], Fl
     Of a list of more than 256 KB Prefect's record of the run keeps only the length, so that such a run can't be started
     again from there; one with a file or a link can.
     """
+    options.setdefault("flow_run_name", named(_name_of_campaign_run))
     return lambda function: _CampaignFlow(function, **options)
+
+
+def _name_of_campaign_run(parameters: Mapping[str, Any]) -> str:
+    manifest = parameters["manifest"]
+    if parameters.get("name"):
+        what = shortened(parameters["name"])
+    elif isinstance(manifest, str | Path):
+        what = shortened(without_secrets(str(manifest)).rstrip("/").rpartition("/")[2])
+    else:
+        what = _counted(manifest)
+    return f"{what} (take {parameters.get('take', 1)})"
+
+
+def _counted(rows: Sequence[Any]) -> str:
+    return f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
 
 
 async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
@@ -107,7 +124,12 @@ async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
     return await _read_manifest(manifest, take, take_of_slot)
 
 
-@task(name="check campaign", description="Validates and prices all rows before the first purchase.", **FREE)
+@task(
+    name="check campaign",
+    task_run_name=task_named("check", lambda of: f"{shortened(of['name'])}: {_counted(of['rows'])}"),
+    description="Validates and prices all rows before the first purchase.",
+    **FREE,
+)
 async def check_campaign(
     rows: Sequence[Row],
     *,
@@ -128,7 +150,12 @@ async def check_campaign(
     return left_to_pay
 
 
-@task(name="check row", description="Checks a picture and its clip before the first of them is bought.", **FREE)
+@task(
+    name="check row",
+    task_run_name=task_named("check", lambda of: f"{of['row'].id}: {request_name(of['row'].request)}"),
+    description="Checks a picture and its clip before the first of them is bought.",
+    **FREE,
+)
 async def check_row(
     row: Row, *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
 ) -> None:
@@ -148,7 +175,7 @@ async def _check_row(session: Session, row: Row) -> None:
 
 @task(
     name="make row",
-    task_run_name="{row.id}",
+    task_run_name=task_named("", lambda of: of["row"].id),
     description="Submits, waits and downloads for one row of a campaign.",
     retries=5,
     retry_delay_seconds=[2, 5, 15, 30, 60],
@@ -210,7 +237,12 @@ async def make_campaign(
     return CampaignReport(name, tuple(items[row.id] for row in rows))
 
 
-@task(name="publish campaign", description="Writes the report and the contact sheet.", **FREE)
+@task(
+    name="publish campaign",
+    task_run_name=task_named("publish", lambda of: shortened(of["report"].name)),
+    description="Writes the report and the contact sheet.",
+    **FREE,
+)
 async def publish_campaign(
     report: CampaignReport,
     *,

@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 _MOST_SHOWN = 50
+_NEXT_STEP = "\nWhat to do: "
 
 
 def _rebuild(cls: type[VeogenError], args: tuple[Any, ...], state: dict[str, Any]) -> VeogenError:
@@ -72,9 +73,11 @@ class VeogenError(Exception):
         http_status: int | None = None,
         service_text: str | None = None,
     ) -> None:
+        # Prefect keeps of a failed run's error only the class and the text, and makes it anew from these.
+        message, _, told = message.partition(_NEXT_STEP)
         super().__init__(message)
         self.message = message
-        self.next_step = self.default_next_step if next_step is None else next_step
+        self.next_step = (told or self.default_next_step) if next_step is None else next_step
         self.http_status = http_status
         self.service_text = service_text
 
@@ -84,7 +87,7 @@ class VeogenError(Exception):
         status = None if self.http_status is None else f"HTTP {self.http_status}"
         if told := ": ".join(part for part in (status, said) if part):
             text += f" ({told})"
-        return f"{text}\nWhat to do: {self.next_step}" if self.next_step else text
+        return f"{text}{_NEXT_STEP}{self.next_step}" if self.next_step else text
 
     # Prefect ships exceptions between processes, and Exception's own pickling forgets keyword arguments.
     def __reduce__(self) -> tuple[Any, ...]:
@@ -195,8 +198,11 @@ def _shortened(value: Any) -> str:
 class InvalidRequest(ChangeTheRequest, ValueError):
     """A field of the request is wrong; `problems` holds every one that was found, not only the first."""
 
-    def __init__(self, problems: Sequence[Problem], **facts: Any) -> None:
-        self.problems = tuple(problems)
+    def __init__(self, problems: Sequence[Problem] | str, **facts: Any) -> None:
+        self.problems = () if isinstance(problems, str) else tuple(problems)
+        if isinstance(problems, str):  # as Prefect keeps an error: its text
+            super().__init__(problems, **facts)
+            return
         lines = "\n".join(f"  - {problem}" for problem in self.problems)
         super().__init__(f"The request is not valid:\n{lines}", **facts)
 
@@ -207,7 +213,10 @@ class InvalidManifest(ChangeTheRequest):
     default_next_step = "Nothing was bought. Correct the rows and run it again."
 
     def __init__(self, problems: Sequence[str], **facts: Any) -> None:
-        self.problems = tuple(problems)
+        self.problems = () if isinstance(problems, str) else tuple(problems)
+        if isinstance(problems, str):  # as Prefect keeps an error: its text
+            super().__init__(problems, **facts)
+            return
         lines = [f"  - {problem}" for problem in self.problems[:_MOST_SHOWN]]
         if more := len(self.problems) - len(lines):
             lines.append(f"  … and {more} more")

@@ -23,6 +23,7 @@ from prefect_veogen.ledger import Ledger, Receipt
 from prefect_veogen.ledger import State as ReceiptState
 from prefect_veogen.markdown import literal
 from prefect_veogen.models import in_usd
+from prefect_veogen.runs import task_named
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import open_store
 from prefect_veogen.tasks import FREE, session_for_task
@@ -36,6 +37,7 @@ _UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
 
 @task(
     name="sweep store",
+    task_run_name=task_named("sweep", lambda of: str(of["store"] or "the default store")),
     description="Finishes what runs that died or were cancelled left behind.",
     **FREE,
 )
@@ -61,6 +63,7 @@ async def sweep_store(
 
 @task(
     name="compare with statement",
+    task_run_name=task_named("compare", lambda of: f"the last {of['days']} days with the statement"),
     description="Matches the ledger's purchases against what the account was charged.",
     **FREE,
 )

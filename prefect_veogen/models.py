@@ -11,7 +11,7 @@ import reprlib
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Annotated, Any, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self, TypeVar
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -57,6 +57,15 @@ class Status(StrEnum):
     UNKNOWN = "unknown"
 
 
+AnyType = TypeVar("AnyType", bound=type[Any])
+
+
+def named_by_the_package(cls: AnyType) -> AnyType:
+    """Let stored results name a class by where users import it from, which stays when the code inside moves."""
+    cls.__module__ = "prefect_veogen"
+    return cls
+
+
 class _Value(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,6 +86,14 @@ class Asset(_Value):
     model: str | None = None
     source_url: str | None = None
     """The service's own link to the same bytes, without its query; it may have gone stale."""
+
+
+@named_by_the_package
+class Animated(_Value):
+    """A picture and the clip that was made from it."""
+
+    image: Asset
+    video: Asset
 
 
 def _as_tuple(value: Any) -> Any:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from decimal import Decimal
 from enum import StrEnum
 from typing import TYPE_CHECKING
+
+from pydantic.dataclasses import dataclass
 
 from prefect_veogen.delivery import deliver, intact_asset
 from prefect_veogen.errors import (
@@ -25,7 +27,7 @@ from prefect_veogen.errors import (
 from prefect_veogen.iothread import each, on_io
 from prefect_veogen.ledger import State
 from prefect_veogen.manifest import MOTION, Row, placeholder_image
-from prefect_veogen.models import Asset, Certainty, GenerationRequest, in_usd
+from prefect_veogen.models import Asset, Certainty, GenerationRequest, in_usd, named_by_the_package
 from prefect_veogen.planning import make_plan, priced
 from prefect_veogen.purchase import buy
 from prefect_veogen.waiting import wait
@@ -47,6 +49,7 @@ class ItemStatus(StrEnum):
     """Paid for and not over yet, or a person must look."""
 
 
+@named_by_the_package
 @dataclass(frozen=True)
 class CampaignItem:
     """How one row ended; `assets` holds the picture and, if it was animated, the clip.
@@ -67,6 +70,7 @@ class CampaignItem:
         return self.assets[-1] if self.assets else None
 
 
+@named_by_the_package
 @dataclass(frozen=True)
 class CampaignReport:
     """How a campaign ended, row by row in the manifest's order."""

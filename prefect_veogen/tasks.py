@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+import inspect
+from collections.abc import Callable, Coroutine, Mapping
+from copy import copy
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
 from prefect import get_run_logger, task
-from prefect.cache_policies import NO_CACHE, CachePolicy
+from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
+from prefect.states import exception_to_failed_state
 from prefect.tasks import Task
 from prefect.transactions import TransactionState, get_transaction
+from prefect.utilities.callables import get_call_parameters
+from prefect.utilities.visualization import get_task_viz_tracker
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.budgets import Cap
@@ -24,6 +29,7 @@ from prefect_veogen.iothread import on_io
 from prefect_veogen.joining import joined_limit
 from prefect_veogen.models import Asset, Generation, GenerationRequest, in_usd
 from prefect_veogen.purchase import buy
+from prefect_veogen.runs import generation_name, request_name, task_named
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.showing import show
 from prefect_veogen.waiting import check_timeout, wait
@@ -33,7 +39,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from prefect.client.schemas.objects import State, TaskRun
-    from prefect.context import TaskRunContext
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -57,35 +62,6 @@ FREE: dict[str, Any] = {
 }
 
 
-@dataclass
-class _ByGeneration(CachePolicy):
-    """A completed generation never changes; its id alone could be some other service's."""
-
-    def compute_key(
-        self,
-        task_ctx: TaskRunContext,
-        inputs: dict[str, Any],
-        flow_parameters: dict[str, Any],
-        **_kwargs: Any,
-    ) -> str | None:
-        generation = inputs.get("generation")
-        if not isinstance(generation, Generation) or generation.receipt is None or generation.created_at is None:
-            return None
-        return f"veogen-wait-{generation.receipt}-{generation.id}-{generation.created_at.isoformat()}"
-
-
-def _run_name(template: str) -> Any:
-    """Return how Prefect names a task's runs: before they begin, so that a wrong argument must not stop it."""
-
-    def name(parameters: dict[str, Any]) -> str:
-        try:
-            return template.format(**parameters)
-        except AttributeError:
-            return template.partition(" {")[0]
-
-    return name
-
-
 def _check_argument(value: Any, kind: type[object], example: str) -> None:
     if not isinstance(value, kind):
         raise ConfigurationError(
@@ -104,7 +80,7 @@ def _check_generation(generation: Generation) -> None:
 
 @task(
     name="submit generation",
-    task_run_name=_run_name("submit {request.model} (take {request.take})"),
+    task_run_name=task_named("submit", lambda of: request_name(of["request"])),
     description="Buys one generation, unless the ledger shows that it was bought before.",
     retries=4,
     retry_delay_seconds=[2, 5, 15, 45],
@@ -144,12 +120,13 @@ async def submit_generation(
 
 @task(
     name="wait for generation",
-    task_run_name=_run_name("wait for {generation.model} {generation.id:.8}"),
+    task_run_name=task_named("wait for", lambda of: generation_name(of["generation"])),
     description="Waits until a generation is completed, however many others wait at the same time.",
     retries=3,
     retry_delay_seconds=[2, 5, 15],
     retry_condition_fn=may_be_repeated,
-    cache_policy=_ByGeneration(),
+    # A cached result would put the link, which may be signed, where results are stored. Asking again costs nothing.
+    cache_policy=NO_CACHE,
 )
 async def wait_for_generation(
     generation: Generation,
@@ -188,7 +165,7 @@ async def wait_for_generation(
 
 @task(
     name="download asset",
-    task_run_name=_run_name("download {generation.model} {generation.id:.8}"),
+    task_run_name=task_named("download", lambda of: generation_name(of["generation"])),
     description="Streams a completed generation's media into the store, verified, with its provenance beside it.",
     retries=5,
     retry_delay_seconds=[1, 2, 5, 15, 30],
@@ -224,18 +201,121 @@ async def download_asset(
     return delivery.asset
 
 
-class _Chain(Task[Parameters, Result]):
-    """A task of tasks: awaited, its steps show in the caller's own run; submitted or mapped, it is a run itself."""
+class KeepsItsKind:
+    """For kinds of Prefect's tasks and flows: `with_options` returns the same kind, where Prefect's returns its own."""
 
-    def __call__(self, *args: Parameters.args, **kwargs: Parameters.kwargs) -> Result:  # type: ignore[override]
-        return self.fn(*args, **kwargs)
+    if not TYPE_CHECKING:  # what it takes and returns is as Prefect declares it
+
+        def with_options(self, **options: Any) -> Any:
+            same_kind = copy(self)
+            vars(same_kind).update(vars(super().with_options(**options)))
+            return same_kind
+
+
+Step = Task[..., Coroutine[Any, Any, Any]]
+
+_FOR_EACH_STEP = {
+    "asset_deps",
+    "log_prints",
+    "retries",
+    "retry_condition_fn",
+    "retry_delay_seconds",
+    "retry_jitter_factor",
+    "tags",
+    "timeout_seconds",
+}
+_FOR_SOME_STEPS = {"description", "name", "on_completion", "on_failure", "on_running", "task_run_name"}
+
+
+class _Chain(KeepsItsKind, Task[Parameters, Result]):
+    """Submits, waits and downloads: awaited, the three show in the caller's own run; else they have one around them.
+
+    Awaited, it ends as the last of its steps did. What `with_options` says of running is for each of them then, hooks
+    are called once, and a name comes before the steps' own. What it says of keeping or caching the result makes a run
+    around the three: only that has such a result.
+    """
+
+    given: Mapping[str, Any] = MappingProxyType({})
+
+    if not TYPE_CHECKING:  # declared as Prefect's own
+
+        def with_options(self, **options: Any) -> Any:
+            changed = super().with_options(**options)
+            changed.given = {**self.given, **options}
+            return changed
+
+        def __call__(self, *args: Any, return_state: bool = False, wait_for: Any = None, **kwargs: Any) -> Any:
+            if self.given.keys() - _FOR_EACH_STEP - _FOR_SOME_STEPS or get_task_viz_tracker():
+                return super().__call__(*args, return_state=return_state, wait_for=wait_for, **kwargs)
+            call = get_call_parameters(self.fn, args, kwargs)
+            return self._awaited(call, return_state=return_state, wait_for=wait_for)
+
+    async def _awaited(self, call: dict[str, Any], *, return_state: bool, wait_for: Any) -> Any:
+        state = await _in_a_row(self._steps(call), **call, wait_for=wait_for)
+        return state if return_state else await state.aresult()
+
+    def _steps(self, call: dict[str, Any]) -> tuple[Step, Step, Step]:
+        """Return the three steps, with what was said of the chain."""
+        shared: dict[str, Any] = {name: value for name, value in self.given.items() if name in _FOR_EACH_STEP}
+        if self.on_failure_hooks:
+            shared["on_failure"] = self.on_failure_hooks
+        first: dict[str, Any] = {"on_running": self.on_running_hooks} if self.on_running_hooks else {}
+        last: dict[str, Any] = {"on_completion": self.on_completion_hooks} if self.on_completion_hooks else {}
+        label, (submit, wait, download) = self._label(call), _STEPS
+        return (
+            _changed(submit, label, shared | first),
+            _changed(wait, label, shared),
+            _changed(download, label, shared | last),
+        )
+
+    def _label(self, call: dict[str, Any]) -> str | None:
+        name = self.given.get("task_run_name")
+        if callable(name):
+            return str(name(parameters=call) if "parameters" in inspect.signature(name).parameters else name())
+        return name.format(**call) if isinstance(name, str) else self.given.get("name")
+
+
+def _changed(step: Step, label: str | None, options: Mapping[str, Any]) -> Step:
+    if label is not None:
+        own: Any = step.task_run_name
+
+        def labelled(parameters: dict[str, Any]) -> str:
+            return f"{label}: {own(parameters)}"
+
+        options = {**options, "task_run_name": labelled}
+    return step.with_options(**options) if options else step
+
+
+async def _in_a_row(
+    steps: tuple[Step, Step, Step],
+    request: GenerationRequest,
+    *,
+    credentials: Any,
+    store: Any,
+    budget_usd: Any,
+    timeout_seconds: Any,
+    wait_for: Any = None,
+) -> State[Any]:
+    """Return the state of the step with which the three ended."""
+    try:
+        check_timeout(timeout_seconds)
+    except ConfigurationError as error:
+        return await exception_to_failed_state(error)
+    submit, wait, download = steps
+    where: dict[str, Any] = {"credentials": credentials, "store": store, "return_state": True}
+    state: Any = await submit(request, budget_usd=budget_usd, wait_for=wait_for, **where)
+    if state.is_completed():
+        state = await wait(await state.aresult(), timeout_seconds=timeout_seconds, **where)
+    if state.is_completed():
+        state = await download(await state.aresult(), **where)
+    return cast("State[Any]", state)
 
 
 def _chain(function: Callable[Parameters, Result]) -> _Chain[Parameters, Result]:
     return _Chain(
         function,
         name="generate",
-        task_run_name=_run_name("generate {request.model} (take {request.take})"),
+        task_run_name=task_named("generate", lambda of: request_name(of["request"])),
         description="Submits, waits and downloads.",
         cache_policy=NO_CACHE,
     )
@@ -254,13 +334,17 @@ async def generate(
 
     COSTS MONEY like `submit_generation`, whose cost, options and errors it shares with the other two. Safe to repeat:
     it goes on wherever an earlier run was stopped.
+
+    Awaited, its three steps show in the caller's own run; submitted or mapped, they have a task run around them. It
+    takes what every Prefect task takes: awaited with `return_state=True`, it gives the state of the step with which it
+    ended; the first step waits for `wait_for`; of `with_options`, each step has the retries, the time-out, the tags.
     """
-    check_timeout(timeout_seconds)
-    generation = await submit_generation(request, credentials=credentials, store=store, budget_usd=budget_usd)
-    generation = await wait_for_generation(
-        generation, credentials=credentials, store=store, timeout_seconds=timeout_seconds
-    )
-    return await download_asset(generation, credentials=credentials, store=store)
+    options: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
+    state = await _in_a_row(_STEPS, request, credentials=credentials, store=store, **options)
+    return cast("Asset", await state.aresult())
+
+
+_STEPS: tuple[Step, Step, Step] = (submit_generation, wait_for_generation, download_asset)
 
 
 async def session_for_task(

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from pydantic.dataclasses import dataclass as pydantic_dataclass
+
 from prefect_veogen.delivery import deliver, intact_asset
 from prefect_veogen.errors import (
     ConfigurationError,
@@ -20,7 +22,7 @@ from prefect_veogen.in_doubt import adopt_found, note_doubt, search_lost_attempt
 from prefect_veogen.iothread import each, on_io
 from prefect_veogen.ledger import Entry, Ledger, Receipt, State, attach
 from prefect_veogen.matching import differences
-from prefect_veogen.models import in_usd
+from prefect_veogen.models import in_usd, named_by_the_package
 from prefect_veogen.store import Changed
 from prefect_veogen.waiting import wait
 
@@ -43,7 +45,8 @@ class Receipts(NamedTuple):
     damaged: list[UnreadableReceipt]
 
 
-@dataclass(frozen=True, slots=True)
+@named_by_the_package
+@pydantic_dataclass(frozen=True, slots=True)
 class Swept:
     """What a sweep did about one receipt."""
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_veogen.sandbox import Sandbox
@@ -37,6 +37,7 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.startswith(("VEOGEN_", "AWS_")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(tmp_path / "prefect-results"))
     monkeypatch.chdir(tmp_path)
 
 
@@ -107,9 +108,10 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.fixture(scope="session")
-def prefect_server(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A Prefect server and an empty database, once per run."""
-    with prefect_test_harness(server_startup_timeout=180):
+def prefect_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Prefect server, an empty database and no stored results, once per run."""
+    results = {PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("prefect-results")}
+    with temporary_settings(results), prefect_test_harness(server_startup_timeout=180):
         # Prefect leaves connections of its own to its server open; nothing else that is left open is let pass.
         peer = rf"raddr=\('127.0.0.1', {urlsplit(str(PREFECT_API_URL.value())).port}\)"
         request.config.addinivalue_line("filterwarnings", f"ignore:unclosed <socket.*{peer}:ResourceWarning")

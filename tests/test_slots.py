@@ -11,7 +11,8 @@ from prefect.client.orchestration import get_client
 from prefect.flow_engine import run_flow_async
 from prefect.states import Scheduled
 
-from flows.image_then_animate import Animated, image_then_animate
+from flows.image_then_animate import image_then_animate
+from prefect_veogen import Animated
 from prefect_veogen.campaigns import read_manifest
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from prefect_veogen.sandbox import Sandbox

@@ -6,7 +6,6 @@ import asyncio
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any, cast
@@ -14,8 +13,8 @@ from uuid import UUID
 
 import pytest
 from prefect import flow, get_client, unmapped
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, LogFilter, LogFilterFlowRunId
-from prefect.client.schemas.objects import FlowRun, TaskRun
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import LogSort
 from prefect.runtime import flow_run
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
@@ -44,6 +43,7 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.sandbox import Sandbox
+from tests.support.runs import task_runs
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
@@ -62,23 +62,6 @@ def stored(asset: Asset) -> bytes:
 
 def everything_below(folder: Path) -> bytes:
     return b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
-
-
-async def task_runs(run_id: UUID, at_least: int = 1) -> list[TaskRun]:
-    """Return a flow run's task runs in the order they began, once the server has recorded how they ended."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    async with get_client() as client:
-        while True:
-            runs = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
-            if len(runs) >= at_least and all(run.state is not None and run.state.is_final() for run in runs):
-                return sorted(runs, key=began)
-            assert time.monotonic() < deadline, runs
-            await asyncio.sleep(0.1)
-
-
-def began(run: TaskRun) -> datetime:
-    assert run.start_time is not None
-    return run.start_time
 
 
 async def log_lines(run_id: UUID, containing: str) -> list[str]:
@@ -168,8 +151,8 @@ async def test_task_runs_read_submit_wait_download_and_cached_when_nothing_was_p
         return UUID(flow_run.id), asset
 
     (first, asset), (second, again) = await one_picture(), await one_picture()
-    names = [f"{step} gpt-4o-image {asset.generation_id:.8}" for step in ("wait for", "download")]
-    names = ["submit gpt-4o-image (take 1)", *names]
+    names = [f"{step} gpt-4o-image {asset.generation_id:.8}: a cat" for step in ("wait for", "download")]
+    names = ["submit gpt-4o-image (take 1): a cat", *names]
     bought, reused = await task_runs(first, 3), await task_runs(second, 3)
     assert [run.name for run in bought] == [run.name for run in reused] == names
     assert [run.state_name for run in bought] == ["Completed"] * 3
@@ -187,7 +170,7 @@ def test_a_submitted_generate_is_a_task_run_around_its_three_steps(sandbox: Sand
     run_id, asset = one_picture()
     names = [run.name.replace(asset.generation_id[:8], "ID") for run in asyncio.run(task_runs(run_id, 4))]
     steps = ["submit gpt-4o-image (take 1)", "wait for gpt-4o-image ID", "download gpt-4o-image ID"]
-    assert names == ["generate gpt-4o-image (take 1)", *steps]
+    assert names == [f"{name}: a cat" for name in ("generate gpt-4o-image (take 1)", *steps)]
 
 
 async def test_the_log_tells_what_was_bought_for_how_much_and_where_it_is(sandbox: Sandbox) -> None:
@@ -307,7 +290,7 @@ async def test_budget_usd_caps_one_flow_run_and_the_next_has_its_own(sandbox: Sa
     @flow
     async def capped(prompt: str) -> list[Any]:
         requests = [request.model_copy(update={"prompt": f"{prompt} {request.prompt}"}) for request in PICTURES]
-        results = [generate(request, budget_usd=Decimal("0.05")) for request in requests]
+        results: list[Awaitable[Any]] = [generate(request, budget_usd=Decimal("0.05")) for request in requests]
         return await asyncio.gather(*results, return_exceptions=True)
 
     for runs, prompt in enumerate(("oil", "ink"), 1):

@@ -192,12 +192,18 @@ def _setup(commands: Any) -> None:
         commands,
         "setup",
         "prepare a Prefect server: one rate limit over all workers, and the credentials block",
-        "prefect-veogen setup",
+        "prefect-veogen setup\n"
+        "prefect-veogen setup --results s3-bucket/media     # whoever has that bucket can read what flows return",
         about="Creates or updates the global concurrency limit which joins the workers of one account under the API's "
-        "rate limit (VEOGEN_REQUESTS_PER_MINUTE), and registers the block type VeogenCredentials. Safe to repeat.",
+        "rate limit (VEOGEN_REQUESTS_PER_MINUTE), and registers the block type VeogenCredentials. With --results, a "
+        "saved file system block becomes where the server's flows store their results by default, so that callers on "
+        "other machines can read them. Safe to repeat.",
     )
     command.add_argument(
         "--requests-per-minute", type=int, metavar="N", help="the account's limit (VEOGEN_REQUESTS_PER_MINUTE, 120)"
+    )
+    command.add_argument(
+        "--results", metavar="BLOCK", help="a saved block, as Prefect names it: s3-bucket/NAME, local-file-system/NAME"
     )
     _shared(command, "--json")
 
