@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable
 import httpx
 from prefect.concurrency.asyncio import rate_limit
 
-from prefect_veogen.joining import joined_limit
 from prefect_veogen.session import open_session
+from prefect_veogen.tasks.shared_limit import joined_limit
 
 LIMIT_BY_HAND = "by-hand"
 

@@ -44,11 +44,11 @@ class _Reader:
 def ours(prompt: str, store: str) -> Callable[[], int]:
     """Return what delivers a generation that is bought and completed, and then its size."""
     from prefect_veogen import GenerationRequest
-    from prefect_veogen.delivery import deliver
-    from prefect_veogen.iothread import on_io
-    from prefect_veogen.purchase import buy
+    from prefect_veogen.download.deliver import deliver
+    from prefect_veogen.process.io_loop import on_io
+    from prefect_veogen.purchase.submit import buy
+    from prefect_veogen.purchase.wait import wait
     from prefect_veogen.session import open_session
-    from prefect_veogen.waiting import wait
 
     session = open_session(store=store)
     request = GenerationRequest(model="veo-3.1-fast", prompt=prompt)

@@ -7,7 +7,7 @@ what is missing.
 from typing import Any
 
 from prefect_veogen import CampaignReport, VeogenCredentials
-from prefect_veogen.campaigns import (
+from prefect_veogen.tasks.campaign import (
     LocalPath,
     campaign_flow,
     campaign_name,
@@ -16,8 +16,8 @@ from prefect_veogen.campaigns import (
     publish_campaign,
     read_manifest,
 )
-from prefect_veogen.maintenance import TELL_WHEN_STOPPED
-from prefect_veogen.runs import KEEP_RESULT
+from prefect_veogen.tasks.maintenance import TELL_WHEN_STOPPED
+from prefect_veogen.tasks.runs import KEEP_RESULT
 
 
 @campaign_flow(name="campaign", **KEEP_RESULT, **TELL_WHEN_STOPPED)

@@ -8,10 +8,10 @@ from typing import Any
 from prefect import flow
 
 from prefect_veogen import Animated, GenerationRequest, VeogenCredentials, generate
-from prefect_veogen.campaigns import LocalPath, Row, check_row
-from prefect_veogen.maintenance import TELL_WHEN_STOPPED
-from prefect_veogen.runs import KEEP_RESULT, named
-from prefect_veogen.slots import take_of_slot
+from prefect_veogen.schedule import take_of_slot
+from prefect_veogen.tasks.campaign import LocalPath, Row, check_row
+from prefect_veogen.tasks.maintenance import TELL_WHEN_STOPPED
+from prefect_veogen.tasks.runs import KEEP_RESULT, named
 
 
 @flow(

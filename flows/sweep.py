@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from prefect import flow
 
 from prefect_veogen import Swept, VeogenCredentials
-from prefect_veogen.campaigns import LocalPath
-from prefect_veogen.maintenance import compare_with_statement, sweep_store
-from prefect_veogen.runs import KEEP_RESULT, named
+from prefect_veogen.tasks.campaign import LocalPath
+from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store
+from prefect_veogen.tasks.runs import KEEP_RESULT, named
 
 
 @flow(name="sweep", flow_run_name=named("sweep of {scheduled:%Y-%m-%d %H:%M}"), **KEEP_RESULT)

@@ -8,28 +8,28 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect_veogen.blocks import VeogenCredentials
+    from prefect_veogen.campaign.run import CampaignItem, CampaignReport
     from prefect_veogen.models import Animated, Asset, Generation, GenerationRequest
-    from prefect_veogen.rows import CampaignItem, CampaignReport
     from prefect_veogen.settings import Settings
-    from prefect_veogen.tasks import download_asset, generate, submit_generation, wait_for_generation
-    from prefect_veogen.upkeep import Swept
+    from prefect_veogen.tasks.generation import download_asset, generate, submit_generation, wait_for_generation
+    from prefect_veogen.upkeep.sweep import Swept
 else:
     from importlib import import_module as _import_module
 
     _HOMES = {
         "Animated": "models",
         "Asset": "models",
-        "CampaignItem": "rows",
-        "CampaignReport": "rows",
+        "CampaignItem": "campaign.run",
+        "CampaignReport": "campaign.run",
         "Generation": "models",
         "GenerationRequest": "models",
         "Settings": "settings",
-        "Swept": "upkeep",
+        "Swept": "upkeep.sweep",
         "VeogenCredentials": "blocks",
-        "download_asset": "tasks",
-        "generate": "tasks",
-        "submit_generation": "tasks",
-        "wait_for_generation": "tasks",
+        "download_asset": "tasks.generation",
+        "generate": "tasks.generation",
+        "submit_generation": "tasks.generation",
+        "wait_for_generation": "tasks.generation",
     }
 
     def __getattr__(name: str) -> object:

@@ -8,7 +8,7 @@ from prefect.blocks.abstract import CredentialsBlock
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, SecretStr, model_validator
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
-from prefect_veogen.client import VeogenClient
+from prefect_veogen.api.client import VeogenClient
 from prefect_veogen.session import open_session
 
 # What Prefect writes beside a block's fields whenever it dumps one.

@@ -9,14 +9,14 @@ import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from prefect_veogen.budgets import Budgets, Cap, day_budget
-from prefect_veogen.client import VeogenClient, client_of
+from prefect_veogen.api.client import VeogenClient, client_of
+from prefect_veogen.api.poller import Watcher
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.iothread import SharedReads
 from prefect_veogen.ledger import Ledger
+from prefect_veogen.ledger.budgets import Budgets, Cap, day_budget
+from prefect_veogen.process.io_loop import SharedReads
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import Store, open_store
-from prefect_veogen.watcher import Watcher
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -12,12 +12,12 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from prefect_veogen import Asset, GenerationRequest
-from prefect_veogen.delivery import deliver
+from prefect_veogen.download.deliver import deliver
 from prefect_veogen.errors import VeogenError
-from prefect_veogen.iothread import on_io
-from prefect_veogen.purchase import buy
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.submit import buy
+from prefect_veogen.purchase.wait import wait
 from prefect_veogen.session import open_session
-from prefect_veogen.waiting import wait
 
 Answer = Asset | VeogenError
 

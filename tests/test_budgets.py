@@ -16,8 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_veogen.budgets import Budgets, Cap, day_budget
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, UnreadableReceipt
+from prefect_veogen.ledger.budgets import Budgets, Cap, day_budget
 from prefect_veogen.store import Store, open_store
 
 DOLLAR = Cap("day", Decimal(1))
@@ -53,7 +53,7 @@ import asyncio, sys, types
 from decimal import Decimal
 sys.modules["prefect_veogen"] = package = types.ModuleType("prefect_veogen")
 package.__path__ = [sys.argv.pop()]
-from prefect_veogen.budgets import Budgets, Cap
+from prefect_veogen.ledger.budgets import Budgets, Cap
 from prefect_veogen.errors import BudgetExceeded
 from prefect_veogen.store import open_store
 

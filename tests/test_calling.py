@@ -32,11 +32,11 @@ from prefect_veogen import (
     submit_generation,
     wait_for_generation,
 )
-from prefect_veogen.campaigns import Row, check_campaign, check_row, make_row, publish_campaign
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidRequest
-from prefect_veogen.maintenance import compare_with_statement, sweep_store
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.upkeep import Reconciliation
+from prefect_veogen.tasks.campaign import Row, check_campaign, check_row, make_row, publish_campaign
+from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store
+from prefect_veogen.upkeep.statement import Reconciliation
 from tests.support.runs import task_runs
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]

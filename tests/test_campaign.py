@@ -37,14 +37,14 @@ from flows.campaign import campaign
 from flows.image_then_animate import image_then_animate
 from flows.sweep import sweep
 from prefect_veogen import Asset
-from prefect_veogen.budgets import Cap
-from prefect_veogen.campaigns import CampaignItem, CampaignReport, ItemStatus, make_campaign, publish_campaign
-from prefect_veogen.contact_sheet import MOST_TILES, Tile, page
+from prefect_veogen.campaign.contact_sheet import MOST_TILES, Tile, page
+from prefect_veogen.campaign.manifest import read_manifest
+from prefect_veogen.campaign.run import campaign_name
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InsufficientBalance, InvalidManifest
-from prefect_veogen.manifest import read_manifest
-from prefect_veogen.rows import campaign_name
+from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
+from prefect_veogen.tasks.campaign import CampaignItem, CampaignReport, ItemStatus, make_campaign, publish_campaign
 from tests.support.servers import Reply, Request, relayed, serving
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_veogen import Asset, GenerationRequest
-from prefect_veogen.catalogue import check, quote
+from prefect_veogen.api.pricing import check, quote
 from prefect_veogen.errors import InvalidRequest, Problem
 from prefect_veogen.models import CatalogueModel, Certainty
 

@@ -26,9 +26,9 @@ from prefect.client.orchestration import get_client
 
 from prefect_veogen.cli import main
 from prefect_veogen.errors import UnknownSubmission
-from prefect_veogen.iothread import on_io
 from prefect_veogen.models import GenerationRequest
-from prefect_veogen.purchase import Purchase, buy
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.submit import Purchase, buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from tests.support.servers import Reply, Request, relayed, serving

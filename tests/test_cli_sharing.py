@@ -17,9 +17,9 @@ from prefect.settings import PREFECT_API_URL
 
 from prefect_veogen.cli.sharing import may_have_server
 from prefect_veogen.errors import UnknownSubmission
-from prefect_veogen.iothread import on_io
 from prefect_veogen.models import GenerationRequest
-from prefect_veogen.purchase import buy
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.submit import buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 

@@ -23,14 +23,14 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_veogen import errors
-from prefect_veogen.client import VeogenClient, balance_of, client_of
+from prefect_veogen.api.client import VeogenClient, balance_of, client_of
+from prefect_veogen.api.http import MAX_ANSWER_BYTES, AnswerLost, Transport, fetch_text
+from prefect_veogen.api.responses import Accepted, Busy, Refused, Unknown
 from prefect_veogen.errors import VeogenError
-from prefect_veogen.iothread import io_loop, on_io
 from prefect_veogen.models import Kind, Status
-from prefect_veogen.protocol import Accepted, Busy, Refused, Unknown
+from prefect_veogen.process.io_loop import io_loop, on_io
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from prefect_veogen.transport import MAX_ANSWER_BYTES, AnswerLost, Transport, fetch_text
 
 TOKEN = "vg-secret-4711"
 IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse at dusk"}
@@ -521,12 +521,12 @@ def test_a_client_that_somebody_holds_stays_the_account_s_only_one() -> None:
 
 WORK = """
 import asyncio, os, sys
-from prefect_veogen.iothread import on_io
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.models import GenerationRequest
-from prefect_veogen.delivery import deliver
-from prefect_veogen.purchase import buy
+from prefect_veogen.download.deliver import deliver
+from prefect_veogen.purchase.submit import buy
 from prefect_veogen.session import open_session
-from prefect_veogen.waiting import wait
+from prefect_veogen.purchase.wait import wait
 
 async def main():
     session = open_session()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prefect_veogen.content_encoding import Decoder, Undecodable, content_codings, decoder_of
+from prefect_veogen.download.content_encoding import Decoder, Undecodable, content_codings, decoder_of
 
 
 def bare_deflate(content: bytes) -> bytes:

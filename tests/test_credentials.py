@@ -21,7 +21,10 @@ from flows.campaign import campaign
 from flows.image_then_animate import image_then_animate
 from flows.sweep import sweep
 from prefect_veogen import GenerationRequest, VeogenCredentials, generate, submit_generation
-from prefect_veogen.campaigns import (
+from prefect_veogen.cli import main
+from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, TryAgainLater
+from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.campaign import (
     CampaignReport,
     check_campaign,
     check_row,
@@ -30,11 +33,8 @@ from prefect_veogen.campaigns import (
     publish_campaign,
     read_manifest,
 )
-from prefect_veogen.cli import main
-from prefect_veogen.credentials import Blocks
-from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, TryAgainLater
-from prefect_veogen.maintenance import compare_with_statement, sweep_store
-from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.credentials import Blocks
+from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store
 from tests.support.servers import Reply, Request, relayed, serving
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]

@@ -23,19 +23,19 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_veogen.delivery import Delivery, deliver
+from prefect_veogen.api.http import MediaAnswer
+from prefect_veogen.download.deliver import Delivery, deliver
+from prefect_veogen.download.transfer import Transfer
 from prefect_veogen.errors import DownloadBroken, GenerationFailed, MediaRejected, StoreRefused
-from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Generation, GenerationRequest, Kind, Output, Status
-from prefect_veogen.purchase import buy
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.submit import buy
+from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import FAULTS, Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import S3Store, Store
-from prefect_veogen.store.bucket import PART_BYTES
-from prefect_veogen.transfer import Transfer
-from prefect_veogen.transport import MediaAnswer
-from prefect_veogen.waiting import wait
+from prefect_veogen.store.s3 import PART_BYTES
 from tests.conftest import s3_environment
 from tests.support.servers import Once, Reply, Request, relayed, serving
 

@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL
 
-from prefect_veogen.slots import take_of_slot
+from prefect_veogen.schedule import take_of_slot
 from tests.support.prefect_processes import copy_deployable, deploy_all, environment_for
 
 pytestmark = pytest.mark.prefect

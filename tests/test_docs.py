@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from prefect_veogen import Asset, Settings, errors
+from prefect_veogen.campaign.manifest import read_manifest
 from prefect_veogen.cli import main
 from prefect_veogen.cli.arguments import parser
-from prefect_veogen.manifest import read_manifest
 from prefect_veogen.sandbox import Sandbox
 
 ROOT = Path(__file__).parent.parent
@@ -124,8 +124,8 @@ async def test_the_flow_of_the_readme_runs(sandbox: Sandbox, prefect_server: Non
 POSTER = """
 import asyncio
 from prefect_veogen import GenerationRequest
-from prefect_veogen.iothread import on_io
-from prefect_veogen.purchase import buy
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.submit import buy
 from prefect_veogen.session import open_session
 
 async def poster(title):

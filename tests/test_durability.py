@@ -23,10 +23,17 @@ from prefect.task_runners import ProcessPoolTaskRunner
 
 from prefect_veogen import Asset, Generation, GenerationRequest, download_asset, generate, submit_generation
 from prefect_veogen import wait_for_generation as wait
-from prefect_veogen.campaigns import CampaignReport, Row, check_campaign, check_row, make_campaign, publish_campaign
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.maintenance import compare_with_statement, sweep_store, tell_what_runs_on
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.campaign import (
+    CampaignReport,
+    Row,
+    check_campaign,
+    check_row,
+    make_campaign,
+    publish_campaign,
+)
+from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store, tell_what_runs_on
 from tests.support.prefect_processes import POOL, copy_deployable, deploy_all, environment_for, running_worker
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]

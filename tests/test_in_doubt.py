@@ -20,15 +20,15 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from prefect_veogen.budgets import day_budget
 from prefect_veogen.errors import NotSent, UnknownSubmission
-from prefect_veogen.iothread import on_io
+from prefect_veogen.ledger.budgets import day_budget
+from prefect_veogen.ledger.receipt import Receipt, State
 from prefect_veogen.models import GenerationRequest
-from prefect_veogen.purchase import Purchase, buy
-from prefect_veogen.receipt import Receipt, State
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.submit import Purchase, buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from prefect_veogen.upkeep import sweep
+from prefect_veogen.upkeep.sweep import sweep
 from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving, without
 

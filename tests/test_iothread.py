@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from prefect_veogen.iothread import Places, each, on_io, uninterrupted
+from prefect_veogen.process.io_loop import Places, each, on_io, uninterrupted
 
 
 async def test_who_is_cancelled_again_and_again_still_waits_for_what_is_put_away() -> None:

@@ -21,9 +21,9 @@ from prefect.client.schemas.responses import GlobalConcurrencyLimitResponse
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_veogen import GenerationRequest, generate
-from prefect_veogen.joining import create_limit, joined_limit
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
+from prefect_veogen.tasks.shared_limit import create_limit, joined_limit
 from tests.support.servers import Reply, Request, relayed, serving
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse")
 # Two of them together look for some seconds, each of them as fast as its own limit lets it.
 LOOKING = """
 import asyncio, sys, time
-from prefect_veogen.joining import joined_limit
+from prefect_veogen.tasks.shared_limit import joined_limit
 from prefect_veogen.session import open_session
 
 async def look() -> None:

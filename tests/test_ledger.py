@@ -13,12 +13,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings, strategies
 
-from prefect_veogen.budgets import Budgets, Cap
 from prefect_veogen.errors import UnreadableReceipt
 from prefect_veogen.ledger import Entry, Intent, Ledger
-from prefect_veogen.liveness import Holder
-from prefect_veogen.models import Asset, Generation, GenerationRequest, ReceiptKey
-from prefect_veogen.receipt import (
+from prefect_veogen.ledger.budgets import Budgets, Cap
+from prefect_veogen.ledger.lease import Holder
+from prefect_veogen.ledger.receipt import (
     Event,
     EventName,
     IllegalTransition,
@@ -29,6 +28,7 @@ from prefect_veogen.receipt import (
     State,
     missing_part,
 )
+from prefect_veogen.models import Asset, Generation, GenerationRequest, ReceiptKey
 from prefect_veogen.store import AlreadyThere, Changed, Store, open_store
 
 API = "https://veogen.studio/api/v1"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefect_veogen.limiter import Lane, Limiter, pace
+from prefect_veogen.api.rate_limit import Lane, Limiter, pace
 
 BUYING, LOOKING = Lane.BUYING, Lane.LOOKING
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from prefect_veogen.delivery import deliver
+from prefect_veogen.download.deliver import deliver
 from prefect_veogen.errors import InputUnavailable, ServiceUnavailable
-from prefect_veogen.iothread import on_io
-from prefect_veogen.links import PRESIGNED_SECONDS, link_to, offered_links
 from prefect_veogen.models import Asset, GenerationRequest
-from prefect_veogen.purchase import buy
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.inputs import PRESIGNED_SECONDS, link_to, offered_links
+from prefect_veogen.purchase.submit import buy
+from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from prefect_veogen.waiting import wait
 from tests.support.servers import Reply, Request, serving
 
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")

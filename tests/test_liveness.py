@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from prefect_veogen import liveness
-from prefect_veogen.liveness import CLOCK_TOLERANCE, Holder, holding
+from prefect_veogen.ledger import lease as liveness
+from prefect_veogen.ledger.lease import CLOCK_TOLERANCE, Holder, holding
 
 
 def on_another_machine(holder: Holder, lease: timedelta) -> Holder:
@@ -109,7 +109,7 @@ def test_where_the_system_tells_nothing_the_lease_decides() -> None:
 # In a process of its own: a fork beside the threads of other tests may find their locks taken for ever.
 FORKING = """
 import os
-from prefect_veogen.liveness import holding
+from prefect_veogen.ledger.lease import holding
 with holding(60, None) as holder:
     child = os.fork()
     if child == 0:

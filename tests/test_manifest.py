@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_veogen import Asset, GenerationRequest
+from prefect_veogen.campaign.manifest import Row, read_manifest
+from prefect_veogen.campaign.run import campaign_name
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
-from prefect_veogen.manifest import Row, read_manifest
-from prefect_veogen.rows import campaign_name
 from tests.support.servers import Reply, serving
 
 ROWS: list[dict[str, Any]] = [

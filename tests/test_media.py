@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from prefect_veogen.formats import Inspector, NotMedia
+from prefect_veogen.download.formats import Inspector, NotMedia
 from prefect_veogen.models import Kind
 
 PICTURES = {"png": "image/png", "jpeg": "image/jpeg", "gif": "image/gif", "webp": "image/webp", "avif": "image/avif"}

@@ -217,7 +217,7 @@ def test_takes_of_a_request_share_the_content_key_and_lookalikes_its_beginning()
         ("take", "  ", "empty"),
         ("take", 1.5, "must be text or a whole number"),
         ("take", True, "must be text or a whole number"),
-        ("take", "{scheduled:%Y-%m-%d}", "prefect_veogen.slots.take_of_slot"),
+        ("take", "{scheduled:%Y-%m-%d}", "prefect_veogen.schedule.take_of_slot"),
         ("take", "a}", "holds braces"),
         pytest.param("take", 10**5000, "digits", id="take-huge"),
         pytest.param("duration", 10**5000, "digits", id="duration-huge"),

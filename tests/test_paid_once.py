@@ -36,7 +36,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 
 from prefect_veogen import Asset, GenerationRequest
 from prefect_veogen.errors import BudgetExceeded, GenerationFailed, UnknownSubmission, VeogenError
-from prefect_veogen.iothread import io_loop
+from prefect_veogen.process.io_loop import io_loop
 from prefect_veogen.sandbox import Sandbox
 from tests.conftest import s3_environment
 from tests.paid_once_worker import Order, Report, one, work

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from prefect_veogen import GenerationRequest
-from prefect_veogen.budgets import Cap
 from prefect_veogen.errors import (
     AuthenticationError,
     GenerationFailed,
@@ -20,9 +19,10 @@ from prefect_veogen.errors import (
     ModelNotFound,
     ServiceUnavailable,
 )
-from prefect_veogen.iothread import on_io
+from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.models import Certainty
-from prefect_veogen.planning import Plan, make_plan
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.plan import Plan, make_plan
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from tests.paid_once_worker import bought_and_stored

@@ -14,9 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from prefect_veogen import errors
-from prefect_veogen.errors import VeogenError
-from prefect_veogen.models import Generation, Kind, Output, Status
-from prefect_veogen.protocol import (
+from prefect_veogen.api.responses import (
     DEFAULT_RETRY_AFTER_SECONDS,
     MAX_RETRY_AFTER_SECONDS,
     Accepted,
@@ -41,6 +39,8 @@ from prefect_veogen.protocol import (
     service_text,
     timestamp,
 )
+from prefect_veogen.errors import VeogenError
+from prefect_veogen.models import Generation, Kind, Output, Status
 
 NOW = datetime(2026, 11, 24, 12, 0, 0, tzinfo=UTC)
 HTML = b"<!doctype html><html><head><title>502 Bad\nGateway</title></head><body>nginx</body></html>"

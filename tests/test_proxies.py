@@ -7,11 +7,11 @@ from collections.abc import Callable
 import pytest
 from pydantic import SecretStr
 
-from prefect_veogen.client import VeogenClient
+from prefect_veogen.api.client import VeogenClient
+from prefect_veogen.api.http import fetch_text, url_parts
+from prefect_veogen.api.proxies import Proxies
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.iothread import on_io
-from prefect_veogen.proxies import Proxies
-from prefect_veogen.transport import fetch_text, url_parts
+from prefect_veogen.process.io_loop import on_io
 from tests.support.servers import Reply, Request, serving
 
 VARIABLES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR", "SSLKEYLOGFILE")

@@ -19,7 +19,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 
-from prefect_veogen.budgets import day_budget
 from prefect_veogen.errors import (
     AuthenticationError,
     BudgetExceeded,
@@ -32,16 +31,17 @@ from prefect_veogen.errors import (
     UnsafeStore,
     VeogenError,
 )
-from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Receipt, RecordedRequest, State
-from prefect_veogen.liveness import Holder, _process_mark
-from prefect_veogen.matching import looks_like
+from prefect_veogen.ledger.budgets import day_budget
+from prefect_veogen.ledger.lease import Holder, _process_mark
 from prefect_veogen.models import Generation, GenerationRequest, Kind
-from prefect_veogen.purchase import Purchase, buy
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.matching import looks_like
+from prefect_veogen.purchase.submit import Purchase, buy
+from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import FAULTS, Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import LocalStore
-from prefect_veogen.waiting import wait
 from tests.conftest import fast_settings
 from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving, without

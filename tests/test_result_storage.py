@@ -26,11 +26,11 @@ from pydantic import SecretStr
 
 from prefect_veogen import Animated, Asset, CampaignItem, CampaignReport, Swept
 from prefect_veogen import errors as veogen_errors
-from prefect_veogen.campaigns import ItemStatus
 from prefect_veogen.cli import main
 from prefect_veogen.errors import BudgetExceeded, InvalidManifest, InvalidRequest, Problem, VeogenError
 from prefect_veogen.ledger import State
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.campaign import ItemStatus
 
 ROOT = Path(__file__).parent.parent
 PATIENCE_SECONDS = 200.0

@@ -17,10 +17,10 @@ from flows.campaign import campaign
 from flows.image_then_animate import image_then_animate
 from flows.sweep import sweep
 from prefect_veogen import Asset, Generation, GenerationRequest, generate, submit_generation
-from prefect_veogen.campaigns import check_row
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.runs import generation_name, named, request_name, shortened, task_named
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.campaign import check_row
+from prefect_veogen.tasks.runs import generation_name, named, request_name, shortened, task_named
 from tests.support.runs import task_runs
 
 LONG = "A watercolour of a lighthouse at dusk, waves rolling in, in the style of an old travel poster, number "

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from prefect_veogen.api.http import absolute_url
 from prefect_veogen.errors import DownloadBroken, MediaRejected
 from prefect_veogen.models import Generation, Kind, Output, Status
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from prefect_veogen.transport import absolute_url
 from tests.support.servers import Once, Reply, Request, serving
 from tests.test_delivery import CLIP_BYTES, bought, content, delivered, elsewhere, leftovers, serving_without_a_length
 from tests.test_media import saved, signed

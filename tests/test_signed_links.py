@@ -9,7 +9,7 @@ import pytest
 from botocore.config import Config
 
 from prefect_veogen import GenerationRequest
-from prefect_veogen.signed_links import without_signature
+from prefect_veogen.models.signed_links import without_signature
 
 BASE_URL = "https://veogen.studio/api/v1"
 FILE = "https://media.example.org/a%20b/in.png"

@@ -13,10 +13,10 @@ from prefect.states import Scheduled
 
 from flows.image_then_animate import image_then_animate
 from prefect_veogen import Animated
-from prefect_veogen.campaigns import read_manifest
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.slots import take_of_slot
+from prefect_veogen.schedule import take_of_slot
+from prefect_veogen.tasks.campaign import read_manifest
 
 DAILY = "{scheduled:%Y-%m-%d}"
 # Past, or the runs would wait for it. Evening there, the next day by UTC.

@@ -36,7 +36,7 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.store import AlreadyThere, Changed, LocalStore, S3Store, Store, open_store
-from prefect_veogen.store.bucket import PART_BYTES, _S3Writer
+from prefect_veogen.store.s3 import PART_BYTES, _S3Writer
 from tests.support.servers import Once, Reply, Request, relayed, serving, without
 
 MIB = 1024 * 1024

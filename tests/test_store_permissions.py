@@ -17,17 +17,18 @@ from typing import Any
 import boto3
 import pytest
 
-from prefect_veogen.budgets import Cap
-from prefect_veogen.delivery import deliver
+from prefect_veogen.download.deliver import deliver
 from prefect_veogen.errors import StoreRefused
-from prefect_veogen.iothread import on_io
+from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.models import GenerationRequest
-from prefect_veogen.purchase import buy
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.submit import buy
+from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from prefect_veogen.store.bucket import PART_BYTES
-from prefect_veogen.upkeep import all_receipts, sweep
-from prefect_veogen.waiting import wait
+from prefect_veogen.store.s3 import PART_BYTES
+from prefect_veogen.upkeep.receipts import all_receipts
+from prefect_veogen.upkeep.sweep import sweep
 
 DOCS = Path(__file__).parents[1] / "docs"
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")

@@ -16,11 +16,12 @@ from urllib.parse import urlsplit
 import pytest
 
 from prefect_veogen.errors import UnknownSubmission
-from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Asset, GenerationRequest
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.session import open_session
-from prefect_veogen.upkeep import all_receipts, sweep
+from prefect_veogen.upkeep.receipts import all_receipts
+from prefect_veogen.upkeep.sweep import sweep
 from tests.paid_once_worker import bought_and_stored
 from tests.support.servers import Reply, Request, serving
 

@@ -30,7 +30,6 @@ from prefect_veogen import (
     submit_generation,
     wait_for_generation,
 )
-from prefect_veogen.campaigns import make_campaign
 from prefect_veogen.errors import (
     BudgetExceeded,
     ConfigurationError,
@@ -43,6 +42,7 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.campaign import make_campaign
 from tests.support.runs import task_runs
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]

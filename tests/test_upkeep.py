@@ -25,16 +25,19 @@ from prefect.states import Cancelled
 
 from flows.sweep import sweep as sweep_flow
 from prefect_veogen import GenerationRequest, submit_generation, wait_for_generation
-from prefect_veogen.budgets import Cap
+from prefect_veogen.api.responses import Accepted
 from prefect_veogen.errors import ConfigurationError, GenerationFailed, UnknownSubmission, VeogenError
-from prefect_veogen.iothread import on_io
 from prefect_veogen.ledger import Receipt, State
-from prefect_veogen.maintenance import tell_what_runs_on
-from prefect_veogen.protocol import Accepted
-from prefect_veogen.purchase import buy
+from prefect_veogen.ledger.budgets import Cap
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.submit import buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
-from prefect_veogen.upkeep import Reconciliation, Swept, adopt, all_receipts, reconcile, release, sweep
+from prefect_veogen.tasks.maintenance import tell_what_runs_on
+from prefect_veogen.upkeep.decisions import adopt, release
+from prefect_veogen.upkeep.receipts import all_receipts
+from prefect_veogen.upkeep.statement import Reconciliation, reconcile
+from prefect_veogen.upkeep.sweep import Swept, sweep
 from tests.paid_once_worker import bought_and_stored
 from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving

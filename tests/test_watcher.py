@@ -17,13 +17,13 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_veogen import Generation
-from prefect_veogen.client import VeogenClient
+from prefect_veogen.api.client import VeogenClient
+from prefect_veogen.api.poller import Watcher
+from prefect_veogen.api.responses import Accepted
 from prefect_veogen.errors import AuthenticationError, OutputMissing, PersonNeeded, StillRunning
-from prefect_veogen.iothread import on_io
 from prefect_veogen.models import Kind, Status
-from prefect_veogen.protocol import Accepted
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.watcher import Watcher
 from tests.support.servers import Reply, Request, relayed, serving
 
 IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse"}

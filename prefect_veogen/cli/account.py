@@ -6,18 +6,18 @@ import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from prefect_veogen.catalogue import quote
+from prefect_veogen.api.client import balance_of
+from prefect_veogen.api.pricing import quote
 from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import say, table, write_json
-from prefect_veogen.client import balance_of
 from prefect_veogen.models import CatalogueModel, GenerationRequest, in_usd
 
 if TYPE_CHECKING:
     from argparse import Namespace
     from collections.abc import Sequence
 
-    from prefect_veogen.client import VeogenClient
-    from prefect_veogen.protocol import Balance
+    from prefect_veogen.api.client import VeogenClient
+    from prefect_veogen.api.responses import Balance
 
 
 def models(options: Namespace) -> int:

@@ -12,7 +12,7 @@ from prefect_veogen.settings import Settings
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from prefect_veogen.budgets import Cap
+    from prefect_veogen.ledger.budgets import Cap
 
 
 def connect(options: Namespace, caps: tuple[Cap, ...] = ()) -> Session:
@@ -29,7 +29,7 @@ def _open(options: Namespace, caps: tuple[Cap, ...]) -> Session:
     if options.credentials is None and Settings().credentials is None:
         return open_session(base_url=options.base_url, store=options.store, caps=caps)
     # Only now, for Prefect's import takes seconds.
-    from prefect_veogen.credentials import resolve_credentials
+    from prefect_veogen.tasks.credentials import resolve_credentials
 
     block = asyncio.run(resolve_credentials(options.credentials, "--credentials"))
     assert block is not None  # one of the two names it

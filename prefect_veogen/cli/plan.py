@@ -6,21 +6,21 @@ import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from prefect_veogen.budgets import Cap
+from prefect_veogen.campaign.manifest import read_manifest
+from prefect_veogen.campaign.run import requests_of
 from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import say, shortened, table, write_json
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.iothread import on_io
-from prefect_veogen.manifest import read_manifest
+from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.models import Certainty, GenerationRequest, in_usd
-from prefect_veogen.planning import Plan, PlanItem, make_plan
-from prefect_veogen.rows import requests_of
-from prefect_veogen.slots import take_of_slot
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.plan import Plan, PlanItem, make_plan
+from prefect_veogen.schedule import take_of_slot
 
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from prefect_veogen.manifest import Row
+    from prefect_veogen.campaign.manifest import Row
     from prefect_veogen.session import Session
 
 _FIELDS = (

@@ -8,17 +8,20 @@ from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 
-from prefect_veogen import upkeep
 from prefect_veogen.cli.arguments import a_month_ago
 from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import complain, say, shortened, table, write_json
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.in_doubt import still_in_doubt
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.models import in_usd
+from prefect_veogen.purchase.in_doubt import still_in_doubt
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import LocalStore
+from prefect_veogen.upkeep import decisions
+from prefect_veogen.upkeep.receipts import all_receipts
+from prefect_veogen.upkeep.statement import reconcile as reconcile_statement
+from prefect_veogen.upkeep.sweep import sweep as sweep_store
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -30,11 +33,11 @@ def receipts(options: Namespace) -> int:
         case "show":
             return _show(options)
         case "adopt":
-            adopting = upkeep.adopt(_session(options), options.key, options.generation_id, force=options.force)
+            adopting = decisions.adopt(_session(options), options.key, options.generation_id, force=options.force)
             receipt = asyncio.run(adopting)
             return _decided(options, receipt, "The next run of this request uses that generation and buys nothing.")
         case "release":
-            receipt = asyncio.run(upkeep.release(_offline_session(options), options.key))
+            receipt = asyncio.run(decisions.release(_offline_session(options), options.key))
             return _decided(options, receipt, "The next run of this request buys.")
         case _:
             return _list(options)
@@ -43,7 +46,7 @@ def receipts(options: Namespace) -> int:
 def sweep(options: Namespace) -> int:
     """Finish what can be finished; 1 if a person must look."""
     session = _session(options)
-    swept = asyncio.run(upkeep.sweep(session))
+    swept = asyncio.run(sweep_store(session))
     if options.json:
         write_json(swept)
     elif not swept:
@@ -59,7 +62,7 @@ def sweep(options: Namespace) -> int:
 def reconcile(options: Namespace) -> int:
     """Compare; 1 if it doesn't add up."""
     session = _session(options)
-    found = asyncio.run(upkeep.reconcile(session, options.since or a_month_ago()))
+    found = asyncio.run(reconcile_statement(session, options.since or a_month_ago()))
     if options.json:
         write_json({name: getattr(found, name) for name in found.__dataclass_fields__} | {"adds_up": found.adds_up})
         return 0 if found.adds_up else 1
@@ -104,7 +107,7 @@ _HEADS = ("STATE", "MODEL", "PRICE", "WHEN", "PROMPT", "KEY")
 def _list(options: Namespace) -> int:
     wanted = None if options.state is None else _state(options.state)
     session = _offline_session(options)
-    known, damaged = asyncio.run(upkeep.all_receipts(session))
+    known, damaged = asyncio.run(all_receipts(session))
     found = [item for item in known if wanted in (None, item.state)]
     found.sort(key=lambda item: item.history[0].at if item.history else a_month_ago())
     if options.json:

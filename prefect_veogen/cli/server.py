@@ -18,8 +18,8 @@ def setup(options: Namespace) -> int:
     from prefect.settings import PREFECT_API_URL
 
     from prefect_veogen.blocks import VeogenCredentials
-    from prefect_veogen.joining import create_limit
-    from prefect_veogen.result_storage import default_results, store_results_in
+    from prefect_veogen.tasks.result_storage import default_results, store_results_in
+    from prefect_veogen.tasks.shared_limit import create_limit
 
     given = options.requests_per_minute
     settings = Settings() if given is None else Settings(requests_per_minute=given)

@@ -29,7 +29,7 @@ def share_limit(session: Session) -> None:
     if not may_have_server():
         return
     # Only now, for Prefect's import takes seconds.
-    from prefect_veogen.joining import joined_limit
+    from prefect_veogen.tasks.shared_limit import joined_limit
 
     asyncio.run(joined_limit(session))
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from prefect_veogen.errors import ConfigurationError, masked
-from prefect_veogen.store.bucket import S3Store
-from prefect_veogen.store.directory import LocalStore
 from prefect_veogen.store.interface import AlreadyThere, Changed, Document, Found, Stat, Store, Writer
+from prefect_veogen.store.local import LocalStore
+from prefect_veogen.store.s3 import S3Store
 
 __all__ = [
     "AlreadyThere",

@@ -1,0 +1,1 @@
+"""The service: HTTP, what its responses mean, its rate limit, and polling."""

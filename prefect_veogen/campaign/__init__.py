@@ -1,0 +1,1 @@
+"""Many requests from a manifest, made together and each on its own."""

@@ -1,0 +1,83 @@
+"""A campaign's pictures on one page, for people who would rather look than read.
+
+The page holds small copies of the pictures and of the clips' first frames, so that it can be opened anywhere, however
+private the store is. They need the `media` extra; without it the page links to the files instead.
+"""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from prefect_veogen.download.thumbnails import thumbnail
+from prefect_veogen.errors import VeogenError
+from prefect_veogen.models import in_usd
+from prefect_veogen.process.io_loop import each, on_io
+
+if TYPE_CHECKING:
+    from prefect_veogen.campaign.run import CampaignItem, CampaignReport
+    from prefect_veogen.models import Asset
+    from prefect_veogen.session import Session
+
+MOST_TILES = 100
+_AT_ONCE = 4
+_STYLE = """
+body { font: 14px system-ui, sans-serif; margin: 24px; background: #f6f6f4; color: #222 }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 16px }
+figure { margin: 0; padding: 8px; background: #fff; border-radius: 8px; box-shadow: 0 1px 3px #0002 }
+img { width: 100%; border-radius: 4px; display: block; margin-bottom: 6px }
+figcaption { overflow-wrap: anywhere } .failed, .blocked, .unknown { background: #fff1ee }
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One row on the sheet: how it ended and small JPEGs of its assets, as data links."""
+
+    item: CampaignItem
+    pictures: tuple[str, ...]
+
+
+async def make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
+    """Return tiles for the first rows; a picture that can't be made is left out."""
+    return await on_io(_make_tiles(session, items[:MOST_TILES]))
+
+
+def page(report: CampaignReport, tiles: Sequence[Tile]) -> str:
+    """Return the sheet as one HTML page that needs nothing else."""
+    figures = "\n".join(_figure(tile) for tile in tiles)
+    left_out = len(report.items) - len(tiles)
+    more = f"<p>… and {left_out} rows more.</p>" if left_out else ""
+    title = html.escape(str(report))
+    return (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+        f"<h1>{title}</h1><main>\n{figures}\n</main>{more}</html>\n"
+    )
+
+
+def _figure(tile: Tile) -> str:
+    item = tile.item
+    pictures = "".join(f'<img src="{picture}" alt="">' for picture in tile.pictures)
+    links = " · ".join(
+        f'<a href="{html.escape(asset.uri)}">{html.escape(asset.content_type)}</a>' for asset in item.assets
+    )
+    error = f"<br>{html.escape(item.error)}" if item.error else ""
+    caption = f"<b>{html.escape(item.id)}</b> · {item.status.value} · {in_usd(item.price_usd)}<br>{links}{error}"
+    return f'<figure class="{item.status.value}">{pictures}<figcaption>{caption}</figcaption></figure>'
+
+
+async def _make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
+    async def tile(item: CampaignItem) -> Tile:
+        pictures = [await _picture(session, asset) for asset in item.assets]
+        return Tile(item, tuple(picture for picture in pictures if picture))
+
+    return await each(items, tile, _AT_ONCE)
+
+
+async def _picture(session: Session, asset: Asset) -> str | None:
+    try:
+        return await thumbnail(session.store, asset)
+    except VeogenError:
+        return None  # everything is made and paid for: a store that stumbles now must not spoil that

@@ -1,0 +1,53 @@
+"""Small copies of assets, for pages which have to show them without a link to a private store.
+
+They need Pillow and PyAV (`pip install "prefect-veogen[media]"`); without them there are none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+from typing import TYPE_CHECKING
+
+from prefect_veogen.process.io_loop import Places
+
+if TYPE_CHECKING:
+    from prefect_veogen.models import Asset
+    from prefect_veogen.store import Store
+
+_MOST_BYTES = 64 * 1024 * 1024
+_WIDTH = 240
+# Each is read whole and decoded: hundreds of downloads at once must neither fill the memory nor hold up the ledger.
+_places = Places(2)
+
+
+async def thumbnail(store: Store, asset: Asset) -> str | None:
+    """Return a picture's or a clip's first frame's small JPEG as a data link, `None` if it can't be made."""
+    key = store.key(asset.uri)
+    if key is None or asset.size > _MOST_BYTES:
+        return None
+    async with _places():
+        document = await store.read(key)
+        return None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
+
+
+def _small(body: bytes, content_type: str) -> str | None:
+    try:
+        import av
+        from PIL import Image
+    except ImportError:
+        return None
+    try:
+        if content_type.startswith("video/"):
+            with av.open(io.BytesIO(body), "r") as container:
+                image = next(container.decode(video=0)).to_image()  # type: ignore[no-untyped-call]
+        else:
+            image = Image.open(io.BytesIO(body))
+        image = image.convert("RGB")
+        image.thumbnail((_WIDTH, _WIDTH))
+        small = io.BytesIO()
+        image.save(small, "JPEG", quality=70)
+    except Exception:  # noqa: BLE001 - decoders fail in many ways, and a small copy is a courtesy
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"

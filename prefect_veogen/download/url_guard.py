@@ -1,0 +1,116 @@
+"""Which addresses media may be fetched from: the service's word or a redirect must not lead into our own network."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from prefect_veogen.api.http import AnswerLost, MediaAnswer, absolute_url, joined_url, url_parts
+from prefect_veogen.errors import MediaRejected
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+    from prefect_veogen.models import Generation
+    from prefect_veogen.session import Session
+
+_MAX_REDIRECTS = 5
+_REDIRECTS = (301, 302, 303, 307, 308)
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+def output_link(session: Session, generation: Generation) -> str | None:
+    """Return the whole link to a generation's output; `None` if there is no output."""
+    return None if generation.output is None else absolute_url(session.client.base_url, generation.output.url)
+
+
+@asynccontextmanager
+async def open_media(
+    session: Session, url: str, headers: Mapping[str, str], *, ours: bool = False
+) -> AsyncIterator[MediaAnswer]:
+    """Open a media link, without any credentials, where it or its redirects lead to a place media may come from.
+
+    `ours` is for links of our own bucket, which may well have a private address here and a public one elsewhere.
+
+    Raises:
+        MediaRejected: it leads where no media of the service can be.
+        AnswerLost: there is no answer that could be read.
+    """
+    for _ in range(_MAX_REDIRECTS + 1):
+        if not ours:
+            await check_address(session, url)
+        async with session.client.transport.media(url, headers) as answer:
+            if answer.status not in _REDIRECTS:
+                # A name may resolve to one address when it is checked, and to another one when it is connected to.
+                peer = answer.peer  # asked for once: a connection that is reset meanwhile has none any more
+                if not ours and peer is not None:
+                    await _check(session, url_parts(url)[1], [_parsed(peer)])
+                yield answer
+                return
+            target = joined_url(url, answer.headers.get("location", ""))
+        if url.startswith("https:") and not target.startswith("https:"):
+            raise AnswerLost("the media host redirects to an unencrypted link")
+        url = target
+    raise AnswerLost("the media host redirects in circles")
+
+
+async def check_address(session: Session, url: str) -> None:
+    """Pass a link to a public address; private ones only if a setting says so or the API itself is at one.
+
+    An API at a private address is no excuse for link-local ones, where clouds keep their credentials, nor for what
+    can't be one host: these need the setting.
+
+    Raises:
+        MediaRejected: the link leads where no media of the service can be.
+    """
+    scheme, host, port = url_parts(url)
+    if scheme not in ("http", "https") or not host:
+        raise MediaRejected(
+            f"The service names {url[:80]!r} as the place of its output, which is not a valid http(s) link"
+        )
+    await _check(session, host, await _addresses(host, port))
+
+
+async def _check(session: Session, host: str, found: Sequence[_Address]) -> None:
+    allowed = session.settings.allow_private_media
+    if allowed is None and not any(map(_is_no_host, found)):
+        allowed = any(map(_is_private, await _addresses(*url_parts(session.client.base_url)[1:])))
+    if not allowed and any(map(_is_private, found)):
+        raise MediaRejected(
+            f"The service's output leads to the private address {host}",
+            setting="VEOGEN_ALLOW_PRIVATE_MEDIA",
+            next_step="Nothing was read. If your service really is in your own network, set "
+            "VEOGEN_ALLOW_PRIVATE_MEDIA=true and run it again: nothing is bought again.",
+        )
+
+
+async def _addresses(host: str, port: int) -> list[_Address]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []  # whatever answers all the same is judged by its own address
+    return [_parsed(str(info[4][0])) for info in found]
+
+
+def _parsed(text: str) -> _Address:
+    """Return an address; of an IPv6 one that stands for an IPv4 one, or leads to it by a gateway, the latter."""
+    address = ipaddress.ip_address(text.partition("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address in _NAT64:
+        return ipaddress.IPv4Address(address.packed[-4:])
+    _server, behind_teredo = address.teredo or (None, None)
+    return address.ipv4_mapped or address.sixtofour or behind_teredo or address
+
+
+def _is_private(address: _Address) -> bool:
+    return not address.is_global or address.is_multicast
+
+
+def _is_no_host(address: _Address) -> bool:
+    return address.is_link_local or address.is_multicast or address.is_unspecified

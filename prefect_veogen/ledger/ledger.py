@@ -1,0 +1,338 @@
+"""The ledger: one receipt per purchase, written ahead of the money, in the same store as the assets.
+
+A receipt is *created* by exactly one worker of the whole fleet (create if absent) and *replaced* only by whoever read
+its last version (compare-and-swap), so that every step of a purchase has one author. Each method is one transition
+together with its settlement in the budgets: receipt and money can't be moved apart. `receipt` draws the states.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from pydantic import ValidationError
+
+from prefect_veogen.errors import UnreadableReceipt, VeogenError
+from prefect_veogen.ledger.budgets import Budgets
+from prefect_veogen.ledger.receipt import EventName, Receipt, RecordedRequest, State, missing_part
+from prefect_veogen.models import ReceiptKey
+from prefect_veogen.store import AlreadyThere, Changed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from decimal import Decimal
+
+    from prefect_veogen.ledger.budgets import Cap
+    from prefect_veogen.ledger.lease import Holder
+    from prefect_veogen.ledger.receipt import Reading
+    from prefect_veogen.models import Asset, Generation, GenerationRequest
+    from prefect_veogen.store import Found, Store
+
+RECEIPTS = "receipts/"
+CLAIMS = "claims/"
+_LOST_MONEY_COUNTS = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Intent:
+    """What a worker is about to buy, for whom and under which caps."""
+
+    request: GenerationRequest
+    api: str
+    owner: Holder
+    quote_usd: Decimal | None
+    caps: tuple[Cap, ...] = ()
+    flow_run_id: str | None = None
+
+    @property
+    def key(self) -> str:
+        """The ledger's key of the purchase."""
+        return self.request.receipt_key(self.api)
+
+
+class Entry:
+    """A receipt as it was read, together with the version it was read at."""
+
+    __slots__ = ("receipt", "version")
+
+    def __init__(self, receipt: Receipt, version: str) -> None:
+        self.receipt = receipt
+        self.version = version
+
+
+class Ledger:
+    """The receipts and claims of one store, and the budgets that they are settled in.
+
+    Raises:
+        Changed: from every transition: another worker made one meanwhile; nothing was written.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._budgets = Budgets(store)
+
+    # ------------------------------------------------------------ reading
+
+    async def read(self, key: str) -> Entry | None:
+        """Return a receipt, `None` if there is none."""
+        document = await self._store.read(_path(key))
+        return None if document is None else Entry(_receipt_of(key, document.body), document.version)
+
+    async def keys(self, since: datetime | None = None) -> list[str]:
+        """Return the keys of all receipts, or of those written since a time."""
+        found = await self._store.find(RECEIPTS)
+        return [
+            _key_of(item) for item in found if item.key.endswith(".json") and (since is None or item.modified >= since)
+        ]
+
+    async def family(self, receipt: Receipt, since: datetime) -> list[Entry]:
+        """Return the other receipts written since a time whose generations look the same from outside."""
+        found = await self._store.find(f"{RECEIPTS}{receipt.receipt_key.family}")
+        keys = [_key_of(item) for item in found if item.modified >= since]
+        entries = [await self.read(key) for key in keys if key != receipt.key]
+        return [entry for entry in entries if entry is not None]
+
+    async def claim(self, receipt: Receipt, generation_id: str) -> bool:
+        """Claim a generation for a receipt; `False` if it belongs to another one. Claims are never given up."""
+        body = json.dumps({"format": 1, "receipt": receipt.key, "generation": generation_id}, indent=1).encode()
+        try:
+            await self._store.create(_claim_path(receipt.api, generation_id), body)
+        except AlreadyThere:
+            return await self.claimant(receipt.api, generation_id) == receipt.key
+        return True
+
+    async def claimant(self, api: str, generation_id: str) -> str | None:
+        """Return the key of the receipt that claimed a generation, `None` if none did."""
+        document = await self._store.read(_claim_path(api, generation_id))
+        return None if document is None else _claimant_of(generation_id, document.body)
+
+    # ------------------------------------------------------------ before the money
+
+    async def reserve(self, entry: Entry | None, intent: Intent) -> Entry:
+        """Reserve a purchase and its money under every cap; of a purchase in doubt, only when it is proven absent.
+
+        Raises:
+            AlreadyThere: another worker created the receipt first.
+            BudgetExceeded: a cap doesn't allow it; the receipt is released.
+        """
+        before = None if entry is None else entry.receipt
+        entry = await self._create(intent) if entry is None else await self._write(entry, _reserved(entry, intent))
+        if before is not None and before.state is not State.IN_DOUBT:
+            await self._release_leftover(before, entry.receipt)
+        if intent.caps:
+            assert intent.quote_usd is not None
+            by = f"{intent.owner.host}/{intent.owner.pid}"
+            try:
+                await self._budgets.reserve(intent.caps, entry.receipt.reservation, intent.quote_usd, by)
+            except VeogenError as error:
+                await self._write(entry, entry.receipt.released(error.message))
+                raise
+        return entry
+
+    async def send(
+        self, entry: Entry, owner: Holder, clock_offset: timedelta | None, links: Mapping[str, tuple[str, ...]]
+    ) -> Entry:
+        """Note, ahead of the purchase, that it is on its way."""
+        return await self._write(entry, entry.receipt.sending(owner, clock_offset=clock_offset, links=links))
+
+    async def wait(self, entry: Entry, owner: Holder, seconds: float) -> Entry:
+        """Note that the service answered "too many requests", and that it is sent again after a pause."""
+        return await self._write(entry, entry.receipt.waiting(owner, seconds))
+
+    async def release(self, entry: Entry, reason: str) -> Entry:
+        """Note that nothing was bought, and give the reserved money back."""
+        receipt = entry.receipt
+        released = await self._write(entry, receipt.released(reason))
+        await self._budgets.release(receipt.budgets, receipt.reservation)
+        return released
+
+    # ------------------------------------------------------------ in doubt
+
+    async def doubt(self, entry: Entry, reason: str) -> Entry:
+        """Note that nobody heard the response to a purchase that was sent; its money stays reserved."""
+        return await self._write(entry, entry.receipt.in_doubt(reason))
+
+    async def note_reading(self, entry: Entry, reading: Reading) -> Entry:
+        """Note a complete reading of the service's list which showed no candidate."""
+        return await self._write(entry, entry.receipt.read(reading))
+
+    async def reopen(self, entry: Entry, reason: str) -> Entry:
+        """Go back to being in doubt about the attempt before this one, and give back what this one had reserved."""
+        receipt = entry.receipt
+        reopened = await self._write(entry, receipt.reopened(reason))
+        await self._budgets.release(receipt.budgets, receipt.reservation)
+        return reopened
+
+    # ------------------------------------------------------------ bought
+
+    async def buy(self, entry: Entry, generation: Generation, event: EventName = EventName.BOUGHT) -> Entry | None:
+        """Note which generation was paid for, claimed first, and settle; `None` if it belongs to another receipt.
+
+        Whatever other workers made of the receipt meanwhile: what was bought gets into it.
+        """
+        if not await self.claim(entry.receipt, generation.id):
+            return None
+        while True:
+            receipt = entry.receipt
+            if receipt.is_about(generation) or generation.id in {also.id for also in receipt.also_bought}:
+                return entry
+            try:
+                if receipt.generation is not None:
+                    return await self._buy_also(entry, generation)
+                entry = await self._write(entry, receipt.bought(generation, event))
+            except Changed:
+                current = await self.read(receipt.key)
+                if current is None:
+                    raise
+                entry = current
+            else:
+                await self._settle_bought(receipt, entry.receipt)
+                return entry
+
+    async def decide(self, entry: Entry, generation: Generation) -> Entry:
+        """Note which generation a purchase in doubt was, by a person's decision; claimed before."""
+        before = entry.receipt
+        entry = await self._write(entry, before.bought(generation, EventName.ADOPTED, by_a_person=True))
+        await self._settle_bought(before, entry.receipt)
+        return entry
+
+    async def store(self, entry: Entry, asset: Asset, etag: str) -> None:
+        """Note that the asset of a purchase is in the store, verified, whatever was noted of it meanwhile."""
+        current: Entry | None = entry
+        while current is not None and current.receipt.state in (State.BOUGHT, State.STORED):
+            try:
+                await self._write(current, current.receipt.stored(asset, etag))
+            except Changed:
+                current = await self.read(entry.receipt.key)
+            else:
+                return
+
+    async def fail(self, key: str, generation: Generation) -> None:
+        """Note that a generation failed and was not charged, and give its money back, once."""
+        while (entry := await self.read(key)) is not None:
+            receipt = entry.receipt
+            if receipt.state is not State.BOUGHT or not receipt.is_about(generation):
+                return
+            try:
+                await self._write(entry, receipt.failed(generation))
+            except Changed:
+                continue
+            # Only the author of the transition gives the money back, so that it is given back once.
+            await self._budgets.release(receipt.budgets, receipt.reservation, receipt.price_usd)
+            return
+
+    async def settle(self, receipt: Receipt) -> None:
+        """Complete in the budgets what a worker that died after its transition left undone. Idempotent."""
+        match receipt.state:
+            case State.BOUGHT | State.STORED:
+                await self._settle(receipt)
+                await self._release_lost(receipt)
+            case State.FAILED:
+                await self._budgets.release(receipt.budgets, receipt.reservation, receipt.price_usd)
+            case State.RELEASED:
+                await self._budgets.release(receipt.budgets, receipt.reservation)
+
+    # ------------------------------------------------------------ inside
+
+    async def _create(self, intent: Intent) -> Entry:
+        key = intent.key
+        draft = Receipt(
+            key=key,
+            content=ReceiptKey.parse(key).content_key,
+            state=State.RESERVED,
+            request=RecordedRequest.of(intent.request),
+            take=str(intent.request.take),
+            api=intent.api,
+        )
+        receipt = _reserved(Entry(draft, ""), intent)
+        return Entry(receipt, await self._store.create(_path(key), _body_of(receipt)))
+
+    async def _write(self, entry: Entry, receipt: Receipt) -> Entry:
+        return Entry(receipt, await self._store.replace(_path(receipt.key), _body_of(receipt), entry.version))
+
+    async def _buy_also(self, entry: Entry, generation: Generation) -> Entry:
+        """Record a further generation that was charged for a receipt which has one already, and count it."""
+        receipt = entry.receipt
+        lost = receipt.lost_attempt_of(generation)
+        entry = await self._write(entry, receipt.bought_also(generation))
+        price = generation.price_usd or (lost.quote_usd if lost else receipt.quote_usd)
+        if price is not None:
+            name = ReceiptKey.reservation(receipt.key, lost.attempt) if lost else f"{receipt.key}+{generation.id}"
+            await self._budgets.charge(lost.budgets if lost else receipt.budgets, name, price)
+        return entry
+
+    async def _settle_bought(self, before: Receipt, receipt: Receipt) -> None:
+        if before.state is State.RELEASED and receipt.price_usd is not None:
+            # A response that came after the purchase had been taken for not made: its money was given back.
+            await self._budgets.charge(receipt.budgets, receipt.reservation, receipt.price_usd)
+        else:
+            await self._settle(receipt)
+
+    async def _settle(self, receipt: Receipt) -> None:
+        if receipt.price_usd is not None:
+            await self._budgets.settle(receipt.budgets, receipt.reservation, receipt.price_usd)
+
+    async def _release_lost(self, receipt: Receipt) -> None:
+        """Give back what lost attempts had reserved, a day after they were given up: they may have been charged."""
+        day_ago = datetime.now(UTC) - _LOST_MONEY_COUNTS
+        kept = {lost.attempt for lost in receipt.lost if lost.given_up_at > day_ago}
+        if receipt.sent_at is not None and receipt.sent_at > day_ago:
+            kept |= {*range(1, receipt.attempt)} - {lost.attempt for lost in receipt.lost}
+        budgets = {name for lost in receipt.lost for name in lost.budgets} | {*receipt.budgets}
+        for attempt in range(1, receipt.attempt):
+            if attempt not in kept:
+                await self._budgets.release(budgets, ReceiptKey.reservation(receipt.key, attempt))
+
+    async def _release_leftover(self, before: Receipt, now: Receipt) -> None:
+        """Give back what an attempt that bought nothing had reserved, if its worker died before doing so."""
+        kept = now.budgets if before.reservation == now.reservation else ()
+        settled = before.price_usd if before.state is State.FAILED else None
+        await self._budgets.release({*before.budgets} - {*kept}, before.reservation, settled)
+
+
+def _reserved(entry: Entry, intent: Intent) -> Receipt:
+    budgets = [cap.budget for cap in intent.caps]
+    return entry.receipt.reserved(
+        intent.owner, quote_usd=intent.quote_usd, budgets=budgets, flow_run_id=intent.flow_run_id
+    )
+
+
+def _path(key: str) -> str:
+    return f"{RECEIPTS}{key}.json"
+
+
+def _key_of(item: Found) -> str:
+    return item.key.removeprefix(RECEIPTS).removesuffix(".json")
+
+
+def _claim_path(api: str, generation_id: str) -> str:
+    return f"{CLAIMS}{quote(api.partition('://')[2], safe='')}/{quote(generation_id, safe='')}.json"
+
+
+def _body_of(receipt: Receipt) -> bytes:
+    return receipt.model_dump_json(indent=1, exclude_none=True, by_alias=True).encode()
+
+
+def _receipt_of(key: str, body: bytes) -> Receipt:
+    try:
+        receipt = Receipt.model_validate_json(body)
+    except ValidationError as error:
+        problem = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, problem["loc"])) or "the whole"
+        raise UnreadableReceipt(f"The receipt {key} can't be read: {where}: {problem['msg']}") from None
+    if receipt.key != key:
+        raise UnreadableReceipt(f"The receipt {key} can't be read: it is a copy of {receipt.key}")
+    missing = missing_part(receipt)
+    if missing is not None:
+        raise UnreadableReceipt(f"The receipt {key} can't be read: it is {receipt.state.value} without {missing}")
+    return receipt
+
+
+def _claimant_of(generation_id: str, body: bytes) -> str:
+    try:
+        return str(json.loads(body)["receipt"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UnreadableReceipt(f"The claim of the generation {generation_id} can't be read") from None

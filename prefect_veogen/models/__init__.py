@@ -1,0 +1,47 @@
+"""The values that everything else passes around: frozen, printable, picklable, without any I/O."""
+
+from prefect_veogen.models.generation import (
+    Animated,
+    Asset,
+    CatalogueModel,
+    Certainty,
+    Generation,
+    Kind,
+    Output,
+    Quote,
+    Status,
+    named_by_the_package,
+)
+from prefect_veogen.models.receipt_key import KEY_VERSION, ReceiptKey
+from prefect_veogen.models.request import MAX_PROMPT_CHARACTERS, GenerationRequest
+from prefect_veogen.models.text import (
+    MAX_DIGITS,
+    in_usd,
+    normal_base_url,
+    text_problem,
+    with_plain_line_ends,
+    without_secrets,
+)
+
+__all__ = [
+    "KEY_VERSION",
+    "MAX_DIGITS",
+    "MAX_PROMPT_CHARACTERS",
+    "Animated",
+    "Asset",
+    "CatalogueModel",
+    "Certainty",
+    "Generation",
+    "GenerationRequest",
+    "Kind",
+    "Output",
+    "Quote",
+    "ReceiptKey",
+    "Status",
+    "in_usd",
+    "named_by_the_package",
+    "normal_base_url",
+    "text_problem",
+    "with_plain_line_ends",
+    "without_secrets",
+]

@@ -1,0 +1,214 @@
+"""What to make: a request, validated as far as its form tells, and what identifies it."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+import reprlib
+from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from prefect_veogen.errors import InvalidRequest, Problem, with_masked_links
+from prefect_veogen.models.generation import Asset, Value
+from prefect_veogen.models.receipt_key import ReceiptKey, digest, take_part
+from prefect_veogen.models.signed_links import without_signature
+from prefect_veogen.models.text import HALF_A_CHARACTER, MAX_DIGITS, normal_base_url, text_problem, with_plain_line_ends
+
+MAX_PROMPT_CHARACTERS = 2000  # /api-reference/generations/create; the unit is not documented, we count code points
+MAX_IMAGES = 14  # /authentication; one model's own page says more:
+MAX_IMAGES_OF_MODEL = {"gpt-image-2": 16}  # /api-reference/models/gpt-image-2
+
+
+def _as_tuple(value: Any) -> Any:
+    # Not any iterable: the order is part of what is bought, and a set has another one in every process.
+    if not isinstance(value, list | tuple):
+        raise ValueError("must be a list of URLs or Assets")
+    return tuple(value)
+
+
+Input = StrictStr | Asset
+Inputs = Annotated[tuple[Input, ...], BeforeValidator(_as_tuple)]
+
+
+class GenerationRequest(Value):
+    """What to make: a frozen value with the API's fields under the API's names, plus `take`.
+
+    Only fields that are set are sent. `duration` is in seconds. `image_urls`, `video_urls` and `audio_urls` take
+    http(s) URLs that the service can reach, or `Asset`s. Two equal requests are one purchase, and so are two whose
+    links differ only in their signatures (S3, GCS, Azure, CloudFront) or whose prompts differ only in CRLF and LF;
+    another `take` (a number, or a string such as a date) is another purchase. Building one costs nothing.
+    Fields: /api-reference/generations/create.
+
+    Raises:
+        InvalidRequest: a field is wrong; all problems are listed at once.
+    """
+
+    model: Annotated[StrictStr, Field(min_length=1)]
+    prompt: StrictStr
+    aspect_ratio: StrictStr | None = None
+    resolution: StrictStr | None = None
+    duration: StrictInt | None = None
+    mode: StrictStr | None = None
+    style: StrictStr | None = None
+    image_urls: Inputs | None = None
+    video_urls: Inputs | None = None
+    audio_urls: Inputs | None = None
+    watermark: StrictBool | None = None
+    private: StrictBool | None = None
+    take: StrictInt | StrictStr = 1
+
+    def __init__(self, **fields: Any) -> None:
+        try:
+            super().__init__(**fields)
+        except ValidationError as error:
+            raise InvalidRequest(_problems_of(error)) from None
+
+    @classmethod
+    def model_validate(cls, obj: Any, **options: Any) -> Self:
+        try:
+            return super().model_validate(obj, **options)
+        except ValidationError as error:
+            raise InvalidRequest(_problems_of(error)) from None
+
+    @classmethod
+    def model_validate_json(cls, json_data: str | bytes | bytearray, **options: Any) -> Self:
+        try:
+            return super().model_validate_json(json_data, **options)
+        except ValidationError as error:
+            raise InvalidRequest(_problems_of(error)) from None
+
+    @field_validator("*")
+    @classmethod
+    def _can_be_sent(cls, value: Any) -> Any:
+        if isinstance(value, str) and (problem := text_problem(value)):
+            raise ValueError(problem)
+        if isinstance(value, int) and abs(value) >= 10**MAX_DIGITS:
+            raise ValueError(f"has more than {MAX_DIGITS} digits")
+        return value
+
+    @field_validator("prompt")
+    @classmethod
+    def _prompt_length(cls, prompt: str) -> str:
+        # The same text from another editor or spreadsheet must not be bought again.
+        prompt = with_plain_line_ends(prompt)
+        if not prompt.strip():
+            raise ValueError("must not be empty")
+        if len(prompt) > MAX_PROMPT_CHARACTERS:
+            raise ValueError(f"is {len(prompt)} characters long; at most {MAX_PROMPT_CHARACTERS} are allowed")
+        return prompt
+
+    @field_validator("image_urls", "video_urls", "audio_urls")
+    @classmethod
+    def _urls(cls, inputs: tuple[Input, ...] | None, info: ValidationInfo) -> tuple[Input, ...] | None:
+        most = MAX_IMAGES_OF_MODEL.get(info.data.get("model", ""), MAX_IMAGES)
+        if info.field_name == "image_urls" and inputs and len(inputs) > most:
+            raise ValueError(f"holds {len(inputs)} images; at most {most} are allowed")
+        for position, value in enumerate(inputs or ()):
+            if isinstance(value, str) and (problem := text_problem(value) or _link_problem(value)):
+                raise ValueError(f"item {position} ({with_masked_links(value)[:60]!r}) {problem}")
+        return inputs or None
+
+    @field_validator("take")
+    @classmethod
+    def _take_is_named(cls, take: int | str) -> int | str:
+        if isinstance(take, str) and not take.strip():
+            raise ValueError("must not be empty")
+        if isinstance(take, str) and re.search("[{}]", take):
+            raise ValueError("holds braces; pass it through prefect_veogen.schedule.take_of_slot, which fills them in")
+        return take
+
+    def set_fields(self) -> dict[str, Any]:
+        """Return the fields of the API that were set, as given, in the API's order; `take` is not the API's."""
+        names = [name for name in type(self).model_fields if name != "take"]
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+    def unsigned(self) -> Self:
+        """Return the request with its links without their signatures: to be compared or kept, not to be sent."""
+        links = {
+            name: tuple(item if isinstance(item, Asset) else without_signature(item) for item in value)
+            for name, value in self.set_fields().items()
+            if isinstance(value, tuple)
+        }
+        return self.model_copy(update=links)
+
+    def canonical(self) -> dict[str, Any]:
+        """Return what identifies the request, JSON-ready: assets by digest, links without their signatures."""
+        return {name: _identity(value) for name, value in self.unsigned().set_fields().items()}
+
+    def receipt_key(self, base_url: str) -> str:
+        """Return the ledger's key: versioned digests of the canonical request and the API's base, and the take."""
+        api = normal_base_url(base_url)
+        visible = digest({"api": api, "model": self.model, "prompt": self.prompt})
+        content = digest({"api": api, "request": self.canonical()})
+        return str(ReceiptKey(visible[:12], content[:32], take_part(self.take)))
+
+
+def _link_problem(url: str) -> str | None:
+    if re.search(r"[,;]https?://", url):
+        return "holds two links; separate them by spaces"
+    try:
+        parts = urlsplit(url)
+        if re.fullmatch(r"https?://\S+", url) and parts.hostname and parts.port != 0:
+            return None
+    except ValueError:  # brackets that hold no address, or a port that is none
+        pass
+    return "is no http:// or https:// URL; give a public URL or an Asset"
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [{"sha256": item.sha256} if isinstance(item, Asset) else {"url": item} for item in value]
+    return value
+
+
+_WORDS = {
+    "missing": "is required",
+    "extra_forbidden": "is no field of a generation request",
+    "string_type": "must be text",
+    "string_too_short": "must not be empty",
+    "string_unicode": HALF_A_CHARACTER,
+    "int_type": "must be a whole number",
+    "bool_type": "must be true or false",
+    "model_type": "must be a mapping of fields",
+    "model_attributes_type": "must be a mapping of fields",
+}
+
+
+def _problems_of(error: ValidationError) -> list[Problem]:
+    found: dict[str, Problem] = {}
+    for item in error.errors(include_url=False):
+        if isinstance(nested := item.get("ctx", {}).get("error"), InvalidRequest):
+            return list(nested.problems)
+        field = str(item["loc"][0]) if item["loc"] else "request"
+        message = _WORDS.get(item["type"], item["msg"].removeprefix("Value error, "))
+        match item["loc"]:
+            case ("take", "int" | "str"):
+                message = "must be text or a whole number"
+            case (_, int(position), *_):
+                message = f"item {position}: must be a URL or an Asset"
+        value = None if item["type"] == "missing" else _kept(item["input"])
+        allowed = tuple(GenerationRequest.model_fields) if item["type"] == "extra_forbidden" else None
+        nearest = next(iter(difflib.get_close_matches(field, allowed or (), n=1)), None)
+        found.setdefault(field, Problem(field, value, message, allowed, nearest))
+    return list(found.values())
+
+
+def _kept(value: Any) -> Any:
+    """Return what an error may carry along to another process: the value, or its text if it can't be pickled."""
+    try:
+        pickle.dumps(value)
+    except Exception:  # noqa: BLE001 - any object may have been handed in, with any way of refusing
+        return reprlib.repr(value)
+    return value

@@ -1,0 +1,49 @@
+"""Texts as people and services write them: what can be sent, what means the same, what must not be shown."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+MAX_DIGITS = 18
+
+HALF_A_CHARACTER = "holds half a character (a lone surrogate), which can't be sent"
+
+
+def with_plain_line_ends(text: str) -> str:
+    """Return a text with LF for every CRLF and CR."""
+    return re.sub("\r\n?", "\n", text)
+
+
+def text_problem(text: str) -> str | None:
+    """Return why a text can't be sent, if there is a reason."""
+    if re.search("[\ud800-\udfff]", text):
+        return HALF_A_CHARACTER
+    if control := re.search(r"[^\t\n\r -~\xa0-\U0010ffff]", text):
+        return f"holds the control character {control[0]!r}; remove it"
+    return None
+
+
+def in_usd(amount: Decimal | None) -> str:
+    """Return an amount as people write it: all its digits, but at least cents."""
+    if amount is None:
+        return "unknown"
+    whole, _, cents = f"{abs(amount).normalize():f}".partition(".")
+    return f"{'-' if amount < 0 else ''}${whole}.{cents:0<2}"
+
+
+def normal_base_url(base_url: str) -> str:
+    """Return the base URL in the one form that keys and requests use."""
+    scheme, separator, rest = base_url.strip().rstrip("/").partition("://")
+    host, slash, path = rest.partition("/")
+    scheme, host = scheme.lower(), host.lower()
+    host = host.removesuffix({"http": ":80", "https": ":443"}.get(scheme, ""))
+    return f"{scheme}{separator}{host}{slash}{path}"
+
+
+def without_secrets(url: str) -> str:
+    """Return a link without what may be a secret in it: query, fragment, user and password."""
+    address = url.partition("?")[0].partition("#")[0]
+    scheme, separator, rest = address.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"

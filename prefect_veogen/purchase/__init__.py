@@ -1,0 +1,1 @@
+"""Buying at most once: plan, submit, reconcile what is in doubt, wait."""

@@ -1,0 +1,421 @@
+"""Buying at most once: the one place from which money is spent.
+
+Whatever happens to this process, the receipt says what may safely be done next; see `receipt` for its states. The order
+of the steps is the whole safety: everything that can fail for free comes first, then the receipt, then the money
+reserved, then the write-ahead note that the purchase is on its way, and at once the purchase.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from prefect_veogen.api.pricing import check, quote
+from prefect_veogen.api.responses import Accepted, Busy, Refused, Unknown, failure_of
+from prefect_veogen.errors import (
+    STORE_TROUBLE,
+    BudgetExceeded,
+    ConfigurationError,
+    GenerationFailed,
+    NotSent,
+    RateLimited,
+    TryAgainLater,
+    UnexpectedAnswer,
+    VeogenError,
+)
+from prefect_veogen.ledger import Entry, EventName, Intent, State
+from prefect_veogen.ledger.lease import boot_seconds, holding
+from prefect_veogen.ledger.receipt import attach
+from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd, without_secrets
+from prefect_veogen.process.io_loop import uninterrupted
+from prefect_veogen.purchase.in_doubt import (
+    Doubt,
+    Search,
+    VoidReading,
+    needs_reading,
+    note_doubt,
+    read_list,
+    search,
+    still_in_doubt,
+    write_down,
+)
+from prefect_veogen.purchase.inputs import offered_links
+from prefect_veogen.store import AlreadyThere, Changed
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from prefect_veogen.api.responses import Submission
+    from prefect_veogen.ledger.lease import Holder
+    from prefect_veogen.ledger.receipt import Reading, Receipt
+    from prefect_veogen.session import Session
+
+# Longer than a purchase can take to be answered; only other machines ever have to wait for it.
+_LEASE_MARGIN_SECONDS = 30.0
+_BUSY_SECONDS = 900.0
+_RIVAL_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
+_POLL_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0)
+_SEARCH_POLLS = 10
+"""For how many poll intervals a purchase whose response was just lost is searched for, before its caller is told."""
+_WAITED_FOR = timedelta(seconds=30)
+"""What is left of a doubt at most for a call to wait for its end."""
+_BLIND_SECONDS = 60.0
+_READING_TRIES = 5
+_STORE_AWAY_SECONDS = 60.0
+_LAST_WORDS_SECONDS = 5.0
+_NOTE_HOLDS_SECONDS = 10.0
+"""How long after its note a purchase may still be sent: a process that was frozen for longer must not send it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Purchase:
+    """A generation, and whether it had been bought before."""
+
+    generation: Generation
+    reused: bool
+
+
+async def buy(session: Session, request: GenerationRequest) -> Purchase:
+    """Return the generation of a request, bought now unless the ledger knows it already.
+
+    Safe to call again, at once, from anywhere: equal requests with equal takes are one purchase.
+    """
+    await session.store.check()
+    lease = session.settings.request_timeout_seconds + _LEASE_MARGIN_SECONDS
+    with holding(lease, session.flow_run_id) as owner:
+        return await _Buyer(session, request, owner, lease).buy()
+
+
+async def mark_failed(session: Session, generation: Generation) -> GenerationFailed:
+    """Return the error of a failed generation, after writing into its receipt that nothing was charged."""
+    if generation.receipt is not None:
+        await session.ledger.fail(generation.receipt, generation)
+    return failure_of(generation)
+
+
+class _Note:
+    """The write-ahead note that a purchase is on its way, written when nothing but its body is left to be sent.
+
+    Connecting takes long enough to be killed in; after the note, whether money was spent has to be reconciled.
+    """
+
+    def __init__(self, entry: Entry, write: Callable[[Entry], Awaitable[Entry]]) -> None:
+        self.entry = entry
+        self.is_written = False
+        self._write = write
+
+    async def write(self) -> None:
+        """Write it; the body may follow at once, and only at once.
+
+        Raises:
+            NotSent: writing took so long that others may have given the purchase up.
+        """
+        began = boot_seconds()
+        self.entry = await self._write(self.entry)
+        self.is_written = True
+        # Nothing is awaited between here and the sending of the body.
+        if boot_seconds() - began > _NOTE_HOLDS_SECONDS:
+            raise NotSent(
+                f"The note of a purchase took longer than {_NOTE_HOLDS_SECONDS:g} s to write",
+                next_step="Nothing was bought. Check the store and the machine, then run it again.",
+            )
+
+
+class _Buyer:
+    """One call's attempt to come to a generation."""
+
+    def __init__(self, session: Session, request: GenerationRequest, owner: Holder, lease_seconds: float) -> None:
+        self._session = session
+        self._ledger = session.ledger
+        self._request = request
+        self._key = request.receipt_key(session.client.base_url)
+        self._owner = owner
+        self._lease_seconds = lease_seconds
+        self._quote: Quote | None = None
+        self._body: dict[str, Any] = {}
+
+    async def buy(self) -> Purchase:
+        try:
+            return await self._acquire()
+        except BaseException:
+            await asyncio.shield(self._release_reserved())
+            raise
+
+    async def _release_reserved(self) -> None:
+        """Release what is only reserved: others would wait for it for as long as this process lives."""
+        with contextlib.suppress(Changed, VeogenError):
+            entry = await self._ledger.read(self._key)
+            if entry is None or entry.receipt.state is not State.RESERVED or entry.receipt.owner is None:
+                return
+            if entry.receipt.owner.id == self._owner.id:
+                await self._ledger.release(entry, "the buyer was stopped before sending")
+
+    async def _acquire(self) -> Purchase:
+        attempt = 0
+        while True:
+            if attempt == 1:
+                self._session.log.info("Another worker is buying this just now: waiting for its outcome")
+            entry = await self._ledger.read(self._key)
+            try:
+                if entry is None:
+                    return await self._buy(await self._reserve(None))
+                match entry.receipt.state:
+                    case State.BOUGHT | State.STORED:
+                        return Purchase(attach(entry.receipt), reused=True)
+                    case State.RESERVED | State.SENDING if not entry.receipt.is_abandoned:
+                        await asyncio.sleep(_RIVAL_SECONDS[min(attempt, len(_RIVAL_SECONDS) - 1)])
+                        attempt += 1
+                    case State.SENDING:
+                        return await self._resolve(await note_doubt(self._session, entry, "the buyer died"))
+                    case State.IN_DOUBT:
+                        return await self._resolve(entry)
+                    case State.RESERVED | State.RELEASED | State.FAILED:
+                        return await self._buy(await self._reserve(entry))
+            except (AlreadyThere, Changed):
+                continue  # another worker was first: see what it did
+
+    # ------------------------------------------------------------ before the money
+
+    async def _reserve(self, entry: Entry | None) -> Entry:
+        """Return the receipt as ours, everything checked that can be checked for free, and the rate limit acquired."""
+        await self._prepare()
+        await self._session.client.turn_to_buy()
+        assert self._quote is not None
+        intent = Intent(
+            request=self._request,
+            api=self._session.client.base_url,
+            owner=self._owner.renewed(self._lease_seconds),
+            quote_usd=self._quote.usd,
+            caps=self._session.caps,
+            flow_run_id=self._session.flow_run_id,
+        )
+        try:
+            return await uninterrupted(self._ledger.reserve(entry, intent))
+        except BaseException:
+            self._session.client.limiter.give_back()
+            raise
+
+    async def _prepare(self) -> None:
+        if self._quote is None:
+            model = await self._session.catalogue.model(self._request.model)
+            check(self._request, model)
+            self._quote = quote(self._request, model)
+            if self._quote.usd is None and self._session.caps:
+                raise BudgetExceeded.without_a_price(model.slug)
+        self._body = {**self._request.set_fields(), **await offered_links(self._session, self._request)}
+
+    # ------------------------------------------------------------ the money
+
+    async def _buy(self, entry: Entry) -> Purchase:
+        give_up_at = time.monotonic() + _BUSY_SECONDS
+        while True:
+            if needs_reading(entry.receipt) and (reopened := await self._reopened(entry)) is not None:
+                return await self._resolve(reopened)
+            entry, submission = await self._submit(entry)
+            match submission:
+                case Accepted(generation):
+                    return await self._bought(entry, generation, EventName.BOUGHT)
+                case Refused(refusal):
+                    await self._ledger.release(entry, refusal.message)
+                    raise refusal
+                case Unknown(reason):
+                    self._session.log.warning("The response to a purchase was lost (%s): searching for it", reason)
+                    return await self._resolve(await note_doubt(self._session, entry, reason))
+                case Busy(seconds):
+                    entry = await self._wait(entry, seconds, give_up_at)
+
+    async def _submit(self, entry: Entry) -> tuple[Entry, Submission]:
+        """Send the purchase, once; return the receipt, which says so, and what came of it."""
+        note = _Note(entry, self._send)
+        try:
+            submission = await self._session.client.create_generation(self._body, note.write)
+        except (NotSent, ConfigurationError) as error:
+            await self._ledger.release(note.entry, error.message)
+            raise
+        except BaseException:
+            if note.is_written:
+                # Stopped in the middle: nobody heard the response, so the next caller has to reconcile.
+                await asyncio.shield(note_doubt(self._session, note.entry, "the buyer was stopped"))
+            raise
+        return note.entry, submission
+
+    async def _wait(self, entry: Entry, seconds: float, give_up_at: float) -> Entry:
+        """Return the receipt, reserved again, when the purchase may be sent once more after a 429."""
+        if time.monotonic() > give_up_at:
+            await self._ledger.release(entry, "too many requests")
+            raise RateLimited(f"The service kept answering 429 for {_BUSY_SECONDS:g} s", retry_after_seconds=seconds)
+        owner = self._owner.renewed(self._lease_seconds + seconds)
+        entry = await self._ledger.wait(entry, owner, seconds)
+        await self._session.client.turn_to_buy()
+        return entry
+
+    async def _send(self, entry: Entry) -> Entry:
+        """Return the receipt with the note that the purchase is on its way."""
+        links = {name: tuple(map(without_secrets, value)) for name, value in self._body.items() if _is_list(value)}
+        owner, offset = self._owner.renewed(self._lease_seconds), self._session.client.clock_offset
+        noting = asyncio.ensure_future(self._ledger.send(entry, owner, offset, links))
+        try:
+            return await asyncio.shield(noting)
+        except asyncio.CancelledError:
+            # Stopped before anything was sent: with the note left behind, that would have to be reconciled.
+            with contextlib.suppress(Changed, VeogenError):
+                await asyncio.shield(self._ledger.release(await noting, "the buyer was stopped before sending"))
+            raise
+
+    async def _bought(self, entry: Entry, generation: Generation, event: EventName) -> Purchase:
+        noting = asyncio.ensure_future(self._write_down(entry, generation, event))
+        try:
+            written = await asyncio.shield(noting)
+        except asyncio.CancelledError:
+            # Stopped with the id in hand, which nobody else knows: a moment to write it down.
+            await asyncio.wait([noting], timeout=_LAST_WORDS_SECONDS)
+            raise
+        if written is None:
+            # A twin purchase in doubt has adopted ours; its own one is still to be found.
+            reason = f"generation {generation.id} was adopted for another take"
+            if entry.receipt.state is State.IN_DOUBT:
+                raise Changed(self._key)
+            return await self._resolve(await note_doubt(self._session, entry, reason))
+        bought = attach(written.receipt)
+        if event is EventName.BOUGHT:
+            self._session.watcher.bought(bought)
+        return Purchase(bought, reused=event is not EventName.BOUGHT)
+
+    async def _write_down(self, entry: Entry, generation: Generation, event: EventName) -> Entry | None:
+        """Return the receipt with what was paid for; a store that is away for a moment must not lose that."""
+        give_up_at, attempt = time.monotonic() + _STORE_AWAY_SECONDS, 0
+        while True:
+            try:
+                return await write_down(self._session, entry, generation, event)
+            except STORE_TROUBLE as error:
+                paid = f"Generation {generation.id} is bought for {in_usd(generation.price_usd)}, but can't be noted"
+                if time.monotonic() > give_up_at:
+                    raise type(error)(
+                        f"{paid}: {error.message}",
+                        next_step="Run it again when the store is back: the purchase is then found in the account's "
+                        "generations, and not made again.",
+                    ) from None
+                self._session.log.warning("%s yet: %s", paid, error.message)
+            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
+            attempt += 1
+
+    # ------------------------------------------------------------ in doubt
+
+    async def _resolve(self, entry: Entry) -> Purchase:
+        """Return the purchase in doubt once the service lists it, or a new one once its absence is proven.
+
+        Raises:
+            UnknownSubmission: neither yet; the receipt stays in doubt, and the error says until when.
+        """
+        doubt = Doubt.of(self._session, entry.receipt)
+        search_until = self._search_until(entry.receipt)
+        blind_until = max(search_until, datetime.now(UTC)) + timedelta(seconds=_BLIND_SECONDS)
+        attempt = 0
+        while True:
+            began = datetime.now(UTC)
+            try:
+                outcome = await search(self._session, entry.receipt)
+            except (TryAgainLater, UnexpectedAnswer) as error:
+                if began > blind_until:
+                    reason = f"the service could not be asked: {error.message}"
+                    raise still_in_doubt(self._session, entry.receipt, reason) from None
+            else:
+                if outcome.found is not None:
+                    return await self._bought(entry, outcome.found, EventName.ADOPTED)
+                if not outcome.wait and (is_over := self._is_over(doubt, search_until)) is not None:
+                    return await self._after_searching(entry, doubt, outcome, is_over=is_over)
+            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
+            attempt += 1
+            await self._check_unchanged(entry)
+
+    def _is_over(self, doubt: Doubt, search_until: datetime) -> bool | None:
+        """Tell whether the doubt is over; `None` while searching on is worth it."""
+        left = None if doubt.ends_at is None else doubt.left(self._session)
+        if left is not None and left <= timedelta(0):
+            return True
+        # What ends so soon is waited for: then this very call can end it.
+        if left is not None and left <= _WAITED_FOR:
+            return None
+        return False if datetime.now(UTC) >= search_until else None
+
+    async def _after_searching(self, entry: Entry, doubt: Doubt, outcome: Search, *, is_over: bool) -> Purchase:
+        if outcome.candidates or not is_over:
+            raise still_in_doubt(self._session, entry.receipt, outcome.reason, outcome.candidates)
+        entry, outcome = await self._prove_absent(entry, doubt)
+        if outcome.found is not None:
+            return await self._bought(entry, outcome.found, EventName.ADOPTED)
+        self._session.log.warning(
+            "The purchase of %s is proven absent after %s: buying it again", entry.receipt.key, doubt.delay
+        )
+        return await self._buy(await self._reserve(entry))
+
+    async def _prove_absent(self, entry: Entry, doubt: Doubt) -> tuple[Entry, Search]:
+        """Return the receipt with the readings that prove its purchase absent, or what one of them found instead.
+
+        Raises:
+            UnknownSubmission: a reading shows candidates, or proves nothing.
+        """
+        tries = 0
+        while not doubt.proves_absence(entry.receipt):
+            await asyncio.sleep(doubt.seconds_to_next_reading(self._session, entry.receipt))
+            await self._check_unchanged(entry)
+            outcome, reading = await self._read_list(entry.receipt)
+            if outcome.found is not None:
+                return entry, outcome
+            if outcome.candidates:
+                raise still_in_doubt(self._session, entry.receipt, outcome.reason, outcome.candidates)
+            if doubt.accepts(entry.receipt, reading):
+                entry = await self._ledger.note_reading(entry, reading)
+                tries = 0
+                continue
+            tries += 1
+            if tries > _READING_TRIES:
+                raise still_in_doubt(self._session, entry.receipt, "the service's clock does not go on")
+            await asyncio.sleep(_POLL_SECONDS[1])
+        return entry, Search()
+
+    async def _read_list(self, receipt: Receipt) -> tuple[Search, Reading]:
+        for attempt in range(_READING_TRIES):
+            try:
+                return await read_list(self._session, receipt)
+            except VoidReading as void:
+                raise still_in_doubt(self._session, receipt, f"{void}") from None
+            except (TryAgainLater, UnexpectedAnswer) as error:
+                failure = error
+            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
+        raise still_in_doubt(self._session, receipt, f"the service could not be asked: {failure.message}")
+
+    async def _reopened(self, entry: Entry) -> Entry | None:
+        """Read the list once more before buying again; return the receipt in doubt again if that speaks against it.
+
+        Raises:
+            UnknownSubmission: the reading shows candidates, or proves nothing; the receipt is in doubt again.
+        """
+        doubted = entry.receipt.as_in_doubt(entry.receipt.lost[-1])
+        try:
+            outcome, _ = await self._read_list(doubted)
+        except VeogenError as error:
+            await self._ledger.reopen(entry, error.message)
+            raise
+        if outcome.found is None and not outcome.candidates:
+            return None
+        return await self._ledger.reopen(entry, "a generation that could be it is listed by now")
+
+    def _search_until(self, receipt: Receipt) -> datetime:
+        """Return until when a purchase is searched for before the caller is told of the doubt: from the loss on."""
+        last = receipt.history[-1]
+        polls = _SEARCH_POLLS if last.event is EventName.IN_DOUBT else 0
+        return last.at + timedelta(seconds=polls * self._session.settings.image_poll_seconds)
+
+    async def _check_unchanged(self, entry: Entry) -> None:
+        current = await self._ledger.read(self._key)
+        if current is None or current.version != entry.version:
+            raise Changed(self._key)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, list)

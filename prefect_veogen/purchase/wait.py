@@ -1,0 +1,43 @@
+"""Waiting for one generation, with what its end means for the ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.models import Generation, Status
+from prefect_veogen.purchase.submit import mark_failed
+
+if TYPE_CHECKING:
+    from prefect_veogen.session import Session
+
+
+def check_timeout(timeout_seconds: object) -> None:
+    """Pass a time that can be waited; to be asked before anything is bought.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    if timeout_seconds is not None and not (isinstance(timeout_seconds, int | float) and timeout_seconds > 0):
+        raise ConfigurationError(
+            f"timeout_seconds={timeout_seconds!r} is no time to wait",
+            next_step="Nothing was bought. Give a number of more than 0 seconds, or leave it out.",
+        )
+
+
+async def wait(session: Session, generation: Generation, timeout_seconds: float | None = None) -> Generation:
+    """Return the generation when it is completed; at once if it is known to be.
+
+    Raises:
+        GenerationFailed: it failed; the receipt then says that nothing was charged.
+        StillRunning: the time is over, the generation is not.
+        PersonNeeded: the service keeps knowing no such generation, or naming no output for it.
+    """
+    if not generation.is_over:
+        timeout = session.settings.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
+        generation = await session.watcher.until_over(
+            generation, timeout, lambda told: session.log.info("Generation %s is %s", told.id, told.status_text)
+        )
+    if generation.status is Status.FAILED:
+        raise await mark_failed(session, generation)
+    return generation

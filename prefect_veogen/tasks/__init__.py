@@ -1,0 +1,1 @@
+"""The Prefect tasks: the only folder that knows Prefect."""

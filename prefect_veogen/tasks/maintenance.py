@@ -1,0 +1,167 @@
+"""What keeps the books in order from within Prefect: sweeping, comparing, telling what a stopped run left running."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+from prefect import task
+from prefect.artifacts import acreate_table_artifact
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import AwaitingRetry
+
+from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.errors import UnknownSubmission, VeogenError
+from prefect_veogen.ledger import Ledger, Receipt
+from prefect_veogen.ledger import State as ReceiptState
+from prefect_veogen.models import in_usd
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.settings import Settings
+from prefect_veogen.store import open_store
+from prefect_veogen.tasks.durability import check_store_is_durable
+from prefect_veogen.tasks.generation import FREE, session_for_task
+from prefect_veogen.tasks.markdown import literal
+from prefect_veogen.tasks.runs import task_named
+from prefect_veogen.upkeep.receipts import read_receipts
+from prefect_veogen.upkeep.statement import Reconciliation, reconcile
+from prefect_veogen.upkeep.sweep import Swept, sweep
+
+_RETRIES_IN_DOUBT = 3
+_WAITS_FOR_DOUBT = "A purchase is in doubt: "
+
+_UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
+
+
+@task(
+    name="sweep store",
+    task_run_name=task_named("sweep", lambda of: str(of["store"] or "the default store")),
+    description="Finishes what runs that died or were cancelled left behind.",
+    **FREE,
+)
+async def sweep_store(
+    *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
+) -> Sequence[Swept]:
+    """Return what was done about unfinished receipts: paid outputs downloaded, lost purchases found. Free.
+
+    Safe to repeat, and to run beside working flows. What still needs a person is in the returned notes.
+    """
+    session = await session_for_task(credentials, store)
+    swept = await sweep(session)
+    for item in swept:
+        session.log.info("%s: %s → %s. %s", item.key, item.before.label, item.after.label, item.note)
+    if swept:
+        table = [
+            {"receipt": item.key, "before": item.before.label, "after": item.after.label, "note": literal(item.note)}
+            for item in swept
+        ]
+        await acreate_table_artifact(table, key="veogen-sweep", description=f"{len(swept)} receipts were unfinished")
+    return swept
+
+
+@task(
+    name="compare with statement",
+    task_run_name=task_named("compare", lambda of: f"the last {of['days']} days with the statement"),
+    description="Matches the ledger's purchases against what the account was charged.",
+    **FREE,
+)
+async def compare_with_statement(
+    days: int = 30, *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
+) -> Reconciliation:
+    """Return how the ledger and the account's statement compare over the last days. Free, and safe to repeat."""
+    session = await session_for_task(credentials, store)
+    found = await reconcile(session, datetime.now(UTC) - timedelta(days=days))
+    say = session.log.info if found.adds_up else session.log.warning
+    say(
+        "%d receipts of %s, %d charges of %s: %s",
+        found.receipts,
+        in_usd(found.ledger_usd),
+        found.charges,
+        in_usd(found.statement_usd),
+        "they add up" if found.adds_up else "they do not add up",
+    )
+    await acreate_table_artifact(_differences(found), key="veogen-reconciliation", description="What does not add up")
+    return found
+
+
+async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Log what a stopped flow run has paid for and not stored; use it as `on_cancellation`, `on_crashed`, `on_failure`.
+
+    Nothing is lost by stopping: the service can't cancel a generation, and the next run of the same request adopts it.
+    """
+    log = flow_run_logger(flow_run, flow)
+    try:
+        receipts = await on_io(_unsettled(flow_run))
+    except VeogenError as error:
+        log.warning("What this run left running can't be told: %s", error.message)
+        return
+    for receipt in receipts:
+        name = receipt.generation.id if receipt.generation else "a purchase whose answer is not known"
+        log.warning(
+            "%s: %s of %s goes on at the service, which can't cancel it; it costs %s. The next run of the same "
+            "request, or `prefect-veogen sweep`, adopts it and pays nothing.",
+            state.name,
+            name,
+            receipt.request.model,
+            in_usd(receipt.price_usd),
+        )
+
+
+async def _unsettled(flow_run: FlowRun) -> list[Receipt]:
+    place = flow_run.parameters.get("store") or Settings().store
+    store = open_store(place)
+    await check_store_is_durable(place, flow_run)
+    began = flow_run.start_time or flow_run.created or datetime.now(UTC)
+    found = await read_receipts(Ledger(store), began - timedelta(minutes=1))
+    return [
+        receipt for receipt in found.readable if receipt.flow_run_id == str(flow_run.id) and receipt.state in _UNSETTLED
+    ]
+
+
+async def retry_when_doubt_ends(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Put a deployment's run that ended in doubt back on the schedule for the doubt's end; use it as `on_failure`.
+
+    As `prefect flow-run retry` would: a worker runs it again then, and no process waits meanwhile. At most three times.
+    """
+    error = await state.aresult(raise_on_failure=False)
+    if flow_run.deployment_id is None or not isinstance(error, UnknownSubmission) or error.doubt_until is None:
+        return
+    log = flow_run_logger(flow_run, flow)
+    async with get_client() as client:
+        states = await client.read_flow_run_states(flow_run.id)
+        if sum((past.message or "").startswith(_WAITS_FOR_DOUBT) for past in states) >= _RETRIES_IN_DOUBT:
+            log.warning("A purchase is still in doubt after %d retries: see the error", _RETRIES_IN_DOUBT)
+            return
+        message = f"{_WAITS_FOR_DOUBT}run again at {error.doubt_until:%Y-%m-%d %H:%M:%S} UTC"
+        retry: State[Any] = AwaitingRetry(scheduled_time=error.doubt_until, message=message)
+        await client.set_flow_run_state(flow_run.id, retry, force=True)
+    log.warning(message)
+
+
+TELL_WHEN_STOPPED: Final[dict[str, Any]] = {
+    "on_cancellation": [tell_what_runs_on],
+    "on_crashed": [tell_what_runs_on],
+    "on_failure": [tell_what_runs_on, retry_when_doubt_ends],
+}
+"""For flows which buy: `@flow(**TELL_WHEN_STOPPED)`; a deployment's run in doubt is retried when that is over."""
+
+
+def _differences(found: Reconciliation) -> list[dict[str, str]]:
+    ours = [
+        {"only in": "ledger", "what": receipt.key, "usd": str(receipt.price_usd), "at": str(receipt.sent_at)}
+        for receipt in found.only_in_ledger
+    ]
+    theirs = [
+        {
+            "only in": "statement",
+            "what": literal(f"{charge.model_key} #{charge.id}"),
+            "usd": str(charge.amount_usd),
+            "at": str(charge.created_at),
+        }
+        for charge in found.only_in_statement
+    ]
+    return [*ours, *theirs]

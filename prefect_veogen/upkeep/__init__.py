@@ -1,0 +1,1 @@
+"""Keeping the ledger in order: sweep, compare with the statement, let a person decide."""

@@ -1,0 +1,41 @@
+"""All receipts of a store, damaged ones included."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple
+
+from prefect_veogen.errors import (
+    UnreadableReceipt,
+)
+from prefect_veogen.ledger import Entry, Ledger, Receipt
+from prefect_veogen.process.io_loop import each, on_io
+
+if TYPE_CHECKING:
+    from prefect_veogen.session import Session
+
+
+class Receipts(NamedTuple):
+    """The receipts of a store; one that is damaged holds up none of the others, but is not passed over either."""
+
+    readable: list[Receipt]
+    damaged: list[UnreadableReceipt]
+
+
+async def all_receipts(session: Session, since: datetime | None = None) -> Receipts:
+    """Return all receipts of the store, or those written since a time. Free."""
+    return await on_io(read_receipts(session.ledger, since))
+
+
+async def read_receipts(ledger: Ledger, since: datetime | None = None) -> Receipts:
+    """Return the receipts of a ledger; belongs to the I/O loop."""
+
+    async def read(key: str) -> Entry | UnreadableReceipt | None:
+        try:
+            return await ledger.read(key)
+        except UnreadableReceipt as error:
+            return error
+
+    found = await each(await ledger.keys(since), read)
+    damaged = [item for item in found if isinstance(item, UnreadableReceipt)]
+    return Receipts([item.receipt for item in found if isinstance(item, Entry)], damaged)
