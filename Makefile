@@ -16,7 +16,7 @@ LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.1
 
 # Which tests make up `quick` and `test-oldest`; the markers are explained in pyproject.toml.
 FAST := not (slow or server or kill or s3)
-NOT_QUICK := store cli delivery watcher sandbox_*
+NOT_QUICK := store cli download sandbox benchmarks api/test_poller.py
 MEETS_PREFECT := server or prefect
 
 # No prompts, no progress bars, no interpreter from elsewhere; whoever runs this may have neither a home nor a terminal.
@@ -85,9 +85,9 @@ demo: install ## image, then video, on the sandbox: no account, no money, no net
 
 quick: lint ## after each change: style, who imports whom, the fast tests
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile -m '$(FAST)' \
-	    $(NOT_QUICK:%=--ignore-glob 'tests/test_%.py') $(ARGS)
-	@echo "Left out: make types; tests of $(NOT_QUICK); what is slow, kills, or needs S3 or a"
-	@echo "Prefect server. Run what belongs to your change, e.g. make test ARGS=tests/test_store.py; make check runs all."
+	    $(NOT_QUICK:%=--ignore tests/%) $(ARGS)
+	@echo "Left out: make types; tests/ of $(NOT_QUICK); what is slow, kills, or needs S3 or a"
+	@echo "Prefect server. Run what belongs to your change, e.g. make test ARGS=tests/store; make check runs all."
 
 check: lint types architecture test test-oldest ## all gates
 
@@ -103,7 +103,7 @@ types: install ## mypy, strict
 	@$(BIN)/mypy $(wildcard prefect_veogen flows tests benchmarks)
 
 architecture: install ## who may import whom
-	@$(BIN)/python -m pytest -q tests/test_architecture.py
+	@$(BIN)/python -m pytest -q tests/promises/test_architecture.py
 
 test: install ## all tests; no network, no account
 	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
@@ -113,7 +113,7 @@ test-oldest: install ## what meets Prefect, on the oldest supported one
 	    echo "The oldest supported Prefect is the locked one: make test runs on it."; \
 	else \
 	    $(MAKE) --no-print-directory $(OLDEST)/.installed && \
-	    $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/test_benchmarks.py -m '$(MEETS_PREFECT)' $(ARGS); \
+	    $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/benchmarks -m '$(MEETS_PREFECT)' $(ARGS); \
 	fi
 
 bench: install ## the figures the documentation claims

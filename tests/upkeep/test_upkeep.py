@@ -38,18 +38,18 @@ from prefect_veogen.upkeep.decisions import adopt, release
 from prefect_veogen.upkeep.receipts import all_receipts
 from prefect_veogen.upkeep.statement import Reconciliation, reconcile
 from prefect_veogen.upkeep.sweep import Swept, sweep
-from tests.paid_once_worker import bought_and_stored
+from tests.support.buyers import bought_and_stored
 from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 CAP = Cap("autumn", Decimal(1))
 CENTS = Decimal("0.02")
 LONG_AGO = timedelta(hours=2)
 
 DYING = """
 import asyncio
-from tests.test_upkeep import buy_everything
+from tests.upkeep.test_upkeep import buy_everything
 asyncio.run(buy_everything(["bought", "on its way", "told to wait"]))
 """
 

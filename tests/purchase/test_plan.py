@@ -25,7 +25,7 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.plan import Plan, make_plan
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from tests.paid_once_worker import bought_and_stored
+from tests.support.buyers import bought_and_stored
 from tests.support.servers import Reply, Request, relayed, serving
 
 pytestmark = pytest.mark.usefixtures("sandbox")

@@ -26,7 +26,7 @@ from benchmarks.report import (
     overhead_table,
 )
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def measured(way: str, requests: int = 12) -> Measured:

@@ -32,7 +32,7 @@ from prefect_veogen.ledger import State
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.campaign import ItemStatus
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PATIENCE_SECONDS = 200.0
 PICTURE = Asset(
     uri="s3://bucket/assets/p.png",

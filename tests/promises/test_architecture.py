@@ -21,7 +21,7 @@ import pytest
 
 import prefect_veogen
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "prefect_veogen"
 
 ORDER = [

@@ -20,7 +20,7 @@ from tests.support.prefect_processes import copy_deployable, deploy_all, environ
 
 pytestmark = pytest.mark.prefect
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILE = "deployments/prefect.yaml"
 TOKEN = "vg-secret-4711"
 

@@ -31,7 +31,7 @@ from prefect_veogen.sandbox import Sandbox
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "flows" / "image_then_animate.py")
 PROMPTS = ("a lighthouse at dusk", "the beam turns")
 PATIENCE_SECONDS = 120.0

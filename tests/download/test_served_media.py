@@ -19,9 +19,17 @@ from prefect_veogen.errors import DownloadBroken, MediaRejected
 from prefect_veogen.models import Generation, Kind, Output, Status
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
+from tests.download.test_deliver import (
+    CLIP_BYTES,
+    bought,
+    content,
+    delivered,
+    elsewhere,
+    leftovers,
+    serving_without_a_length,
+)
+from tests.download.test_formats import saved, signed
 from tests.support.servers import Once, Reply, Request, serving
-from tests.test_delivery import CLIP_BYTES, bought, content, delivered, elsewhere, leftovers, serving_without_a_length
-from tests.test_media import saved, signed
 
 FILES = Path(__file__).parent / "media_files"
 # What hardly shrinks, so that what is encoded is as large as what isn't.

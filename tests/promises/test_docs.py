@@ -22,7 +22,7 @@ from prefect_veogen.cli import main
 from prefect_veogen.cli.arguments import parser
 from prefect_veogen.sandbox import Sandbox
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 PAGES = [path for path in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md") if path.exists()]
 COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "setup")

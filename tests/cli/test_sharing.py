@@ -23,7 +23,7 @@ from prefect_veogen.purchase.submit import buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOX = GenerationRequest(model="gpt-4o-image", prompt="a red fox")
 COMMANDS = (["models"], ["balance"], ["plan", "gpt-4o-image", "x"], ["sweep"], ["reconcile"])
 

@@ -22,7 +22,7 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.session import open_session
 from prefect_veogen.upkeep.receipts import all_receipts
 from prefect_veogen.upkeep.sweep import sweep
-from tests.paid_once_worker import bought_and_stored
+from tests.support.buyers import bought_and_stored
 from tests.support.servers import Reply, Request, serving
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -72,7 +72,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def test_processes_get_together_exactly_what_the_cap_allows(store: Store, store_url: str) -> None:
-    package = str(Path(__file__).parent.parent / "prefect_veogen")
+    package = str(Path(__file__).parents[2] / "prefect_veogen")
     commands = [[sys.executable, "-c", RACER, store_url, f"racer-{number}", package] for number in range(3)]
     racers = [subprocess.Popen(command, stdout=subprocess.PIPE) for command in commands]
     assert sum(int(racer.communicate()[0]) for racer in racers) == 14

@@ -49,7 +49,7 @@ from tests.support.servers import Reply, Request, relayed, serving
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = str(ROOT / "flows" / "campaign.py")
 PATIENCE_SECONDS = 120.0
 CENTS = Decimal("0.02")

@@ -30,7 +30,7 @@ from prefect_veogen.store.s3 import PART_BYTES
 from prefect_veogen.upkeep.receipts import all_receipts
 from prefect_veogen.upkeep.sweep import sweep
 
-DOCS = Path(__file__).parents[1] / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")
 PERMISSIONS = [
     action

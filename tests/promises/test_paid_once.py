@@ -39,8 +39,8 @@ from prefect_veogen.errors import BudgetExceeded, GenerationFailed, UnknownSubmi
 from prefect_veogen.process.io_loop import io_loop
 from prefect_veogen.sandbox import Sandbox
 from tests.conftest import s3_environment
-from tests.paid_once_worker import Order, Report, one, work
-from tests.stopping_proxy import Stop, StoppingProxy, stopping_proxy
+from tests.support.buyers import Order, Report, one, work
+from tests.support.stopping_proxy import Stop, StoppingProxy, stopping_proxy
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow, pytest.mark.s3]
 
@@ -58,7 +58,7 @@ PATIENCE_SECONDS = 60.0
 RANDOM_KILLS = 14
 EXAMPLES = 25
 VISIBLE = ("assets", "receipts", "claims", "budgets", "rejected")
-README = Path(__file__).parent.parent / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 
 
 # ---------------------------------------------------------------- what the processes run against
@@ -90,7 +90,7 @@ class Lane:
 def processes() -> ForkServerContext:
     """Processes that start at once, because everything was imported before they were forked."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.paid_once_worker", "boto3", "anyio._backends._asyncio", "httpx"])
+    context.set_forkserver_preload(["tests.support.buyers", "boto3", "anyio._backends._asyncio", "httpx"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(README.parent))
         for name in os.environ:

@@ -26,7 +26,7 @@ from prefect_veogen.session import Session, open_session
 from prefect_veogen.tasks.shared_limit import create_limit, joined_limit
 from tests.support.servers import Reply, Request, relayed, serving
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SLOTS_PER_TURN = 1000
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse")
 

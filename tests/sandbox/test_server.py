@@ -29,7 +29,7 @@ __all__ = ["veogen_sandbox"]  # the fixture, also for projects in which the plug
 
 IMAGE = {"model": "gpt-4o-image", "prompt": "a lighthouse"}
 LONG_ENOUGH = 200.0
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "prefect_veogen" / "sandbox"
 
 

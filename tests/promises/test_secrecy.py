@@ -29,7 +29,7 @@ from tests.conftest import fast_settings
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FILE = "deployments/prefect.yaml"
 TOKEN = "vg-7Qx9-the-secret-of-this-test-Zk31"
 PROMPTS = {"image_prompt": "a lighthouse nobody else asks for", "motion_prompt": "the beam turns"}
