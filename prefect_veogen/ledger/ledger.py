@@ -17,7 +17,8 @@ from pydantic import ValidationError
 
 from prefect_veogen.errors import UnreadableReceipt, VeogenError
 from prefect_veogen.ledger.budgets import Budgets
-from prefect_veogen.ledger.receipt import EventName, Receipt, RecordedRequest, State, missing_part
+from prefect_veogen.ledger.receipt import Receipt, RecordedRequest, missing_part
+from prefect_veogen.ledger.transitions import EventName, State
 from prefect_veogen.models import ReceiptKey
 from prefect_veogen.store import AlreadyThere, Changed
 
@@ -80,6 +81,16 @@ class Ledger:
         """Return a receipt, `None` if there is none."""
         document = await self._store.read(_path(key))
         return None if document is None else Entry(_receipt_of(key, document.body), document.version)
+
+    async def check_current(self, entry: Entry) -> None:
+        """Validate that no other worker has made a transition since a receipt was read.
+
+        Raises:
+            Changed: one has.
+        """
+        current = await self.read(entry.receipt.key)
+        if current is None or current.version != entry.version:
+            raise Changed(entry.receipt.key)
 
     async def keys(self, since: datetime | None = None) -> list[str]:
         """Return the keys of all receipts, or of those written since a time."""

@@ -1,28 +1,18 @@
-"""The record of one purchase and its state machine: values only, no I/O.
+"""The record of one purchase, and each transition as a method: values only, no I/O.
 
-    RESERVED ──► SENDING ──► BOUGHT ──► STORED       the good path
-        │  ▲      │ │ │         │
-        │  └─429──┘ │ │         └──────► FAILED      it failed, and was not charged
-        ▼           │ ▼
-     RELEASED ◄─────┘ IN_DOUBT ──► BOUGHT            the response was lost: reconciled with the service's list, or
-     (nothing was       │  ▲  └──► RELEASED          decided by a person;
-      bought)           ▼  │
-                      RESERVED                       proven absent: bought again by the next attempt
-
-RELEASED and FAILED become RESERVED when the same request is made again. `_STEPS` holds every transition there is; a
-`Receipt` refuses all others, so that what can't happen can't be written.
+What can't happen can't be written: `transitions` draws the states and refuses every step that they don't have.
 """
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
 
 from prefect_veogen.ledger.lease import Holder
+from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State, next_state
 from prefect_veogen.models import Asset, Generation, GenerationRequest, ReceiptKey, Status, without_secrets
 
 if TYPE_CHECKING:
@@ -31,81 +21,6 @@ if TYPE_CHECKING:
 _BY_A_PERSON = ", by a person's decision"
 READINGS_NEEDED = 2
 """How many readings of the service's list prove that a purchase was never made."""
-
-
-class State(StrEnum):
-    """How far a purchase is."""
-
-    RESERVED = "reserved"
-    """A worker is about to buy; surely nothing was sent yet."""
-    SENDING = "sending"
-    """The purchase is on its way; it may or may not have been made."""
-    BOUGHT = "bought"
-    """Paid for: the generation's id is known."""
-    STORED = "stored"
-    """The asset is in the store, verified."""
-    FAILED = "failed"
-    """The generation failed and was not charged."""
-    RELEASED = "released"
-    """Nothing was bought; anybody may try again."""
-    IN_DOUBT = "unknown"
-    """The response was lost: whether a purchase was made is to be reconciled with the service's list."""
-
-    @property
-    def label(self) -> str:
-        """What it is called to people."""
-        return "in doubt" if self is State.IN_DOUBT else self.value
-
-
-class EventName(StrEnum):
-    """What happened to a receipt."""
-
-    RESERVED = "reserved"
-    SENDING = "sending"
-    WAITING = "waiting"
-    BOUGHT = "bought"
-    ADOPTED = "adopted"
-    ALSO_BOUGHT = "also bought"
-    STORED = "stored"
-    FAILED = "failed"
-    RELEASED = "released"
-    IN_DOUBT = "unknown"
-    READ = "read"
-    REOPENED = "reopened"
-
-
-class _Step(NamedTuple):
-    """From which states an event may happen, and the state after it (`None`: the same)."""
-
-    sources: frozenset[State]
-    target: State | None
-
-
-def _step(target: State | None, *sources: State) -> _Step:
-    return _Step(frozenset(sources), target)
-
-
-_UNBOUGHT = (State.RESERVED, State.SENDING, State.IN_DOUBT, State.RELEASED)
-_STEPS: Mapping[EventName, _Step] = {
-    # From IN_DOUBT only with the readings that prove the purchase absent; see `reserved`.
-    EventName.RESERVED: _step(State.RESERVED, State.RESERVED, State.RELEASED, State.FAILED, State.IN_DOUBT),
-    EventName.SENDING: _step(State.SENDING, State.RESERVED),
-    EventName.WAITING: _step(State.RESERVED, State.SENDING),
-    # From RESERVED and RELEASED too: a response may arrive after its sender was taken for dead.
-    EventName.BOUGHT: _step(State.BOUGHT, *_UNBOUGHT),
-    EventName.ADOPTED: _step(State.BOUGHT, *_UNBOUGHT),
-    EventName.ALSO_BOUGHT: _step(None, State.BOUGHT, State.STORED, State.FAILED),
-    EventName.STORED: _step(State.STORED, State.BOUGHT, State.STORED),
-    EventName.FAILED: _step(State.FAILED, State.BOUGHT),
-    EventName.RELEASED: _step(State.RELEASED, State.RESERVED, State.SENDING, State.IN_DOUBT),
-    EventName.IN_DOUBT: _step(State.IN_DOUBT, State.SENDING),
-    EventName.READ: _step(None, State.IN_DOUBT),
-    EventName.REOPENED: _step(State.IN_DOUBT, State.RESERVED),
-}
-
-
-class IllegalTransition(AssertionError):
-    """The program asked for a transition that the state machine doesn't have; nothing was written."""
 
 
 class Event(BaseModel):
@@ -395,13 +310,10 @@ class Receipt(BaseModel):
     def _after(
         self, event: EventName, detail: str | None = None, *, generation_id: str | None = None, **changes: Any
     ) -> Receipt:
-        sources, target = _STEPS[event]
-        if self.state not in sources:
-            raise IllegalTransition(f"{self.key} is {self.state.name}: it can't become {event.value!r}")
         line = Event(at=datetime.now(UTC), event=event, detail=detail, generation_id=generation_id)
         return self.model_copy(
             update={
-                "state": target or self.state,
+                "state": next_state(self.key, self.state, event),
                 "history": (*self.history, line),
                 "revision": self.revision + 1,
                 **changes,

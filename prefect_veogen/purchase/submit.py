@@ -34,16 +34,15 @@ from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd, 
 from prefect_veogen.process.io_loop import uninterrupted
 from prefect_veogen.purchase.in_doubt import (
     Doubt,
-    Search,
-    VoidReading,
     needs_reading,
     note_doubt,
-    read_list,
-    search,
+    prove_absent,
+    read_repeatedly,
     still_in_doubt,
     write_down,
 )
 from prefect_veogen.purchase.inputs import offered_links
+from prefect_veogen.purchase.search import Search, search
 from prefect_veogen.store import AlreadyThere, Changed
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ if TYPE_CHECKING:
 
     from prefect_veogen.api.responses import Submission
     from prefect_veogen.ledger.lease import Holder
-    from prefect_veogen.ledger.receipt import Reading, Receipt
+    from prefect_veogen.ledger.receipt import Receipt
     from prefect_veogen.session import Session
 
 # Longer than a purchase can take to be answered; only other machines ever have to wait for it.
@@ -64,7 +63,6 @@ _SEARCH_POLLS = 10
 _WAITED_FOR = timedelta(seconds=30)
 """What is left of a doubt at most for a call to wait for its end."""
 _BLIND_SECONDS = 60.0
-_READING_TRIES = 5
 _STORE_AWAY_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 5.0
 _NOTE_HOLDS_SECONDS = 10.0
@@ -330,7 +328,7 @@ class _Buyer:
                     return await self._after_searching(entry, doubt, outcome, is_over=is_over)
             await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
             attempt += 1
-            await self._check_unchanged(entry)
+            await self._ledger.check_current(entry)
 
     def _is_over(self, doubt: Doubt, search_until: datetime) -> bool | None:
         """Tell whether the doubt is over; `None` while searching on is worth it."""
@@ -345,49 +343,13 @@ class _Buyer:
     async def _after_searching(self, entry: Entry, doubt: Doubt, outcome: Search, *, is_over: bool) -> Purchase:
         if outcome.candidates or not is_over:
             raise still_in_doubt(self._session, entry.receipt, outcome.reason, outcome.candidates)
-        entry, outcome = await self._prove_absent(entry, doubt)
+        entry, outcome = await prove_absent(self._session, entry, doubt)
         if outcome.found is not None:
             return await self._bought(entry, outcome.found, EventName.ADOPTED)
         self._session.log.warning(
             "The purchase of %s is proven absent after %s: buying it again", entry.receipt.key, doubt.delay
         )
         return await self._buy(await self._reserve(entry))
-
-    async def _prove_absent(self, entry: Entry, doubt: Doubt) -> tuple[Entry, Search]:
-        """Return the receipt with the readings that prove its purchase absent, or what one of them found instead.
-
-        Raises:
-            UnknownSubmission: a reading shows candidates, or proves nothing.
-        """
-        tries = 0
-        while not doubt.proves_absence(entry.receipt):
-            await asyncio.sleep(doubt.seconds_to_next_reading(self._session, entry.receipt))
-            await self._check_unchanged(entry)
-            outcome, reading = await self._read_list(entry.receipt)
-            if outcome.found is not None:
-                return entry, outcome
-            if outcome.candidates:
-                raise still_in_doubt(self._session, entry.receipt, outcome.reason, outcome.candidates)
-            if doubt.accepts(entry.receipt, reading):
-                entry = await self._ledger.note_reading(entry, reading)
-                tries = 0
-                continue
-            tries += 1
-            if tries > _READING_TRIES:
-                raise still_in_doubt(self._session, entry.receipt, "the service's clock does not go on")
-            await asyncio.sleep(_POLL_SECONDS[1])
-        return entry, Search()
-
-    async def _read_list(self, receipt: Receipt) -> tuple[Search, Reading]:
-        for attempt in range(_READING_TRIES):
-            try:
-                return await read_list(self._session, receipt)
-            except VoidReading as void:
-                raise still_in_doubt(self._session, receipt, f"{void}") from None
-            except (TryAgainLater, UnexpectedAnswer) as error:
-                failure = error
-            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
-        raise still_in_doubt(self._session, receipt, f"the service could not be asked: {failure.message}")
 
     async def _reopened(self, entry: Entry) -> Entry | None:
         """Read the list once more before buying again; return the receipt in doubt again if that speaks against it.
@@ -397,7 +359,7 @@ class _Buyer:
         """
         doubted = entry.receipt.as_in_doubt(entry.receipt.lost[-1])
         try:
-            outcome, _ = await self._read_list(doubted)
+            outcome, _ = await read_repeatedly(self._session, doubted)
         except VeogenError as error:
             await self._ledger.reopen(entry, error.message)
             raise
@@ -410,11 +372,6 @@ class _Buyer:
         last = receipt.history[-1]
         polls = _SEARCH_POLLS if last.event is EventName.IN_DOUBT else 0
         return last.at + timedelta(seconds=polls * self._session.settings.image_poll_seconds)
-
-    async def _check_unchanged(self, entry: Entry) -> None:
-        current = await self._ledger.read(self._key)
-        if current is None or current.version != entry.version:
-            raise Changed(self._key)
 
 
 def _is_list(value: Any) -> bool:

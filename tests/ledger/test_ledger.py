@@ -17,17 +17,8 @@ from prefect_veogen.errors import UnreadableReceipt
 from prefect_veogen.ledger import Entry, Intent, Ledger
 from prefect_veogen.ledger.budgets import Budgets, Cap
 from prefect_veogen.ledger.lease import Holder
-from prefect_veogen.ledger.receipt import (
-    Event,
-    EventName,
-    IllegalTransition,
-    Reading,
-    Receipt,
-    RecordedInput,
-    RecordedRequest,
-    State,
-    missing_part,
-)
+from prefect_veogen.ledger.receipt import Event, Reading, Receipt, RecordedInput, RecordedRequest, missing_part
+from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State
 from prefect_veogen.models import Asset, Generation, GenerationRequest, ReceiptKey
 from prefect_veogen.store import AlreadyThere, Changed, Store, open_store
 

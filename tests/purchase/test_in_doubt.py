@@ -22,7 +22,8 @@ import pytest
 
 from prefect_veogen.errors import NotSent, UnknownSubmission
 from prefect_veogen.ledger.budgets import day_budget
-from prefect_veogen.ledger.receipt import Receipt, State
+from prefect_veogen.ledger.receipt import Receipt
+from prefect_veogen.ledger.transitions import State
 from prefect_veogen.models import GenerationRequest
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import Purchase, buy
