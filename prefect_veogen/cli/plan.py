@@ -39,7 +39,7 @@ def plan(options: Namespace) -> int:
     """Write what it would cost; 1 if something would be refused or could not be paid."""
     cap = Cap.of("this plan", options.budget_usd)
     session = connect(options, () if cap is None else (cap,))
-    made = asyncio.run(_made(session, options))
+    made = asyncio.run(on_io(_made(session, options)))
     if options.json:
         write_json(_described(made))
     else:
@@ -51,7 +51,7 @@ async def _made(session: Session, options: Namespace) -> Plan:
     fields = {name: getattr(options, name) for name in _FIELDS}
     if options.prompt is None:
         rows = await _rows(options, [name for name, value in fields.items() if value is not None])
-        return await make_plan(session, await on_io(requests_of(session, rows)))
+        return await make_plan(session, await requests_of(session, rows))
     return await make_plan(
         session, [GenerationRequest(model=options.what, prompt=options.prompt, take=_take_now(options.take), **fields)]
     )

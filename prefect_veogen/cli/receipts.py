@@ -14,12 +14,13 @@ from prefect_veogen.cli.terminal import complain, say, shortened, table, write_j
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.models import in_usd
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.in_doubt import still_in_doubt
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import LocalStore
 from prefect_veogen.upkeep import decisions
-from prefect_veogen.upkeep.receipts import all_receipts
+from prefect_veogen.upkeep.receipts import read_receipts
 from prefect_veogen.upkeep.statement import reconcile as reconcile_statement
 from prefect_veogen.upkeep.sweep import sweep as sweep_store
 
@@ -34,10 +35,10 @@ def receipts(options: Namespace) -> int:
             return _show(options)
         case "adopt":
             adopting = decisions.adopt(_session(options), options.key, options.generation_id, force=options.force)
-            receipt = asyncio.run(adopting)
+            receipt = asyncio.run(on_io(adopting))
             return _decided(options, receipt, "The next run of this request uses that generation and buys nothing.")
         case "release":
-            receipt = asyncio.run(decisions.release(_offline_session(options), options.key))
+            receipt = asyncio.run(on_io(decisions.release(_offline_session(options), options.key)))
             return _decided(options, receipt, "The next run of this request buys.")
         case _:
             return _list(options)
@@ -46,7 +47,7 @@ def receipts(options: Namespace) -> int:
 def sweep(options: Namespace) -> int:
     """Finish what can be finished; 1 if a person must look."""
     session = _session(options)
-    swept = asyncio.run(sweep_store(session))
+    swept = asyncio.run(on_io(sweep_store(session)))
     if options.json:
         write_json(swept)
     elif not swept:
@@ -62,7 +63,7 @@ def sweep(options: Namespace) -> int:
 def reconcile(options: Namespace) -> int:
     """Compare; 1 if it doesn't add up."""
     session = _session(options)
-    found = asyncio.run(reconcile_statement(session, options.since or a_month_ago()))
+    found = asyncio.run(on_io(reconcile_statement(session, options.since or a_month_ago())))
     if options.json:
         write_json({name: getattr(found, name) for name in found.__dataclass_fields__} | {"adds_up": found.adds_up})
         return 0 if found.adds_up else 1
@@ -107,7 +108,7 @@ _HEADS = ("STATE", "MODEL", "PRICE", "WHEN", "PROMPT", "KEY")
 def _list(options: Namespace) -> int:
     wanted = None if options.state is None else _state(options.state)
     session = _offline_session(options)
-    known, damaged = asyncio.run(all_receipts(session))
+    known, damaged = asyncio.run(on_io(read_receipts(session.ledger)))
     found = [item for item in known if wanted in (None, item.state)]
     found.sort(key=lambda item: item.history[0].at if item.history else a_month_ago())
     if options.json:
@@ -127,7 +128,7 @@ def _list(options: Namespace) -> int:
 
 def _show(options: Namespace) -> int:
     session = _offline_session(options)
-    found = asyncio.run(_by_beginning(session, options.key))
+    found = asyncio.run(on_io(_by_beginning(session, options.key)))
     if options.json:
         write_json(found)
         return 0

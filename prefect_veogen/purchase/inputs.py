@@ -14,7 +14,6 @@ from prefect_veogen.download.content_encoding import content_codings
 from prefect_veogen.download.url_guard import open_media, output_link
 from prefect_veogen.errors import InputUnavailable, ServiceUnavailable, TryAgainLater, VeogenError
 from prefect_veogen.models import Asset
-from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.store import open_store
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ async def link_to(session: Session, asset: Asset) -> str:
     for offered in (_known, _fresh, _presigned):
         try:
             link = await offered(session, asset)
-            if link is not None and await on_io(_shows(session, asset, link, ours=offered is _presigned)):
+            if link is not None and await _shows(session, asset, link, ours=offered is _presigned):
                 return link
         except TryAgainLater as later:
             passing = later

@@ -11,7 +11,7 @@ from prefect_veogen.api.pricing import check, quote
 from prefect_veogen.errors import ChangeTheRequest
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Certainty, GenerationRequest, Quote, ReceiptKey
-from prefect_veogen.process.io_loop import each, on_io
+from prefect_veogen.process.io_loop import each
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -78,10 +78,6 @@ async def make_plan(session: Session, requests: Sequence[GenerationRequest]) -> 
 
     Equal requests with equal takes are one purchase, so that only the first of them has a price.
     """
-    return await on_io(_make_plan(session, requests))
-
-
-async def _make_plan(session: Session, requests: Sequence[GenerationRequest]) -> Plan:
     keys = [request.receipt_key(session.client.base_url) for request in requests]
     bought = {
         key for key, known in zip(keys, await each(keys, lambda key: is_bought(session, key)), strict=True) if known

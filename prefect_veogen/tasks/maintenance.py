@@ -51,7 +51,7 @@ async def sweep_store(
     Safe to repeat, and to run beside working flows. What still needs a person is in the returned notes.
     """
     session = await session_for_task(credentials, store)
-    swept = await sweep(session)
+    swept = await on_io(sweep(session))
     for item in swept:
         session.log.info("%s: %s → %s. %s", item.key, item.before.label, item.after.label, item.note)
     if swept:
@@ -74,7 +74,7 @@ async def compare_with_statement(
 ) -> Reconciliation:
     """Return how the ledger and the account's statement compare over the last days. Free, and safe to repeat."""
     session = await session_for_task(credentials, store)
-    found = await reconcile(session, datetime.now(UTC) - timedelta(days=days))
+    found = await on_io(reconcile(session, datetime.now(UTC) - timedelta(days=days)))
     say = session.log.info if found.adds_up else session.log.warning
     say(
         "%d receipts of %s, %d charges of %s: %s",

@@ -8,7 +8,6 @@ from prefect_veogen.errors import (
     ConfigurationError,
 )
 from prefect_veogen.ledger import Entry, Receipt, State
-from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.matching import differences
 from prefect_veogen.store import Changed
 
@@ -23,21 +22,6 @@ async def adopt(session: Session, key: str, generation_id: str, *, force: bool =
         ConfigurationError: there is no such receipt, it isn't unknown, or another one has that generation; or the
             generation shows another model, prompt or option than was asked for, which only `force` overrides.
     """
-    return await on_io(_adopt(session, key, generation_id, force=force))
-
-
-async def release(session: Session, key: str) -> Receipt:
-    """Tell the ledger that a lost purchase was never made; the next run then buys.
-
-    COSTS MONEY if that is wrong: look at the account's generations first.
-
-    Raises:
-        ConfigurationError: there is no such receipt, or it isn't unknown.
-    """
-    return await on_io(_release(session, key))
-
-
-async def _adopt(session: Session, key: str, generation_id: str, *, force: bool) -> Receipt:
     entry = await _entry_in_doubt(session, key)
     generation = await session.client.get_generation(generation_id)
     unlike = differences(entry.receipt, generation)
@@ -58,7 +42,14 @@ async def _adopt(session: Session, key: str, generation_id: str, *, force: bool)
         raise _changed_meanwhile(key) from None
 
 
-async def _release(session: Session, key: str) -> Receipt:
+async def release(session: Session, key: str) -> Receipt:
+    """Tell the ledger that a lost purchase was never made; the next run then buys.
+
+    COSTS MONEY if that is wrong: look at the account's generations first.
+
+    Raises:
+        ConfigurationError: there is no such receipt, or it isn't unknown.
+    """
     entry = await _entry_in_doubt(session, key)
     try:
         return (await session.ledger.release(entry, "by a person's decision")).receipt

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from prefect_veogen.errors import (
     UnreadableReceipt,
 )
 from prefect_veogen.ledger import Entry, Ledger, Receipt
-from prefect_veogen.process.io_loop import each, on_io
-
-if TYPE_CHECKING:
-    from prefect_veogen.session import Session
+from prefect_veogen.process.io_loop import each
 
 
 class Receipts(NamedTuple):
@@ -20,11 +17,6 @@ class Receipts(NamedTuple):
 
     readable: list[Receipt]
     damaged: list[UnreadableReceipt]
-
-
-async def all_receipts(session: Session, since: datetime | None = None) -> Receipts:
-    """Return all receipts of the store, or those written since a time. Free."""
-    return await on_io(read_receipts(session.ledger, since))
 
 
 async def read_receipts(ledger: Ledger, since: datetime | None = None) -> Receipts:

@@ -8,7 +8,6 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
 from prefect_veogen.ledger import Receipt, State
-from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.upkeep.receipts import read_receipts
 
 if TYPE_CHECKING:
@@ -44,10 +43,6 @@ async def reconcile(session: Session, since: datetime) -> Reconciliation:
     The statement names no generations (/api-reference/account/usage), so charges and receipts are matched by amount
     and time. What another store or a person bought on the account shows up as only in the statement.
     """
-    return await on_io(_reconcile(session, since))
-
-
-async def _reconcile(session: Session, since: datetime) -> Reconciliation:
     before = since - _STATEMENT_TOLERANCE
     known, damaged = await read_receipts(session.ledger, before)
     receipts = [

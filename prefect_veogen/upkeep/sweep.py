@@ -16,7 +16,7 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.ledger import Entry, Receipt, State, attach
 from prefect_veogen.models import in_usd, named_by_the_package
-from prefect_veogen.process.io_loop import each, on_io
+from prefect_veogen.process.io_loop import each
 from prefect_veogen.purchase.in_doubt import adopt_found, note_doubt, search_lost_attempts
 from prefect_veogen.purchase.wait import wait
 from prefect_veogen.store import Changed
@@ -48,10 +48,6 @@ async def sweep(session: Session) -> list[Swept]:
     nothing, and removes unfinished uploads. Generations which still run are left for the next sweep. Safe to repeat,
     and to run beside working flows.
     """
-    return await on_io(_sweep(session))
-
-
-async def _sweep(session: Session) -> list[Swept]:
     try:
         await session.store.clear_unfinished(_UNFINISHED_SECONDS)
     except VeogenError as error:  # no right to list uploads, for instance: what is paid for is worth more than tidiness

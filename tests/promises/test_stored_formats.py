@@ -20,10 +20,9 @@ from prefect_veogen.ledger import State
 from prefect_veogen.models import Asset, GenerationRequest
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.session import open_session
-from prefect_veogen.upkeep.receipts import all_receipts
-from prefect_veogen.upkeep.sweep import sweep
 from tests.support.buyers import bought_and_stored
 from tests.support.servers import Reply, Request, serving
+from tests.support.upkeep import all_receipts, sweep
 
 FIXTURES = Path(__file__).parent / "fixtures"
 API = "http://veogen.example/api/v1"

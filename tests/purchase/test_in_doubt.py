@@ -29,9 +29,9 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import Purchase, buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from prefect_veogen.upkeep.sweep import sweep
 from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving, without
+from tests.support.upkeep import sweep
 
 LOST = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")
 OURS = GenerationRequest(model="gpt-4o-image", prompt="ours")

@@ -22,11 +22,12 @@ from prefect_veogen.errors import (
 from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.models import Certainty
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.purchase.plan import Plan, make_plan
+from prefect_veogen.purchase.plan import Plan
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from tests.support.buyers import bought_and_stored
 from tests.support.servers import Reply, Request, relayed, serving
+from tests.support.upkeep import make_plan
 
 pytestmark = pytest.mark.usefixtures("sandbox")
 

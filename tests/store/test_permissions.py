@@ -27,8 +27,7 @@ from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store.s3 import PART_BYTES
-from prefect_veogen.upkeep.receipts import all_receipts
-from prefect_veogen.upkeep.sweep import sweep
+from tests.support.upkeep import all_receipts, sweep
 
 DOCS = Path(__file__).parents[2] / "docs"
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")

@@ -34,13 +34,12 @@ from prefect_veogen.purchase.submit import buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.tasks.maintenance import tell_what_runs_on
-from prefect_veogen.upkeep.decisions import adopt, release
-from prefect_veogen.upkeep.receipts import all_receipts
-from prefect_veogen.upkeep.statement import Reconciliation, reconcile
-from prefect_veogen.upkeep.sweep import Swept, sweep
+from prefect_veogen.upkeep.statement import Reconciliation
+from prefect_veogen.upkeep.sweep import Swept
 from tests.support.buyers import bought_and_stored
 from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving
+from tests.support.upkeep import adopt, all_receipts, reconcile, release, sweep
 
 ROOT = Path(__file__).parents[2]
 CAP = Cap("autumn", Decimal(1))
