@@ -1,6 +1,6 @@
-"""Caps on spending that hold for any number of workers: money is set aside in the store before it is spent.
+"""Caps on spending that hold for any number of workers: money is reserved in the store before it is spent.
 
-One document per budget. What is set aside and what was spent together never exceed the cap: every change is one
+One document per budget. What is reserved and what was spent together never exceed the cap: every change is one
 conditional write of the whole document, so two workers can't both take the last cent.
 """
 
@@ -58,7 +58,7 @@ class Cap(NamedTuple):
 
 
 class Reservation(BaseModel):
-    """Money set aside for one purchase that is not settled yet."""
+    """Money reserved for one purchase that is not settled yet."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -68,7 +68,7 @@ class Reservation(BaseModel):
 
 
 class Account(BaseModel):
-    """What was spent and set aside under one budget."""
+    """What was spent and reserved under one budget."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -80,12 +80,12 @@ class Account(BaseModel):
     refunded: tuple[str, ...] = ()
     # What was charged against an expectation, and counted: counting is tried again after a kill, and must not double.
     charged: tuple[str, ...] = ()
-    # Makes every write unlike every other, so that a repeated write is told from somebody else's.
+    # A nonce: makes a repeated write distinguishable from another worker's.
     written: str = ""
 
     @property
     def committed_usd(self) -> Decimal:
-        """What is spent or set aside."""
+        """What is spent or reserved."""
         return self.spent_usd + sum((reservation.usd for reservation in self.reserved.values()), Decimal(0))
 
 
@@ -116,7 +116,7 @@ class Budgets:
             raise
 
     async def settle(self, budgets: Iterable[str], name: str, usd: Decimal) -> None:
-        """Turn what was set aside into what was really spent; again changes nothing."""
+        """Turn a reservation into what was really spent. Idempotent."""
         for budget in budgets:
             await self._change(budget, lambda account: _settled(account, name, usd))
 
@@ -126,12 +126,12 @@ class Budgets:
             await self._change(budget, lambda account: _charged(account, name, usd))
 
     async def release(self, budgets: Iterable[str], name: str, settled_usd: Decimal | None = None) -> None:
-        """Give back what was set aside, or, if it was settled already, what was spent."""
+        """Release a reservation, or, if it was settled already, refund what was spent. Idempotent."""
         for budget in budgets:
             await self._change(budget, lambda account: _released(account, name, settled_usd))
 
     async def account(self, budget: str) -> Account:
-        """Return what was spent and set aside under a budget."""
+        """Return what was spent and reserved under a budget."""
         document = await self._store.read(_path(budget))
         return Account(budget=budget) if document is None else _account_of(budget, document.body)
 
@@ -210,7 +210,7 @@ def _desk(store: Store, budget: str) -> _Desk:
 
 
 def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> Account:
-    # What a run that died had set aside for the same purchase was judged by its cap and its price, not by today's.
+    # What a run that died had reserved for the same purchase was judged by its cap and its price, not by today's.
     account = account.model_copy(update={"reserved": _without(account.reserved, name)})
     left = cap.usd - account.committed_usd
     if usd > left:

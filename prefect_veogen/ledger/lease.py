@@ -1,7 +1,7 @@
-"""Who is doing something, and whether he is still alive.
+"""Leases: which process owns a purchase, and whether that process is still alive.
 
 On the same machine a death is certain at once: a process is known by its id together with its start time, seen from the
-same kernel and the same process namespace (a container has its own). Elsewhere only a lease can tell, by running out.
+same kernel and the same process namespace (a container has its own). Elsewhere only the expiry of its lease tells.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _active: set[str] = set()
 _lock = threading.Lock()
 
 
-class Holder(BaseModel):
+class Owner(BaseModel):
     """Who holds something: one call in one process on one machine, until `lease_until` unless it lives on."""
 
     model_config = ConfigDict(frozen=True)
@@ -41,12 +41,12 @@ class Holder(BaseModel):
     lease_until: datetime
     flow_run_id: str | None = None
 
-    def renewed(self, seconds: float) -> Holder:
-        """Return the same holder with a new lease."""
+    def renewed(self, seconds: float) -> Owner:
+        """Return the same owner with a renewed lease."""
         return self.model_copy(update={"lease_until": datetime.now(UTC) + timedelta(seconds=seconds)})
 
     def is_dead(self) -> bool:
-        """Tell whether this holder surely can't act any more."""
+        """Tell whether this owner surely can't act any more: its call or process ended, or its lease expired."""
         own = _process_mark(os.getpid())
         if self.process is not None and own is not None and _same_machine(self.process, own):
             if self.process == own:
@@ -54,18 +54,18 @@ class Holder(BaseModel):
             mark = _process_mark(self.pid)
             if mark is not None or not _is_hidden(self.pid):
                 return mark != self.process
-        return self.is_late()
+        return self.is_expired()
 
-    def is_late(self) -> bool:
-        """Tell whether this holder, dead or alive, should have been done by now."""
+    def is_expired(self) -> bool:
+        """Tell whether the lease has expired, be the owner dead or alive."""
         return datetime.now(UTC) > self.lease_until + CLOCK_TOLERANCE
 
 
 @contextmanager
-def holding(lease_seconds: float, flow_run_id: str | None) -> Iterator[Holder]:
-    """Act as a holder; on leaving, however, the holder is dead to everybody in this process."""
+def own_lease(lease_seconds: float, flow_run_id: str | None) -> Iterator[Owner]:
+    """Own a lease while in the context; on exit it is released, in this process at once."""
     pid = os.getpid()
-    holder = Holder(
+    owner = Owner(
         id=uuid.uuid4().hex,
         host=socket.gethostname(),
         pid=pid,
@@ -74,12 +74,12 @@ def holding(lease_seconds: float, flow_run_id: str | None) -> Iterator[Holder]:
         flow_run_id=flow_run_id,
     )
     with _lock:
-        _active.add(holder.id)
+        _active.add(owner.id)
     try:
-        yield holder
+        yield owner
     finally:
         with _lock:
-            _active.discard(holder.id)
+            _active.discard(owner.id)
 
 
 def boot_seconds() -> float:
@@ -92,7 +92,7 @@ def _same_machine(one: str, other: str) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Tell whether a process runs of which the system tells us nothing (somebody else's, with `hidepid`)."""
+    """Tell whether a process runs that the system hides from us (another user's, with `hidepid`)."""
     try:
         os.kill(pid, 0)
     except OSError as error:
@@ -101,7 +101,7 @@ def _is_hidden(pid: int) -> bool:
 
 
 def _process_mark(pid: int) -> str | None:
-    """Return kernel, namespace and start of a process; `None` where the system doesn't tell or there is none."""
+    """Return kernel, namespace and start of a process; `None` where there is none, or the system doesn't say."""
     view = _view()
     if view is None:
         return None
@@ -110,8 +110,8 @@ def _process_mark(pid: int) -> str | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    killed_and_not_yet_buried = fields[0] in "ZX"
-    return None if killed_and_not_yet_buried else f"{view}/{pid}.{fields[19]}"
+    is_zombie = fields[0] in "ZX"
+    return None if is_zombie else f"{view}/{pid}.{fields[19]}"
 
 
 @lru_cache(maxsize=1)

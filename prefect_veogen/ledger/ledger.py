@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
     from prefect_veogen.ledger.budgets import Cap
-    from prefect_veogen.ledger.lease import Holder
+    from prefect_veogen.ledger.lease import Owner
     from prefect_veogen.ledger.receipt import Reading
     from prefect_veogen.models import Asset, Generation, GenerationRequest
     from prefect_veogen.store import Found, Store
@@ -43,7 +43,7 @@ class Intent:
 
     request: GenerationRequest
     api: str
-    owner: Holder
+    owner: Owner
     quote_usd: Decimal | None
     caps: tuple[Cap, ...] = ()
     flow_run_id: str | None = None
@@ -144,17 +144,17 @@ class Ledger:
         return entry
 
     async def send(
-        self, entry: Entry, owner: Holder, clock_offset: timedelta | None, links: Mapping[str, tuple[str, ...]]
+        self, entry: Entry, owner: Owner, clock_offset: timedelta | None, links: Mapping[str, tuple[str, ...]]
     ) -> Entry:
         """Note, ahead of the purchase, that it is on its way."""
         return await self._write(entry, entry.receipt.sending(owner, clock_offset=clock_offset, links=links))
 
-    async def wait(self, entry: Entry, owner: Holder, seconds: float) -> Entry:
+    async def wait(self, entry: Entry, owner: Owner, seconds: float) -> Entry:
         """Note that the service answered "too many requests", and that it is sent again after a pause."""
         return await self._write(entry, entry.receipt.waiting(owner, seconds))
 
     async def release(self, entry: Entry, reason: str) -> Entry:
-        """Note that nothing was bought, and give the reserved money back."""
+        """Note that nothing was bought, and release the reserved money."""
         receipt = entry.receipt
         released = await self._write(entry, receipt.released(reason))
         await self._budgets.release(receipt.budgets, receipt.reservation)
@@ -163,7 +163,7 @@ class Ledger:
     # ------------------------------------------------------------ in doubt
 
     async def doubt(self, entry: Entry, reason: str) -> Entry:
-        """Note that nobody heard the response to a purchase that was sent; its money stays reserved."""
+        """Note that the response to a purchase that was sent is lost; its money stays reserved."""
         return await self._write(entry, entry.receipt.in_doubt(reason))
 
     async def note_reading(self, entry: Entry, reading: Reading) -> Entry:
@@ -171,7 +171,7 @@ class Ledger:
         return await self._write(entry, entry.receipt.read(reading))
 
     async def reopen(self, entry: Entry, reason: str) -> Entry:
-        """Go back to being in doubt about the attempt before this one, and give back what this one had reserved."""
+        """Go back to being in doubt about the attempt before this one, and release what this one had reserved."""
         receipt = entry.receipt
         reopened = await self._write(entry, receipt.reopened(reason))
         await self._budgets.release(receipt.budgets, receipt.reservation)
@@ -222,7 +222,7 @@ class Ledger:
                 return
 
     async def fail(self, key: str, generation: Generation) -> None:
-        """Note that a generation failed and was not charged, and give its money back, once."""
+        """Note that a generation failed and was not charged, and release its money, once."""
         while (entry := await self.read(key)) is not None:
             receipt = entry.receipt
             if receipt.state is not State.BOUGHT or not receipt.is_about(generation):
@@ -231,7 +231,7 @@ class Ledger:
                 await self._write(entry, receipt.failed(generation))
             except Changed:
                 continue
-            # Only the author of the transition gives the money back, so that it is given back once.
+            # Only the author of the transition releases the money, so that it is released once.
             await self._budgets.release(receipt.budgets, receipt.reservation, receipt.price_usd)
             return
 
@@ -277,7 +277,7 @@ class Ledger:
 
     async def _settle_bought(self, before: Receipt, receipt: Receipt) -> None:
         if before.state is State.RELEASED and receipt.price_usd is not None:
-            # A response that came after the purchase had been taken for not made: its money was given back.
+            # A response that came after the purchase had been taken for not made: its money was released.
             await self._budgets.charge(receipt.budgets, receipt.reservation, receipt.price_usd)
         else:
             await self._settle(receipt)
@@ -287,7 +287,7 @@ class Ledger:
             await self._budgets.settle(receipt.budgets, receipt.reservation, receipt.price_usd)
 
     async def _release_lost(self, receipt: Receipt) -> None:
-        """Give back what lost attempts had reserved, a day after they were given up: they may have been charged."""
+        """Release what lost attempts had reserved, a day after they were given up: they may have been charged."""
         day_ago = datetime.now(UTC) - _LOST_MONEY_COUNTS
         kept = {lost.attempt for lost in receipt.lost if lost.given_up_at > day_ago}
         if receipt.sent_at is not None and receipt.sent_at > day_ago:
@@ -298,7 +298,7 @@ class Ledger:
                 await self._budgets.release(budgets, ReceiptKey.reservation(receipt.key, attempt))
 
     async def _release_leftover(self, before: Receipt, now: Receipt) -> None:
-        """Give back what an attempt that bought nothing had reserved, if its worker died before doing so."""
+        """Release what an attempt that bought nothing had reserved, if its worker died before doing so."""
         kept = now.budgets if before.reservation == now.reservation else ()
         settled = before.price_usd if before.state is State.FAILED else None
         await self._budgets.release({*before.budgets} - {*kept}, before.reservation, settled)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
 
-from prefect_veogen.ledger.lease import Holder
+from prefect_veogen.ledger.lease import Owner
 from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State, next_state
 from prefect_veogen.models import Asset, Generation, GenerationRequest, ReceiptKey, Status, without_secrets
 
@@ -135,13 +135,13 @@ class Receipt(BaseModel):
     attempt: int = 1
     quote_usd: Decimal | None = None
     budgets: tuple[str, ...] = ()
-    owner: Holder | None = Field(default=None, alias="holder")
+    owner: Owner | None = Field(default=None, alias="holder")
     flow_run_id: str | None = None
     links: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     sent_at: datetime | None = None
     """When the present attempt was sent, by the sender's clock."""
     clock_offset_seconds: float | None = None
-    """How far the sender's clock was ahead of the service's then; unknown if the service had not told its time."""
+    """How far the sender's clock was ahead of the service's then; unknown if the service had sent no `Date` before."""
     readings: tuple[Reading, ...] = ()
     lost: tuple[LostAttempt, ...] = ()
     generation: Generation | None = None
@@ -181,8 +181,8 @@ class Receipt(BaseModel):
         """Whether another worker may take it over."""
         if self.owner is None or self.owner.is_dead():
             return True
-        # Nothing can have been sent yet: the write-ahead note of whoever comes too late is refused as a conflict.
-        return self.state is State.RESERVED and self.owner.is_late()
+        # Nothing can have been sent yet: the write-ahead note of an owner whose lease expired fails as a conflict.
+        return self.state is State.RESERVED and self.owner.is_expired()
 
     def is_about(self, generation: Generation) -> bool:
         """Tell whether it paid for a generation."""
@@ -191,7 +191,7 @@ class Receipt(BaseModel):
     # ------------------------------------------------------------ what may become of it
 
     def reserved(
-        self, owner: Holder, *, quote_usd: Decimal | None, budgets: Sequence[str], flow_run_id: str | None
+        self, owner: Owner, *, quote_usd: Decimal | None, budgets: Sequence[str], flow_run_id: str | None
     ) -> Receipt:
         """Return it as reserved for an owner: the same attempt if nothing was sent, else the next one."""
         changes: dict[str, Any] = {
@@ -210,9 +210,7 @@ class Receipt(BaseModel):
             detail = f"proven absent: not listed at {' and '.join(f'{r.began_at:%H:%M:%S}' for r in self.readings)} UTC"
         return self._after(EventName.RESERVED, detail, **changes)
 
-    def sending(
-        self, owner: Holder, *, clock_offset: timedelta | None, links: Mapping[str, tuple[str, ...]]
-    ) -> Receipt:
+    def sending(self, owner: Owner, *, clock_offset: timedelta | None, links: Mapping[str, tuple[str, ...]]) -> Receipt:
         """Return it with the note, written ahead, that the purchase is on its way."""
         return self._after(
             EventName.SENDING,
@@ -222,7 +220,7 @@ class Receipt(BaseModel):
             links=dict(links),
         )
 
-    def waiting(self, owner: Holder, seconds: float) -> Receipt:
+    def waiting(self, owner: Owner, seconds: float) -> Receipt:
         """Return it after "too many requests": surely not accepted, and reserved until it is sent again."""
         return self._after(EventName.WAITING, f"too many requests: {seconds:g} s", owner=owner, **_NOTHING_SENT)
 
@@ -254,7 +252,7 @@ class Receipt(BaseModel):
         return self._after(EventName.RELEASED, reason, owner=None)
 
     def in_doubt(self, reason: str) -> Receipt:
-        """Return it as in doubt: it was sent, and nobody heard the response."""
+        """Return it as in doubt: it was sent, and the response is lost."""
         return self._after(EventName.IN_DOUBT, reason)
 
     def read(self, reading: Reading) -> Receipt:

@@ -119,7 +119,7 @@ class Doubt:
 
 
 async def note_doubt(session: Session, entry: Entry, reason: str) -> Entry:
-    """Note that nobody heard the response to a purchase, and until when it is in doubt."""
+    """Note that the response to a purchase is lost, and until when it is in doubt."""
     return await session.ledger.doubt(entry, f"{reason}; {Doubt.of(session, entry.receipt).outlook}")
 
 
@@ -176,7 +176,7 @@ async def adopt_found(session: Session, entry: Entry) -> Entry:
     """Return a receipt in doubt as bought, after one search.
 
     Raises:
-        UnknownSubmission: it isn't listed, or can't be told from others; nothing changed.
+        UnknownSubmission: it isn't listed, or can't be distinguished from others; nothing changed.
     """
     outcome = await search(session, entry.receipt)
     adopted = None if outcome.found is None else await write_down(session, entry, outcome.found, EventName.ADOPTED)

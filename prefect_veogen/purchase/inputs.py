@@ -46,18 +46,18 @@ async def link_to(session: Session, asset: Asset) -> str:
         InputUnavailable: none works.
         ServiceUnavailable: one that doesn't work now may do so in a moment.
     """
-    passing = None
+    transient = None
     for offered in (_known, _fresh, _presigned):
         try:
             link = await offered(session, asset)
             if link is not None and await _shows(session, asset, link, ours=offered is _presigned):
                 return link
         except TryAgainLater as later:
-            passing = later
+            transient = later
         except VeogenError:
             continue  # there is none from there
-    if passing is not None:
-        raise ServiceUnavailable(f"No link to the asset {asset.uri} works at the moment: {passing.message}")
+    if transient is not None:
+        raise ServiceUnavailable(f"No link to the asset {asset.uri} works at the moment: {transient.message}")
     raise InputUnavailable(
         f"The asset {asset.uri} is needed as an input, but the service no longer serves generation "
         f"{asset.generation_id}, and the store gives no link to it",
@@ -84,27 +84,27 @@ async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> boo
     """Tell whether a link leads to the asset.
 
     Raises:
-        ServiceUnavailable: it doesn't tell now.
+        ServiceUnavailable: it can't be checked now.
         MediaRejected: it leads where no media of the service can be.
     """
     try:
-        async with open_media(session, url, {"Range": "bytes=0-0"}, ours=ours) as answer:
-            if answer.status == 429 or answer.status >= 500:
-                raise ServiceUnavailable(f"the media host answers HTTP {answer.status}")
-            return _is_of(asset, answer)
+        async with open_media(session, url, {"Range": "bytes=0-0"}, ours=ours) as response:
+            if response.status == 429 or response.status >= 500:
+                raise ServiceUnavailable(f"the media host responded with HTTP {response.status}")
+            return _shows_asset(asset, response)
     except AnswerLost as lost:
         raise ServiceUnavailable(str(lost)) from None
 
 
-def _is_of(asset: Asset, answer: MediaAnswer) -> bool:
-    """Tell whether an answer can be the asset: a page which says that a link has expired answers with 200 as well."""
-    match answer.status:
+def _shows_asset(asset: Asset, response: MediaAnswer) -> bool:
+    """Tell whether a response can be the asset: a page which says that a link has expired responds with 200 as well."""
+    match response.status:
         case 206:
-            total = answer.headers.get("content-range", "").rpartition("/")[2]
+            total = response.headers.get("content-range", "").rpartition("/")[2]
         case 200:
-            total = answer.headers.get("content-length", "")
+            total = response.headers.get("content-length", "")
         case _:
             return False
-    if total.isdigit() and not content_codings(answer.headers):
+    if total.isdigit() and not content_codings(response.headers):
         return int(total) == asset.size
-    return answer.headers.get("content-type", "").partition("/")[0] == asset.content_type.partition("/")[0]
+    return response.headers.get("content-type", "").partition("/")[0] == asset.content_type.partition("/")[0]

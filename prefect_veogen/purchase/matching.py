@@ -49,7 +49,7 @@ def _normalised(text: str) -> str:
 def _contradicts(echoed: Any, asked: Any, links: tuple[str, ...] | None) -> bool:
     if links is None:
         return _plainly(echoed) != _plainly(asked)
-    # One of the documentation's snippets shows the links as objects: what can't be read tells nothing.
+    # One of the documentation's snippets shows the links as objects: an unreadable echo proves nothing.
     is_told = isinstance(echoed, list) and all(isinstance(url, str) for url in echoed)
     return is_told and tuple(map(without_secrets, echoed)) != links
 

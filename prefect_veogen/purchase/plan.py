@@ -33,7 +33,7 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True)
 class BudgetLeft:
-    """What one budget still allows, what is set aside for these very requests included."""
+    """What one budget still allows, what is reserved for these very requests included."""
 
     budget: str
     cap_usd: Decimal
@@ -113,7 +113,7 @@ async def priced(session: Session, request: GenerationRequest) -> Quote:
 
 
 async def _left(session: Session, cap: Cap, unpaid: set[str]) -> Decimal:
-    """Return what a budget still allows these purchases, with what runs that died have set aside for them."""
+    """Return what a budget still allows these purchases, with what runs that died had reserved for them."""
     account = await session.budgets.account(cap.budget)
     own = sum(
         (held.usd for name, held in account.reserved.items() if ReceiptKey.of_reservation(name) in unpaid), Decimal(0)

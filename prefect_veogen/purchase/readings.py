@@ -86,17 +86,17 @@ async def _read_pages(session: Session, kind: Kind, since: datetime, *, private:
     oldest: datetime | None = None
     last_page = 0
     for page in itertools.count(1):
-        answer = await session.client.list_generations(kind, page=page, uncached=True)
-        if answer.at is None:
+        listed = await session.client.list_generations(kind, page=page, uncached=True)
+        if listed.at is None:
             raise VoidReading("the service does not say when it answered")
-        began_at = began_at or answer.at
-        last_page = max(last_page, answer.last_page or 0)
-        _check_page(answer, page, last_page)
-        new = [item for item in answer.items if item.id not in found]
+        began_at = began_at or listed.at
+        last_page = max(last_page, listed.last_page or 0)
+        _check_page(listed, page, last_page)
+        new = [item for item in listed.items if item.id not in found]
         oldest = _oldest(new, oldest)
         found.update((item.id, item) for item in new)
         recognised = recognised or await _first_of_ours(session, new, private=private)
-        if _is_last(answer, page, is_new=bool(new)) or (recognised and oldest is not None and oldest < since):
+        if _is_last(listed, page, is_new=bool(new)) or (recognised and oldest is not None and oldest < since):
             break
     if recognised is None:
         which = "private " if private else ""
@@ -104,16 +104,16 @@ async def _read_pages(session: Session, kind: Kind, since: datetime, *, private:
             f"the list shows no {which}{kind.value} that this store has bought: its silence proves nothing"
         )
     assert began_at is not None
-    assert answer.at is not None
-    reading = Reading(began_at=began_at, ended_at=answer.at, generations=len(found), recognised=recognised)
+    assert listed.at is not None
+    reading = Reading(began_at=began_at, ended_at=listed.at, generations=len(found), recognised=recognised)
     return _Listing(tuple(found.values()), reading)
 
 
-def _check_page(answer: Page[Generation], page: int, last_page: int) -> None:
+def _check_page(listed: Page[Generation], page: int, last_page: int) -> None:
     """Refuse a page that may hide a generation."""
-    if answer.skipped:
+    if listed.skipped:
         raise VoidReading(f"page {page} of the list holds records that can't be read")
-    if not answer.items and 1 < page <= last_page:
+    if not listed.items and 1 < page <= last_page:
         raise VoidReading(f"page {page} of the list is missing")
 
 
@@ -131,10 +131,10 @@ def _oldest(new: Sequence[Generation], before: datetime | None) -> datetime | No
     return ordered[-1] if ordered else None
 
 
-def _is_last(answer: Page[Generation], page: int, *, is_new: bool) -> bool:
-    if answer.last_page is not None:
-        return page >= answer.last_page
-    if len(answer.items) < MAX_PER_PAGE:
+def _is_last(listed: Page[Generation], page: int, *, is_new: bool) -> bool:
+    if listed.last_page is not None:
+        return page >= listed.last_page
+    if len(listed.items) < MAX_PER_PAGE:
         return True
     if not is_new:
         raise VoidReading("the pages of the list repeat themselves")

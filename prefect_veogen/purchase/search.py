@@ -82,14 +82,14 @@ async def judge(session: Session, receipt: Receipt, listed: Sequence[Generation]
         )
     if any(rival.state is State.SENDING and not rival.is_abandoned for rival in rivals):
         return Search(candidates=tuple(generation.id for generation in free), wait=True)
-    return _chosen(receipt, free, rivals)
+    return _choose(receipt, free, rivals)
 
 
-def _chosen(receipt: Receipt, free: Sequence[Generation], rivals: Sequence[Receipt]) -> Search:
+def _choose(receipt: Receipt, free: Sequence[Generation], rivals: Sequence[Receipt]) -> Search:
     strangers = [rival for rival in rivals if rival.content != receipt.content]
     twins = len(rivals) - len(strangers)
     mine = [generation for generation in free if not any(looks_like(stranger, generation) for stranger in strangers)]
-    # Twins ask for the same thing, so that any of theirs will do; but what is left over was bought by somebody else.
+    # Twins ask for the same thing, so that any of theirs will do; but what is left over was bought by another caller.
     if mine and len(mine) <= 1 + twins:
         return Search(
             found=min(mine, key=lambda generation: (generation.created_at or datetime.now(UTC), generation.id))
@@ -104,19 +104,19 @@ async def _listed_since(session: Session, kind: Kind | None, since: datetime) ->
     for listed_kind in [kind] if kind is not None else list(Kind):
         page = 1
         while True:
-            answer = await session.client.list_generations(listed_kind, page=page)
-            is_new = any(item.id not in found for item in answer.items)
-            found.update((item.id, item) for item in answer.items)
+            response = await session.client.list_generations(listed_kind, page=page)
+            is_new = any(item.id not in found for item in response.items)
+            found.update((item.id, item) for item in response.items)
             # Nor is it documented that a page says whether there are more.
-            may_go_on = answer.has_more or len(answer.items) >= MAX_PER_PAGE
-            if not may_go_on or _is_past(answer.items, since) or (page > 1 and not is_new):
+            may_go_on = response.has_more or len(response.items) >= MAX_PER_PAGE
+            if not may_go_on or _is_past(response.items, since) or (page > 1 and not is_new):
                 break
             page += 1
     return [item for item in found.values() if is_since(item, since)]
 
 
 def _is_past(page: Sequence[Generation], since: datetime) -> bool:
-    """Tell whether all pages behind are older: only if this one is seen to be newest first, which nobody promises."""
+    """Tell whether all pages behind are older: only if this one is seen to be newest first, which is not documented."""
     times = [item.created_at for item in page if item.created_at is not None]
     is_newest_first = len(times) == len(page) and times == sorted(times, reverse=True) and len(set(times)) > 1
     return is_newest_first and times[-1] < since

@@ -28,7 +28,7 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.ledger import Entry, EventName, Intent, State
-from prefect_veogen.ledger.lease import boot_seconds, holding
+from prefect_veogen.ledger.lease import boot_seconds, own_lease
 from prefect_veogen.ledger.receipt import attach
 from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd, without_secrets
 from prefect_veogen.process.io_loop import uninterrupted
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from prefect_veogen.api.responses import Submission
-    from prefect_veogen.ledger.lease import Holder
+    from prefect_veogen.ledger.lease import Owner
     from prefect_veogen.ledger.receipt import Receipt
     from prefect_veogen.session import Session
 
@@ -59,7 +59,7 @@ _BUSY_SECONDS = 900.0
 _RIVAL_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
 _POLL_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0)
 _SEARCH_POLLS = 10
-"""For how many poll intervals a purchase whose response was just lost is searched for, before its caller is told."""
+"""For how many poll intervals a purchase whose response was just lost is searched for before its caller is told so."""
 _WAITED_FOR = timedelta(seconds=30)
 """What is left of a doubt at most for a call to wait for its end."""
 _BLIND_SECONDS = 60.0
@@ -84,7 +84,7 @@ async def buy(session: Session, request: GenerationRequest) -> Purchase:
     """
     await session.store.check()
     lease = session.settings.request_timeout_seconds + _LEASE_MARGIN_SECONDS
-    with holding(lease, session.flow_run_id) as owner:
+    with own_lease(lease, session.flow_run_id) as owner:
         return await _Buyer(session, request, owner, lease).buy()
 
 
@@ -126,7 +126,7 @@ class _Note:
 class _Buyer:
     """One call's attempt to come to a generation."""
 
-    def __init__(self, session: Session, request: GenerationRequest, owner: Holder, lease_seconds: float) -> None:
+    def __init__(self, session: Session, request: GenerationRequest, owner: Owner, lease_seconds: float) -> None:
         self._session = session
         self._ledger = session.ledger
         self._request = request
@@ -236,7 +236,7 @@ class _Buyer:
             raise
         except BaseException:
             if note.is_written:
-                # Stopped in the middle: nobody heard the response, so the next caller has to reconcile.
+                # Cancelled in between: the response is lost, so the next caller has to reconcile.
                 await asyncio.shield(note_doubt(self._session, note.entry, "the buyer was stopped"))
             raise
         return note.entry, submission
@@ -368,7 +368,7 @@ class _Buyer:
         return await self._ledger.reopen(entry, "a generation that could be it is listed by now")
 
     def _search_until(self, receipt: Receipt) -> datetime:
-        """Return until when a purchase is searched for before the caller is told of the doubt: from the loss on."""
+        """Return until when a purchase is searched for before the caller hears of the doubt, from the loss on."""
         last = receipt.history[-1]
         polls = _SEARCH_POLLS if last.event is EventName.IN_DOUBT else 0
         return last.at + timedelta(seconds=polls * self._session.settings.image_poll_seconds)

@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
 
 def check_timeout(timeout_seconds: object) -> None:
-    """Pass a time that can be waited; to be asked before anything is bought.
+    """Validate a time-out; call before buying.
 
     Raises:
-        ConfigurationError: it is none.
+        ConfigurationError: it is not a number of seconds above 0.
     """
     if timeout_seconds is not None and not (isinstance(timeout_seconds, int | float) and timeout_seconds > 0):
         raise ConfigurationError(
-            f"timeout_seconds={timeout_seconds!r} is no time to wait",
+            f"timeout_seconds={timeout_seconds!r} is not a valid time-out",
             next_step="Nothing was bought. Give a number of more than 0 seconds, or leave it out.",
         )
 
@@ -36,7 +36,9 @@ async def wait(session: Session, generation: Generation, timeout_seconds: float 
     if not generation.is_over:
         timeout = session.settings.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
         generation = await session.watcher.until_over(
-            generation, timeout, lambda told: session.log.info("Generation %s is %s", told.id, told.status_text)
+            generation,
+            timeout,
+            lambda changed: session.log.info("Generation %s is %s", changed.id, changed.status_text),
         )
     if generation.status is Status.FAILED:
         raise await mark_failed(session, generation)

@@ -34,7 +34,7 @@ async def adopt(session: Session, key: str, generation_id: str, *, force: bool =
         owner = await session.ledger.claimant(entry.receipt.api, generation.id)
         raise ConfigurationError(
             f"Generation {generation.id} belongs to the receipt {owner}",
-            next_step="Check the id: `prefect-veogen receipts show` tells what each receipt has.",
+            next_step="Check the id: `prefect-veogen receipts show` shows what each receipt has.",
         )
     try:
         return (await session.ledger.decide(entry, generation)).receipt

@@ -114,11 +114,11 @@ async def _charges(session: Session, since: datetime) -> list[Charge]:
     found: dict[str, Charge] = {}
     page = 1
     while True:
-        answer = await session.client.list_usage(page=page)
-        new = [charge for charge in answer.items if charge.id not in found]
+        response = await session.client.list_usage(page=page)
+        new = [charge for charge in response.items if charge.id not in found]
         found.update((charge.id, charge) for charge in new)
         # `page` is not documented here: a service which ignores it shows the same charges again.
-        if not answer.has_more or not any(charge.created_at is None or charge.created_at >= since for charge in new):
+        if not response.has_more or not any(charge.created_at is None or charge.created_at >= since for charge in new):
             break
         page += 1
     return [charge for charge in found.values() if charge.created_at is None or charge.created_at >= since]

@@ -44,7 +44,7 @@ class Swept:
 async def sweep(session: Session) -> list[Swept]:
     """Finish what runs that died or were cancelled left behind, and say what was done.
 
-    Free: downloads what was paid for, finds purchases whose answer was lost, gives back money that was set aside for
+    Free: downloads what was paid for, reconciles purchases in doubt, releases money that was reserved for
     nothing, and removes unfinished uploads. Generations which still run are left for the next sweep. Safe to repeat,
     and to run beside working flows.
     """

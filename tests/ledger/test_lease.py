@@ -11,25 +11,25 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from prefect_veogen.ledger import lease as liveness
-from prefect_veogen.ledger.lease import CLOCK_TOLERANCE, Holder, holding
+from prefect_veogen.ledger.lease import CLOCK_TOLERANCE, Owner, own_lease
 
 
-def on_another_machine(holder: Holder, lease: timedelta) -> Holder:
+def on_another_machine(holder: Owner, lease: timedelta) -> Owner:
     return holder.model_copy(
         update={"process": "another-boot/pid:[1]/42.1", "host": "elsewhere", "lease_until": datetime.now(UTC) + lease}
     )
 
 
 def test_a_holder_lives_while_it_holds_and_is_dead_afterwards() -> None:
-    with holding(0.0, "run-1") as holder:
+    with own_lease(0.0, "run-1") as holder:
         assert not holder.is_dead()
         assert (holder.pid, holder.flow_run_id) == (os.getpid(), "run-1")
     assert holder.is_dead()
 
 
 def test_a_holder_that_was_written_down_and_read_again_is_the_same() -> None:
-    with holding(60, None) as holder:
-        again = Holder.model_validate_json(holder.model_dump_json())
+    with own_lease(60, None) as holder:
+        again = Owner.model_validate_json(holder.model_dump_json())
         assert again == holder
         assert not again.is_dead()
     assert again.is_dead()
@@ -37,17 +37,17 @@ def test_a_holder_that_was_written_down_and_read_again_is_the_same() -> None:
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, ValueError])
 def test_a_holder_is_dead_however_it_ended(error: type[BaseException]) -> None:
-    with pytest.raises(error), holding(60, None) as holder:
+    with pytest.raises(error), own_lease(60, None) as holder:
         raise error
     assert holder.is_dead()
 
 
-def child() -> tuple[subprocess.Popen[str], Holder]:
+def child() -> tuple[subprocess.Popen[str], Owner]:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, text=True)
     mark = liveness._process_mark(process.pid)
     assert mark is not None
     until = datetime.now(UTC) + timedelta(hours=1)
-    return process, Holder(id="1", host="here", pid=process.pid, process=mark, lease_until=until)
+    return process, Owner(id="1", host="here", pid=process.pid, process=mark, lease_until=until)
 
 
 @pytest.mark.parametrize("buried", [False, True])
@@ -80,19 +80,19 @@ def test_another_process_with_the_same_id_is_another_process() -> None:
 
 @pytest.mark.parametrize("tolerance", [timedelta(seconds=1), -CLOCK_TOLERANCE + timedelta(seconds=1)])
 def test_a_holder_elsewhere_lives_as_long_as_its_lease_and_the_tolerance(tolerance: timedelta) -> None:
-    with holding(60, None) as holder:
+    with own_lease(60, None) as holder:
         assert not on_another_machine(holder, tolerance).is_dead()
 
 
 def test_a_holder_elsewhere_is_dead_when_its_lease_ran_out() -> None:
-    with holding(60, None) as holder:
+    with own_lease(60, None) as holder:
         gone = on_another_machine(holder, -CLOCK_TOLERANCE - timedelta(seconds=1))
         assert gone.is_dead()
         assert not gone.renewed(60).is_dead()
 
 
 def test_a_holder_in_another_container_is_judged_by_its_lease() -> None:
-    with holding(60, None) as holder:
+    with own_lease(60, None) as holder:
         assert holder.process is not None
         boot, _, _ = holder.process.partition("/")
         neighbour = holder.model_copy(update={"process": f"{boot}/pid:[1]/{holder.pid}.1"})
@@ -100,7 +100,7 @@ def test_a_holder_in_another_container_is_judged_by_its_lease() -> None:
 
 
 def test_where_the_system_tells_nothing_the_lease_decides() -> None:
-    with holding(60, None) as holder:
+    with own_lease(60, None) as holder:
         assert not holder.model_copy(update={"process": None}).is_dead()
         late = {"process": None, "lease_until": datetime.now(UTC) - CLOCK_TOLERANCE - timedelta(seconds=1)}
         assert holder.model_copy(update=late).is_dead()
@@ -109,8 +109,8 @@ def test_where_the_system_tells_nothing_the_lease_decides() -> None:
 # In a process of its own: a fork beside the threads of other tests may find their locks taken for ever.
 FORKING = """
 import os
-from prefect_veogen.ledger.lease import holding
-with holding(60, None) as holder:
+from prefect_veogen.ledger.lease import own_lease
+with own_lease(60, None) as holder:
     child = os.fork()
     if child == 0:
         os._exit(holder.is_dead())

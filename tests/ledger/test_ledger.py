@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies
 from prefect_veogen.errors import UnreadableReceipt
 from prefect_veogen.ledger import Entry, Intent, Ledger
 from prefect_veogen.ledger.budgets import Budgets, Cap
-from prefect_veogen.ledger.lease import Holder
+from prefect_veogen.ledger.lease import Owner
 from prefect_veogen.ledger.receipt import Event, Reading, Receipt, RecordedInput, RecordedRequest, missing_part
 from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State
 from prefect_veogen.models import Asset, Generation, GenerationRequest, ReceiptKey
@@ -24,7 +24,7 @@ from prefect_veogen.store import AlreadyThere, Changed, Store, open_store
 
 API = "https://veogen.studio/api/v1"
 FOX = GenerationRequest(model="gpt-4o-image", prompt="A red fox")
-OWNER = Holder(id="1", host="here", pid=1, process=None, lease_until=datetime(2999, 1, 1, tzinfo=UTC))
+OWNER = Owner(id="1", host="here", pid=1, process=None, lease_until=datetime(2999, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture

@@ -33,7 +33,7 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.ledger import Receipt, RecordedRequest, State
 from prefect_veogen.ledger.budgets import day_budget
-from prefect_veogen.ledger.lease import Holder, _process_mark
+from prefect_veogen.ledger.lease import Owner, _process_mark
 from prefect_veogen.models import Generation, GenerationRequest, Kind
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.matching import looks_like
@@ -624,23 +624,23 @@ async def test_a_caller_cancelled_before_the_purchase_leaves_nothing_that_others
     assert len(sandbox.bill) == 1  # of the first one nothing but the headers was sent
 
 
-@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("is_expired", [False, True])
 async def test_what_a_living_process_only_reserved_is_taken_over_when_its_time_is_over(
-    is_late: bool, sandbox: Sandbox
+    is_expired: bool, sandbox: Sandbox
 ) -> None:
     sandbox.fault("402")
     with pytest.raises(InsufficientBalance):
         await purchase()
     session, receipt = open_session(), await receipt_of()
-    until = datetime.now(UTC) + timedelta(hours=-1 if is_late else 1)
+    until = datetime.now(UTC) + timedelta(hours=-1 if is_expired else 1)
     living = [sys.executable, "-c", "input()"]
     with subprocess.Popen(living, stdin=subprocess.PIPE, text=True) as process:  # noqa: ASYNC220 - a moment
         mark = _process_mark(process.pid)
-        other = Holder(id="1", host="here", pid=process.pid, process=mark, lease_until=until)
+        other = Owner(id="1", host="here", pid=process.pid, process=mark, lease_until=until)
         await left_behind(session, receipt.key, state=State.RESERVED, owner=other)
         buying = asyncio.create_task(purchase())
-        await asyncio.wait([buying], timeout=20 if is_late else 0.5)
-        assert (buying.done(), len(sandbox.bill)) == (is_late, int(is_late))
+        await asyncio.wait([buying], timeout=20 if is_expired else 0.5)
+        assert (buying.done(), len(sandbox.bill)) == (is_expired, int(is_expired))
         process.communicate("")
     assert not (await buying).reused
     assert len(sandbox.bill) == 1
