@@ -140,7 +140,7 @@ async def prove_absent(session: Session, entry: Entry, doubt: Doubt) -> tuple[En
         if outcome.found is not None:
             return entry, outcome
         if outcome.candidates:
-            raise still_in_doubt(session, entry.receipt, outcome.reason, outcome.candidates)
+            raise still_in_doubt(session, entry.receipt, outcome.reason, outcome.candidates, may_settle=outcome.wait)
         if doubt.accepts(entry.receipt, reading):
             entry = await session.ledger.note_reading(entry, reading)
             tries = 0
@@ -228,11 +228,11 @@ async def write_down(session: Session, entry: Entry, generation: Generation, eve
 
 
 def still_in_doubt(
-    session: Session, receipt: Receipt, reason: str, candidates: Sequence[str] = ()
+    session: Session, receipt: Receipt, reason: str, candidates: Sequence[str] = (), *, may_settle: bool = False
 ) -> UnknownSubmission:
     """Return the error of a purchase in doubt: until when that lasts, what happens then, and how to decide now."""
     doubt = Doubt.of(session, receipt)
-    retry_at = None if candidates else doubt.retry_at(session)
+    retry_at = None if candidates and not may_settle else doubt.retry_at(session)
     adopt = f"`prefect-veogen receipts adopt {receipt.key} GENERATION_ID`"
     release = f"`prefect-veogen receipts release {receipt.key}`"
     if retry_at is None:

@@ -22,6 +22,7 @@ from prefect_veogen.purchase.search import (
     is_since,
     judge,
     kind_of,
+    rivals_of,
     sent_at_service,
     shared_start,
 )
@@ -68,7 +69,8 @@ async def read_list(session: Session, receipt: Receipt) -> tuple[Search, Reading
     recent = sent_at_service(session, receipt) - CLOCK_TOLERANCE
     outcome = await judge(session, receipt, [item for item in listed if is_since(item, recent)], recent)
     if outcome.found is None:
-        outcome = Search(candidates=await _candidates(session, receipt, listed))
+        candidates = await _candidates(session, receipt, listed)
+        outcome = Search(candidates=candidates, wait=bool(candidates and await rivals_of(session, receipt, recent)))
     return outcome, listing.reading
 
 

@@ -32,6 +32,7 @@ class Search:
     found: Generation | None = None
     candidates: tuple[str, ...] = ()
     wait: bool = False
+    """Whether other purchases are unsettled whose generations these may be, so that time may tell them apart."""
 
     @property
     def reason(self) -> str:
@@ -55,18 +56,18 @@ async def search(session: Session, receipt: Receipt) -> Search:
     return await judge(session, receipt, [item for item in listed if is_since(item, since)], since)
 
 
+async def rivals_of(session: Session, receipt: Receipt, since: datetime) -> list[Receipt]:
+    """Return the other unsettled receipts whose generations look the same from outside."""
+    family = await session.ledger.family(receipt, since - CANDIDATE_AGE)
+    return [entry.receipt for entry in family if entry.receipt.state in (State.SENDING, State.IN_DOUBT)]
+
+
 async def judge(session: Session, receipt: Receipt, listed: Sequence[Generation], since: datetime) -> Search:
     """Return which of the listed generations a receipt paid for, if that is unmistakable."""
     listed = [item for item in listed if item.id not in receipt.known_ids]
     matching = [item for item in listed if looks_like(receipt, item)]
     # The rivals before the claims: whichever is no rival any more by now has made its claim before.
-    rivals = []
-    if matching:
-        rivals = [
-            entry.receipt
-            for entry in await session.ledger.family(receipt, since - CANDIDATE_AGE)
-            if entry.receipt.state in (State.SENDING, State.IN_DOUBT)
-        ]
+    rivals = await rivals_of(session, receipt, since) if matching else []
     free = []
     for generation in matching:
         claimant = await session.ledger.claimant(receipt.api, generation.id)

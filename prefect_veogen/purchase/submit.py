@@ -342,7 +342,9 @@ class _Buyer:
 
     async def _after_searching(self, entry: Entry, doubt: Doubt, outcome: Search, *, is_over: bool) -> Purchase:
         if outcome.candidates or not is_over:
-            raise still_in_doubt(self._session, entry.receipt, outcome.reason, outcome.candidates)
+            raise still_in_doubt(
+                self._session, entry.receipt, outcome.reason, outcome.candidates, may_settle=outcome.wait
+            )
         entry, outcome = await prove_absent(self._session, entry, doubt)
         if outcome.found is not None:
             return await self._bought(entry, outcome.found, EventName.ADOPTED)
