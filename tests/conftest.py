@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -114,5 +115,8 @@ def prefect_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     with temporary_settings(results), prefect_test_harness(server_startup_timeout=180):
         # Prefect leaves connections of its own to its server open; nothing else that is left open is let pass.
         peer = rf"raddr=\('127.0.0.1', {urlsplit(str(PREFECT_API_URL.value())).port}\)"
-        request.config.addinivalue_line("filterwarnings", f"ignore:unclosed <socket.*{peer}:ResourceWarning")
+        left_open = f"unclosed <socket.*{peer}"
+        request.config.addinivalue_line("filterwarnings", f"ignore:{left_open}:ResourceWarning")
+        # The test that starts the server has its filters already.
+        warnings.filterwarnings("ignore", left_open, ResourceWarning)
         yield
