@@ -159,7 +159,8 @@ async def test_a_sweep_that_may_not_list_uploads_finishes_the_rest(
 ) -> None:
     def forbidden(request: Request) -> Reply:
         denied = b"<Error><Code>AccessDenied</Code><Message>No</Message></Error>"
-        return Reply(403, body=denied) if "?uploads" in request.path else relayed(s3_server, request)
+        is_a_listing = request.method == "GET" and "?uploads" in request.path
+        return Reply(403, body=denied) if is_a_listing else relayed(s3_server, request)
 
     with serving(forbidden) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", proxy)
