@@ -109,8 +109,7 @@ class LocalStore(Store):
                 next_step="Nothing was bought. Free some space, or choose another VEOGEN_STORE.",
             )
         self._prove_locks()
-        self._prove_that_one_creates()
-        for folder in FOLDERS:
+        for folder in (_UNFINISHED, *FOLDERS):
             # What isn't there yet will be made beside the folder of the locks, which was made just now.
             if (self.root / folder).exists():
                 self._prove_writing(folder)
@@ -126,34 +125,19 @@ class LocalStore(Store):
                 raise
         raise self._unsafe()
 
-    def _prove_that_one_creates(self) -> None:
-        with self._probe(_LOCKS) as key:
-            self._create(key, b"")
-            try:
-                self._create(key, b"")
-            except AlreadyThere:
-                return
-        raise self._unsafe()
-
     def _prove_writing(self, folder: str) -> None:
         try:
-            with self._probe(folder) as key:
-                self._create(key, b"")
+            # No directory can have a second name, which the kernel says last, when there is nothing else against it: so
+            # nothing is left behind, however we end.
+            os.link(self.root / _LOCKS, self.root / folder / ".probe")
         except OSError as error:
-            if error.errno != errno.EXDEV:
+            if error.errno == errno.EXDEV:
+                raise StoreRefused(
+                    f"{self.root / folder} lies on another file system than {self.root}",
+                    next_step="Let all of the store lie on one, or use s3://bucket/prefix; then run it again.",
+                ) from None
+            if error.errno not in _NO_LINKS:
                 raise
-            raise StoreRefused(
-                f"{self.root / folder} lies on another file system than {self.root}",
-                next_step="Let all of the store lie on one, or use s3://bucket/prefix; then run it again.",
-            ) from None
-
-    @contextlib.contextmanager
-    def _probe(self, folder: str) -> Iterator[str]:
-        key = f"{folder}.probe-{uuid.uuid4().hex}"
-        try:
-            yield key
-        finally:
-            (self.root / key).unlink(missing_ok=True)
 
     def _unsafe(self) -> UnsafeStore:
         return UnsafeStore(

@@ -736,7 +736,7 @@ def s3_elsewhere() -> Iterator[str]:
         yield f"http://127.0.0.1:{next(lines).strip()}"
     finally:
         server.kill()
-        server.wait()
+        server.communicate()
 
 
 @pytest.mark.slow

@@ -513,12 +513,16 @@ async def test_what_killed_writers_left_is_cleared_when_it_is_old(
     if kind == "bucket":
         store = in_bucket(monkeypatch, strict_s3, "unfinished")
         store.client().create_bucket(Bucket="unfinished")
-    for key in ("assets/clip.mp4", "rejected/clip"):
-        await store.writer(key, "video/mp4").write(bytes(PART_BYTES + 1))
+    killed = [store.writer(key, "video/mp4") for key in ("assets/clip.mp4", "rejected/clip")]
+    for writer in killed:
+        await writer.write(bytes(PART_BYTES + 1))
     assert unfinished(store) == 2
     assert await store.clear_unfinished(3600) == 0
     assert await store.clear_unfinished(-5) == 2
     assert unfinished(store) == 0
+    for writer in killed:
+        with suppress(StoreUnavailable):  # there is nothing left to be aborted
+            await writer.abort()
 
 
 def test_parts_grow_so_that_the_largest_object_of_s3_fits() -> None:
