@@ -9,20 +9,20 @@ import threading
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
 
-from prefect_veogen.sandbox.engine import DEFAULT_TOKEN
 from prefect_veogen.sandbox.faults import FAULTS, FaultKind
 from prefect_veogen.sandbox.server import Sandbox
+from prefect_veogen.sandbox.settings import DEFAULT_TOKEN
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Serve a sandbox until SIGINT or SIGTERM; the first line printed is its base URL."""
-    parser = _parser()
+    parser = _make_parser()
     options = parser.parse_args(argv)
     if options.list_faults:
-        _say(*(f"{kind.name:28} {kind.place:8} {kind.summary}{_defaults(kind)}" for kind in FAULTS.values()))
+        _print(*(f"{kind.name:28} {kind.place:8} {kind.summary}{_show_parameters(kind)}" for kind in FAULTS.values()))
         return 0
     try:
-        sandbox = _sandbox(options)
+        sandbox = _make_sandbox(options)
     except ValueError as error:
         parser.error(str(error))
     stopping = threading.Event()
@@ -33,15 +33,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror or error}\n")
         return 1
     with_variables = (f"export {name}={value}" for name, value in sandbox.environment.items())
-    _say(sandbox.base_url, *with_variables, f"# look at {sandbox.control_url}, stop with Ctrl-C")
-    # Short waits, because on Windows an endless one would not let Ctrl-C through.
+    _print(sandbox.base_url, *with_variables, f"# control page: {sandbox.control_url}, stop with Ctrl-C")
+    # Short waits: on Windows, Ctrl-C does not interrupt an endless one.
     while not stopping.wait(0.5):
         pass
     sandbox.stop()
     return 0
 
 
-def _sandbox(options: argparse.Namespace) -> Sandbox:
+def _make_sandbox(options: argparse.Namespace) -> Sandbox:
     return Sandbox(
         options.port,
         media_port=options.media_port,
@@ -55,30 +55,32 @@ def _sandbox(options: argparse.Namespace) -> Sandbox:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="prefect-veogen sandbox", description="A local Veogen Studio: nothing costs money, everything can fail."
     )
     parser.add_argument("--port", type=int, default=8765, help="port of the API; 0 takes any free one (default: 8765)")
     parser.add_argument("--media-port", type=int, default=0, help="port of the media host (default: any free one)")
     parser.add_argument("--speed", type=float, default=1.0, help="sandbox seconds per real second (default: 1)")
-    parser.add_argument("--balance", type=_money, default=Decimal(100), help="starting balance in USD (default: 100)")
+    parser.add_argument(
+        "--balance", type=_parse_money, default=Decimal(100), help="starting balance in USD (default: 100)"
+    )
     parser.add_argument(
         "--requests-per-minute", type=int, default=120, help="rate limit in sandbox time; 0: none (default: 120)"
     )
-    parser.add_argument("--token", default=DEFAULT_TOKEN, help="the only token accepted (default: %(default)s)")
+    parser.add_argument("--token", default=DEFAULT_TOKEN, help="the only valid token (default: %(default)s)")
     parser.add_argument("--tiny-media", action="store_true", help="pictures of 160 pixels, clips of one second")
     parser.add_argument("--seed", type=int, default=0, help="decides how long each generation takes (default: 0)")
-    parser.add_argument("--create-shape", choices=("older", "newer"), default="older", help="answer of a purchase")
+    parser.add_argument("--create-shape", choices=("older", "newer"), default="older", help="response to a purchase")
     parser.add_argument("--list-faults", action="store_true", help="list the faults that can be armed, and exit")
     return parser
 
 
-def _defaults(kind: FaultKind) -> str:
+def _show_parameters(kind: FaultKind) -> str:
     return f" [{', '.join(f'{name}={value!r}' for name, value in kind.parameters.items())}]" if kind.parameters else ""
 
 
-def _money(text: str) -> Decimal:
+def _parse_money(text: str) -> Decimal:
     try:
         return Decimal(text)
     except InvalidOperation:
@@ -86,13 +88,13 @@ def _money(text: str) -> Decimal:
 
 
 def _stop_on_signals(stopping: threading.Event) -> None:
-    # Only a main thread may listen for signals; in any other, whoever started it has to stop it.
+    # Only the main thread can handle signals; in any other, the caller stops the sandbox.
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stopping.set())
 
 
-def _say(*lines: str) -> None:
+def _print(*lines: str) -> None:
     sys.stdout.write("".join(f"{line}\n" for line in lines))
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""The models the sandbox sells: shapes as documented, unknown numbers invented.
+"""The models on sale: shapes as documented, unknown numbers invented.
 
 What the public documentation states is cited beside the model. Every other figure is an INVENTION of the sandbox,
 plausible but not the vendor's: never plan real spending with it.
@@ -47,7 +47,7 @@ class Model:
     cheaper_with_video: bool = False
 
     def supported_params(self) -> tuple[str, ...]:
-        """Name the request fields this model accepts, besides `model`."""
+        """List the request fields this model accepts, besides `model`."""
         optional = {
             "duration": self.durations,
             "aspect_ratio": self.aspect_ratios,
@@ -60,8 +60,24 @@ class Model:
         }
         return ("prompt", *(name for name, given in optional.items() if given), *self.flags)
 
+    def choices(self) -> dict[str, tuple[str | int, ...]]:
+        """List the allowed values of each option that has a list of them."""
+        every: dict[str, tuple[str | int, ...]] = {
+            "aspect_ratio": self.aspect_ratios,
+            "resolution": self.resolutions,
+            "duration": self.durations,
+            "mode": self.modes,
+            "style": self.styles,
+        }
+        return {name: values for name, values in every.items() if values}
+
+    def url_limits(self) -> dict[str, int]:
+        """Return how many URLs each kind of input may have, by field."""
+        every = {"image_urls": self.max_images, "video_urls": self.max_videos, "audio_urls": self.max_audios}
+        return {name: limit for name, limit in every.items() if limit}
+
     def defaults(self) -> dict[str, Any]:
-        """Give the value of each option that is left out.
+        """Return the defaults: what an option is where a request leaves it out.
 
         The first ratio is documented as the default at /api-reference/generations/create; taking the first
         resolution and duration as well is an invention.
@@ -70,12 +86,12 @@ class Model:
         return {name: values[0] for name, values in firsts.items() if values}
 
     def seconds(self, options: Mapping[str, Any]) -> int:
-        """Count the seconds a clip of this model lasts."""
+        """Return how many seconds a clip of this model lasts."""
         chosen: int = options.get("duration", self.defaults().get("duration", self.fixed_seconds))
         return chosen
 
     def price(self, options: Mapping[str, Any]) -> Decimal:
-        """Price a request in USD: base, times the resolution multiplier, times seconds where billed per second."""
+        """Return the price of a request in USD: base, times the resolution multiplier, times seconds where billed per second."""
         resolution = options.get("resolution", self.defaults().get("resolution", ""))
         price = self.price_usd * self.multipliers.get(resolution, Decimal(1))
         if self.per_second:
@@ -87,7 +103,7 @@ class Model:
     def document(self) -> dict[str, Any]:
         """Shape the model as documented at /api-reference/models/get.
 
-        An empty map is sent as `[]`, as a PHP server would send it: an invention, there to be tolerated.
+        An empty map is sent as `[]`, as a PHP server would send it: an invention, which clients have to tolerate.
         """
         return {
             "slug": self.slug,

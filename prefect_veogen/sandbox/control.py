@@ -1,4 +1,4 @@
-"""Control routes under `/_sandbox`: what Python tests do through the Sandbox object, for everybody else. No token."""
+"""Control routes under `/_sandbox`: what Python does through the Sandbox object, for any HTTP client. No token."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
-from starlette.routing import BaseRoute, Route
+from starlette.routing import Route
 
-from prefect_veogen.sandbox.engine import Engine, GenerationRecord
+from prefect_veogen.sandbox.engine import Engine
 from prefect_veogen.sandbox.faults import FAULTS
+from prefect_veogen.sandbox.generations import GenerationRecord
 
 PREFIX = "/_sandbox"
-_SHOWN_ON_PAGE = 60
+_MAX_CARDS = 60
 
 
-def control_routes(engine: Engine) -> list[BaseRoute]:
-    """Make the routes that steer and show the engine."""
+def control_routes(engine: Engine) -> list[Route]:
+    """Make the routes that control and show the engine."""
     control = Control(engine)
     routes: list[tuple[str, str, Callable[[Request], Awaitable[Response]]]] = [
         ("GET", "", control.page),
@@ -39,7 +40,7 @@ def control_routes(engine: Engine) -> list[BaseRoute]:
         ("POST", "/clock", control.set_clock),
         ("POST", "/reset", control.reset),
     ]
-    return [Route(PREFIX + path, _explained(handler), methods=[method]) for method, path, handler in routes]
+    return [Route(PREFIX + path, _explain_mistakes(handler), methods=[method]) for method, path, handler in routes]
 
 
 class Control:
@@ -59,10 +60,10 @@ class Control:
 
     async def arm(self, request: Request) -> Response:
         """Arm a fault: `name`, and optionally times, after, model, kind, prompt and the fault's own parameters."""
-        asked = await _object(request)
-        if "name" not in asked:
+        given = await _read_object(request)
+        if "name" not in given:
             raise ValueError("the name of a fault is missing")
-        return _json(self._engine.faults.arm(**asked).describe(), 201)
+        return _json(self._engine.faults.arm(**given).describe(), 201)
 
     async def disarm(self, request: Request) -> Response:
         """Disarm all faults."""
@@ -82,7 +83,7 @@ class Control:
     async def requests(self, request: Request) -> Response:
         """Show the log of requests; those to the control routes are not in it."""
         del request
-        return _json({"requests": [asdict(record) for record in self._engine.requests()]})
+        return _json({"requests": [asdict(record) for record in self._engine.log.records()]})
 
     async def generations(self, request: Request) -> Response:
         """Show all generations as they stand."""
@@ -98,13 +99,13 @@ class Control:
 
     async def set_clock(self, request: Request) -> Response:
         """Jump forward by `advance_seconds` and/or run at `speed`."""
-        asked = await _object(request)
-        unknown = sorted(set(asked) - {"advance_seconds", "speed"})
-        if unknown or not asked:
+        given = await _read_object(request)
+        unknown = sorted(set(given) - {"advance_seconds", "speed"})
+        if unknown or not given:
             raise ValueError(f"the clock takes advance_seconds and speed, not {', '.join(unknown) or 'nothing'}")
-        if "speed" in asked:
-            self._engine.clock.change_speed(_as_number(asked["speed"]))
-        self._engine.clock.advance(_as_number(asked.get("advance_seconds", 0)))
+        if "speed" in given:
+            self._engine.clock.change_speed(_as_number(given["speed"]))
+        self._engine.clock.advance(_as_number(given.get("advance_seconds", 0)))
         return await self.clock(request)
 
     async def reset(self, request: Request) -> Response:
@@ -113,32 +114,32 @@ class Control:
         return await self.clock(request)
 
     async def preview(self, request: Request) -> Response:
-        """Show a file to a person: not a download, so no fault strikes and nothing is logged."""
+        """Show a file on the control page: not a download, so no fault strikes and nothing is logged."""
         generation = self._engine.find(request.path_params["id"])
         if generation is None:
             return Response(status_code=404)
-        file = await asyncio.to_thread(self._engine.preview, generation)
+        file = await asyncio.to_thread(self._engine.outputs.draw_preview, generation)
         return Response(b"".join(file.read(0, file.size)), media_type=file.content_type)
 
     async def page(self, request: Request) -> Response:
-        """Show the sandbox to a person."""
+        """Show the control page."""
         del request
-        return HTMLResponse(_page(self._engine))
+        return HTMLResponse(_render_page(self._engine))
 
 
-def _explained(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
-    """Turn a wrong argument into a 422 which says what is wrong."""
+def _explain_mistakes(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    """Respond 422 to an invalid argument, with the reason."""
 
-    async def explained(request: Request) -> Response:
+    async def explaining(request: Request) -> Response:
         try:
             return await handler(request)
         except (ValueError, TypeError) as error:
             return _json({"error": str(error)}, 422)
 
-    return explained
+    return explaining
 
 
-async def _object(request: Request) -> dict[str, Any]:
+async def _read_object(request: Request) -> dict[str, Any]:
     try:
         body = json.loads(await request.body())
     except ValueError as error:
@@ -196,10 +197,10 @@ setInterval(async () => {
 """
 
 
-def _page(engine: Engine) -> str:
+def _render_page(engine: Engine) -> str:
     bill, (balance, _) = engine.bill(), engine.account()
     generations = engine.generations()[::-1]
-    cards = "".join(_card(record) for record in generations[:_SHOWN_ON_PAGE]) or "<p>None yet.</p>"
+    cards = "".join(_render_card(record) for record in generations[:_MAX_CARDS]) or "<p>None yet.</p>"
     armed = "".join(
         f"<tr><td>{escape(fault.name)}</td><td>{escape(fault.progress())}</td><td>{escape(fault.kind.summary)}</td></tr>"
         for fault in engine.faults.armed()
@@ -211,7 +212,7 @@ def _page(engine: Engine) -> str:
         f"bill <b>${bill.total_usd}</b> for {len(bill)} purchases",
         f"balance ${balance}",
         f"sandbox time {now} at speed {clock.speed:g}",
-        f"{len(engine.requests())} requests",
+        f"{len(engine.log.records())} requests",
     )
     links = " · ".join(
         f'<a href="{PREFIX}/{name}">{name}</a>' for name in ("generations", "bill", "requests", "faults")
@@ -224,7 +225,7 @@ def _page(engine: Engine) -> str:
     )
 
 
-def _card(record: GenerationRecord) -> str:
+def _render_card(record: GenerationRecord) -> str:
     preview = f"{PREFIX}/preview/{record.id}"
     if record.status != "completed":
         picture = f"<div>{record.status}</div>"

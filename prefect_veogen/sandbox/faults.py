@@ -1,4 +1,4 @@
-"""The failures the sandbox can show, by name, and the armed ones."""
+"""The table of faults, and the board of those that are armed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DEFAULT_REFUSAL = "The prompt was rejected by the content policy."
 
 @dataclass(frozen=True)
 class FaultKind:
-    """One row of the table of faults: where it strikes, what a client sees, and its parameters with defaults."""
+    """One row of the table: where the fault strikes, what a client sees, and its parameters with defaults."""
 
     name: str
     place: Place
@@ -29,16 +29,16 @@ def _table(*kinds: FaultKind) -> Mapping[str, FaultKind]:
 
 
 FAULTS: Mapping[str, FaultKind] = _table(
-    FaultKind("lost-answer-after-charge", "submit", "Bought; the connection closes without a byte of an answer."),
-    FaultKind("lost-answer-before-charge", "submit", "Nothing bought; the connection closes without an answer."),
-    FaultKind("500-after-charge", "submit", "Bought, but the answer is a 500 with a JSON body."),
-    FaultKind("502-after-charge", "submit", "Bought, but a gateway answers 502 with an HTML page."),
+    FaultKind("lost-answer-after-charge", "submit", "Bought; the connection closes without a byte of a response."),
+    FaultKind("lost-answer-before-charge", "submit", "Nothing bought; the connection closes without a response."),
+    FaultKind("500-after-charge", "submit", "Bought, but the response is a 500 with a JSON body."),
+    FaultKind("502-after-charge", "submit", "Bought, but a gateway responds 502 with an HTML page."),
     FaultKind("500-before-charge", "submit", "Nothing bought; 500 with a JSON body."),
-    FaultKind("503-before-charge", "submit", "Nothing bought; a gateway answers 503 with an HTML page."),
+    FaultKind("503-before-charge", "submit", "Nothing bought; a gateway responds 503 with an HTML page."),
     FaultKind("garbled-json-after-charge", "submit", "Bought; the 201 has half a JSON document."),
     FaultKind("empty-body-after-charge", "submit", "Bought; the 201 has an empty body."),
     FaultKind("html-after-charge", "submit", "Bought; the 201 is an HTML page."),
-    FaultKind("slow-answer", "submit", "Bought; the answer comes `seconds` (real) later.", {"seconds": 5.0}),
+    FaultKind("slow-answer", "submit", "Bought; the response comes `seconds` (real) later.", {"seconds": 5.0}),
     FaultKind(
         "429", "submit", "Nothing bought; 429 with Retry-After `retry_after` (real seconds).", {"retry_after": 1}
     ),
@@ -47,36 +47,36 @@ FAULTS: Mapping[str, FaultKind] = _table(
     FaultKind(
         "422",
         "submit",
-        "Nothing bought; 422 which blames `field` with `message`.",
+        "Nothing bought; 422 with `message` for `field`.",
         {"field": "prompt", "message": DEFAULT_REFUSAL},
     ),
     FaultKind(
         "failed",
         "fate",
-        "The next generations made (or looked at while running) fail with `reason`; the charge is refunded.",
+        "The next generations bought (or polled while running) fail with `reason`; the charge is refunded.",
         {"reason": DEFAULT_REFUSAL},
     ),
-    FaultKind("stuck", "fate", "The next generations made (or looked at while running) stay `processing` for ever."),
-    FaultKind("look-500", "look", "GET of a generation or the list answers 500."),
-    FaultKind("look-dropped", "look", "GET of a generation or the list: connection closed without an answer."),
-    FaultKind("look-garbled", "look", "GET of a generation or the list answers half a JSON document."),
-    FaultKind("look-html", "look", "GET of a generation or the list answers 200 with an HTML page."),
+    FaultKind("stuck", "fate", "The next generations bought (or polled while running) stay `processing` forever."),
+    FaultKind("look-500", "look", "GET of a generation or the list returns 500."),
+    FaultKind("look-dropped", "look", "GET of a generation or the list: connection closed without a response."),
+    FaultKind("look-garbled", "look", "GET of a generation or the list returns half a JSON document."),
+    FaultKind("look-html", "look", "GET of a generation or the list returns 200 with an HTML page."),
     FaultKind(
-        "look-429", "look", "GET of a generation or the list answers 429 with `retry_after`.", {"retry_after": 1}
+        "look-429", "look", "GET of a generation or the list returns 429 with `retry_after`.", {"retry_after": 1}
     ),
-    FaultKind("look-401", "look", "GET of a generation or the list answers 401: the token was revoked meanwhile."),
-    FaultKind("look-404", "look", "GET of a generation answers 404 although it exists; the list is not touched."),
-    FaultKind("look-slow", "look", "GET of a generation or the list answers `seconds` (real) later.", {"seconds": 5.0}),
-    FaultKind("list-500", "list", "GET of the list answers 500; single looks work."),
-    FaultKind("hidden-from-list", "shown", "The list leaves matching generations out; single looks show them."),
+    FaultKind("look-401", "look", "GET of a generation or the list returns 401: the token was revoked meanwhile."),
+    FaultKind("look-404", "look", "GET of a generation returns 404 although it exists; the list is not touched."),
+    FaultKind("look-slow", "look", "GET of a generation or the list returns `seconds` (real) later.", {"seconds": 5.0}),
+    FaultKind("list-500", "list", "GET of the list returns 500; polls by id work."),
+    FaultKind("hidden-from-list", "shown", "The list leaves matching generations out; polls by id show them."),
     FaultKind(
         "unknown-status", "shown", "Matching generations show the status `status`.", {"status": "awaiting_review"}
     ),
     FaultKind("completed-without-output", "shown", "Completed generations are shown with `output` null."),
-    FaultKind("model-500", "model", "GET of the catalogue or of a model answers 500."),
-    FaultKind("model-html", "model", "GET of the catalogue or of a model answers 200 with an HTML page."),
-    FaultKind("model-dropped", "model", "GET of the catalogue or of a model: connection closed without an answer."),
-    FaultKind("balance-500", "account", "GET of the account, its usage or the balance answers 500."),
+    FaultKind("model-500", "model", "GET of the catalogue or of a model returns 500."),
+    FaultKind("model-html", "model", "GET of the catalogue or of a model returns 200 with an HTML page."),
+    FaultKind("model-dropped", "model", "GET of the catalogue or of a model: connection closed without a response."),
+    FaultKind("balance-500", "account", "GET of the account, its usage or the balance returns 500."),
     FaultKind(
         "media-truncated",
         "media",
@@ -86,7 +86,7 @@ FAULTS: Mapping[str, FaultKind] = _table(
     FaultKind(
         "media-truncated-silently",
         "media",
-        "Only `share` of the bytes with a Content-Length to match: only the file's structure tells.",
+        "Only `share` of the bytes with a Content-Length to match: only the file's structure shows it.",
         {"share": 0.5},
     ),
     FaultKind("media-reset", "media", "TCP reset after `share` of the bytes.", {"share": 0.5}),
@@ -99,13 +99,13 @@ FAULTS: Mapping[str, FaultKind] = _table(
         "After `share` of the bytes nothing comes for `seconds` (real), then the connection closes.",
         {"share": 0.5, "seconds": 3600.0},
     ),
-    FaultKind("media-expired", "media", "403; this URL stays dead and the next look shows a fresh one."),
+    FaultKind("media-expired", "media", "403; this URL stays expired and the next poll shows a fresh one."),
     FaultKind("media-404", "media", "404 with an HTML page."),
     FaultKind("media-410", "media", "410 with an HTML page."),
     FaultKind("media-500", "media", "500 with an HTML page."),
     FaultKind("media-503", "media", "503 with an HTML page and Retry-After `retry_after`.", {"retry_after": 1}),
-    FaultKind("media-html", "media", "200 with an HTML page (text/html) in the file's place."),
-    FaultKind("media-json", "media", "200 with a JSON error (application/json) in the file's place."),
+    FaultKind("media-html", "media", "200 with an HTML page (text/html) in place of the file."),
+    FaultKind("media-json", "media", "200 with a JSON error (application/json) in place of the file."),
     FaultKind(
         "media-html-as-media", "media", "200 with an HTML page that claims the Content-Type of the file it replaces."
     ),
@@ -116,7 +116,11 @@ FAULTS: Mapping[str, FaultKind] = _table(
         "The whole file, but Content-Length is off by `extra` bytes (negative: too short).",
         {"extra": 1024},
     ),
-    FaultKind("media-wrong-type", "media", "A PNG where a video is due, an MP4 where a picture is due, typed as due."),
+    FaultKind(
+        "media-wrong-type",
+        "media",
+        "A PNG instead of a video, an MP4 instead of a picture, under the expected content type.",
+    ),
     FaultKind("media-redirect", "media", "302 to another path of the media host, which serves the file."),
     FaultKind("media-redirect-loop", "media", "302 to a path which redirects to itself."),
     FaultKind(
@@ -129,7 +133,7 @@ FAULTS: Mapping[str, FaultKind] = _table(
     FaultKind(
         "media-changed",
         "media",
-        "The file differs, ETag and bytes, from the one an earlier request got; not applied to first requests.",
+        "The file differs, ETag and bytes, from the one an earlier request got; first requests are spared.",
     ),
     FaultKind(
         "media-huge",
@@ -140,7 +144,7 @@ FAULTS: Mapping[str, FaultKind] = _table(
 )
 """Every fault by name."""
 
-SMALLEST_HUGE_FILE = 200_000
+MIN_HUGE_FILE_BYTES = 200_000
 
 
 @dataclass(frozen=True)
@@ -199,11 +203,11 @@ class Fault:
             and self.filters.get("prompt", "") in subject.prompt
         )
 
-    def worn_off(self) -> bool:
+    def is_used_up(self) -> bool:
         return self.times_left is not None and self.times_left <= 0
 
     def strikes(self) -> bool:
-        """Use the fault up once; False while it still skips requests."""
+        """Use the fault up once; False while it still spares requests."""
         if self.skips_left:
             self.skips_left -= 1
             return False
@@ -212,15 +216,15 @@ class Fault:
         self.applied += 1
         return True
 
-    def first_offer(self, subject: Subject) -> bool:
-        """Tell whether this fault sees that generation for the first time."""
+    def offer(self, subject: Subject) -> bool:
+        """Record that the fault was offered this generation; False if it had been before."""
         if subject.id in self._offered:
             return False
         self._offered.add(subject.id)
         return True
 
     def progress(self) -> str:
-        """Say how often the fault struck and how often it still will."""
+        """Describe how often the fault struck and how often it still will."""
         left = "never wears off" if self.times_left is None else f"{self.times_left} left"
         return f"applied {self.applied}, {left}"
 
@@ -246,12 +250,12 @@ class FaultBoard:
         prompt: str | None = None,
         **parameters: Any,
     ) -> Fault:
-        """Arm a fault for the next ``times`` matching requests (None: all), after letting ``after`` of them pass.
+        """Arm a fault for the next ``times`` matching requests (None: all), after sparing ``after`` of them.
 
         Raises:
             ValueError: unknown name, parameter or value; the message names the nearest known one.
         """
-        known = _known_fault(name)
+        known = _find_fault(name)
         _check_count("times", times, least=1, may_be_none=True)
         _check_count("after", after, least=0)
         if kind not in (None, "image", "video"):
@@ -272,7 +276,7 @@ class FaultBoard:
     def armed(self) -> tuple[Fault, ...]:
         """List the faults that can still strike, oldest first."""
         with self._lock:
-            self._armed = [fault for fault in self._armed if not fault.worn_off()]
+            self._armed = [fault for fault in self._armed if not fault.is_used_up()]
             return tuple(self._armed)
 
     def strike(
@@ -282,12 +286,12 @@ class FaultBoard:
         *,
         applicable: Callable[[Fault], bool] = lambda _fault: True,
     ) -> Fault | None:
-        """Pick and use up the oldest fault for a request at ``place`` about ``subjects``, if there is any."""
+        """Pick and use up the oldest fault for a request at ``place`` about ``subjects``, if there is one."""
         if not self._armed:
             return None
         with self._lock:
             for fault in self._armed:
-                if fault.kind.place != place or fault.worn_off() or not applicable(fault):
+                if fault.kind.place != place or fault.is_used_up() or not applicable(fault):
                     continue
                 if fault.filters and not any(fault.matches(subject) for subject in subjects):
                     continue
@@ -298,31 +302,31 @@ class FaultBoard:
     def strike_subjects(
         self, name: str, subjects: Iterable[Subject], *, once_each: bool = False
     ) -> tuple[Fault, frozenset[str]] | None:
-        """Pick and use up the oldest fault ``name`` that concerns some of ``subjects``; say which ids it concerns."""
+        """Pick and use up the oldest fault ``name`` that concerns some of ``subjects``; return it with the ids it concerns."""
         if not self._armed:
             return None
         candidates = list(subjects)
         with self._lock:
             for fault in self._armed:
-                if fault.name != name or fault.worn_off():
+                if fault.name != name or fault.is_used_up():
                     continue
                 concerned = frozenset(
                     subject.id
                     for subject in candidates
-                    if fault.matches(subject) and (not once_each or fault.first_offer(subject))
+                    if fault.matches(subject) and (not once_each or fault.offer(subject))
                 )
                 if concerned and fault.strikes():
                     return fault, concerned
         return None
 
 
-def _known_fault(name: object) -> FaultKind:
+def _find_fault(name: object) -> FaultKind:
     if isinstance(name, str) and name in FAULTS:
         return FAULTS[name]
-    raise ValueError(f"unknown fault {name!r}{_nearest(str(name), FAULTS)}")
+    raise ValueError(f"unknown fault {name!r}{_suggest(str(name), FAULTS)}")
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def _suggest(name: str, known: Iterable[str]) -> str:
     names = list(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.3)
     listed = f"; known: {', '.join(names)}" if names else "; there are none"
@@ -340,11 +344,11 @@ def _check_parameters(kind: FaultKind, parameters: Mapping[str, Any]) -> None:
     for name, value in parameters.items():
         if name not in kind.parameters:
             known = (*kind.parameters, "times", "after", "model", "kind", "prompt")
-            raise ValueError(f"fault {kind.name!r} has no parameter {name!r}{_nearest(name, known)}")
+            raise ValueError(f"fault {kind.name!r} has no parameter {name!r}{_suggest(name, known)}")
         example = kind.parameters[name]
         # A reason may be text or an object: what `error` of a failed generation holds is not documented.
-        right = isinstance(value, str | dict) if name == "reason" else _same_type(value, example)
-        if not right:
+        valid = isinstance(value, str | dict) if name == "reason" else _same_type(value, example)
+        if not valid:
             wanted = type(example).__name__
             raise ValueError(f"{name} of {kind.name!r} is a {wanted} such as {example!r}, not {value!r}")
     share = parameters.get("share", 0.5)
@@ -353,8 +357,8 @@ def _check_parameters(kind: FaultKind, parameters: Mapping[str, Any]) -> None:
     for name in ("seconds", "bytes_per_second", "retry_after"):
         if parameters.get(name, 1) < 0 or (name == "bytes_per_second" and parameters.get(name, 1) < 1):
             raise ValueError(f"{name} is a positive number, not {parameters[name]!r}")
-    if parameters.get("size_bytes", SMALLEST_HUGE_FILE) < SMALLEST_HUGE_FILE:
-        raise ValueError(f"size_bytes is at least {SMALLEST_HUGE_FILE}, not {parameters['size_bytes']!r}")
+    if parameters.get("size_bytes", MIN_HUGE_FILE_BYTES) < MIN_HUGE_FILE_BYTES:
+        raise ValueError(f"size_bytes is at least {MIN_HUGE_FILE_BYTES}, not {parameters['size_bytes']!r}")
 
 
 def _same_type(value: object, default: object) -> bool:

@@ -1,4 +1,4 @@
-"""Pictures and clips that open in any player, drawn from a small description; a person sees which is which."""
+"""Pictures and clips that open in any player, drawn from a small description; the prompt can be read on each."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LONG_SIDES = {"0.5K": 512, "1K": 1024, "2K": 2048, "4K": 4096}
 
 @dataclass(frozen=True)
 class MediaSpec:
-    """All that decides the bytes of one file; equal specs give equal files."""
+    """Everything that determines the bytes of one file; equal specs give equal files."""
 
     kind: Literal["image", "video"]
     width: int
@@ -61,7 +61,7 @@ class MediaFile(Protocol):
     @property
     def content_type(self) -> str: ...
     def read(self, start: int, stop: int) -> Iterator[bytes]:
-        """Give the bytes from ``start`` up to ``stop`` in pieces."""
+        """Yield the bytes from ``start`` up to ``stop`` in pieces."""
         ...
 
 
@@ -116,59 +116,59 @@ class PaddedFile:
 
 
 class Studio:
-    """Draws files and remembers the most recently used ones, up to ``memory_bytes``. Safe to use from many threads."""
+    """Draws files and caches the most recently used ones, up to ``memory_bytes``. Safe to use from many threads."""
 
     def __init__(self, memory_bytes: int = 64 * 1024 * 1024) -> None:
         self._memory_bytes = memory_bytes
-        self._held_bytes = 0
+        self._cached_bytes = 0
         self._files: OrderedDict[MediaSpec, WholeFile] = OrderedDict()
         self._drawing: dict[MediaSpec, threading.Lock] = {}
         self._lock = threading.Lock()
 
     @property
-    def held_bytes(self) -> int:
-        """Count the bytes of the remembered files."""
-        return self._held_bytes
+    def cached_bytes(self) -> int:
+        """The size of all cached files."""
+        return self._cached_bytes
 
     def file(self, spec: MediaSpec) -> WholeFile:
-        """Give the file of ``spec``, drawn now unless it is remembered."""
+        """Return the file of ``spec``, drawn now unless it is cached."""
         with self._lock:
-            if known := self._remembered(spec):
+            if known := self._find_cached(spec):
                 return known
-            turn = self._drawing.setdefault(spec, threading.Lock())
-        with turn:  # two requests for one new file draw it once
+            lock = self._drawing.setdefault(spec, threading.Lock())
+        with lock:  # two requests for one new file draw it once
             with self._lock:
-                if known := self._remembered(spec):
+                if known := self._find_cached(spec):
                     return known
-            drawn = _drawn(spec)
+            drawn = _draw(spec)
             with self._lock:
-                self._remember(spec, drawn)
+                self._cache(spec, drawn)
             return drawn
 
     def padded(self, spec: MediaSpec, size: int) -> PaddedFile:
-        """Give a video of exactly ``size`` bytes which plays a tiny clip."""
+        """Return a video of exactly ``size`` bytes which plays a tiny clip."""
         tiny = replace(spec, width=_TINY_SIDE, height=90, seconds=1, frames_per_second=_TINY_FRAMES_PER_SECOND)
         return PaddedFile(self.file(replace(tiny, backdrop=None)), size)
 
-    def _remembered(self, spec: MediaSpec) -> WholeFile | None:
+    def _find_cached(self, spec: MediaSpec) -> WholeFile | None:
         if spec not in self._files:
             return None
         self._files.move_to_end(spec)
         return self._files[spec]
 
-    def _remember(self, spec: MediaSpec, drawn: WholeFile) -> None:
+    def _cache(self, spec: MediaSpec, drawn: WholeFile) -> None:
         self._drawing.pop(spec, None)
         if spec in self._files or drawn.size > self._memory_bytes:
             return
         self._files[spec] = drawn
-        self._held_bytes += drawn.size
-        while self._held_bytes > self._memory_bytes:
+        self._cached_bytes += drawn.size
+        while self._cached_bytes > self._memory_bytes:
             _, oldest = self._files.popitem(last=False)
-            self._held_bytes -= oldest.size
+            self._cached_bytes -= oldest.size
 
 
 def pixel_size(kind: str, options: Mapping[str, Any], *, tiny: bool) -> tuple[int, int]:
-    """Translate `aspect_ratio` and `resolution` into even pixels; the tiny form keeps the ratio only."""
+    """Convert `aspect_ratio` and `resolution` into even pixels; the tiny form keeps the ratio only."""
     across, down = (int(part) for part in str(options.get("aspect_ratio", "1:1")).split(":"))
     if tiny:
         scale = Fraction(_TINY_SIDE, max(across, down))
@@ -180,7 +180,7 @@ def pixel_size(kind: str, options: Mapping[str, Any], *, tiny: bool) -> tuple[in
 
 
 def clip_pace(seconds: int, height: int, *, tiny: bool) -> tuple[int, int]:
-    """Give the length in seconds and the frames per second of a clip: the larger it is, the fewer, to stay quick."""
+    """Return the seconds and frames per second of a clip: large ones have fewer frames, to be drawn quickly."""
     if tiny:
         return 1, _TINY_FRAMES_PER_SECOND
     return seconds, max(2, _FRAMES_PER_SECOND * 720 // max(720, height))
@@ -190,7 +190,7 @@ def _even(pixels: Fraction) -> int:
     return max(2, round(pixels / 2) * 2)
 
 
-def _drawn(spec: MediaSpec) -> WholeFile:
+def _draw(spec: MediaSpec) -> WholeFile:
     content = _png(_picture(spec)) if spec.kind == "image" else _mp4(spec)
     return WholeFile(content, f'"{hashlib.sha256(content).hexdigest()[:32]}"', spec.content_type)
 
@@ -238,8 +238,8 @@ def _colors(dice: random.Random) -> tuple[Color, Color, Color]:
 
     hue = dice.random()
 
-    def color(turn: float, saturation: float, brightness: float) -> Color:
-        red, green, blue = colorsys.hsv_to_rgb((hue + turn) % 1, saturation, brightness)
+    def color(shift: float, saturation: float, brightness: float) -> Color:
+        red, green, blue = colorsys.hsv_to_rgb((hue + shift) % 1, saturation, brightness)
         return int(red * 255), int(green * 255), int(blue * 255)
 
     return color(0, 0.8, 0.3), color(0.12, 0.7, 0.9), color(dice.uniform(0.3, 0.6), 0.7, 1)
@@ -251,7 +251,7 @@ def _label(spec: MediaSpec) -> Image.Image:
 
     size = max(9, min(spec.width, spec.height) // 16)
     font, margin = _font(size), size // 2
-    lines = _wrapped(spec.prompt, font, spec.width - 2 * margin)
+    lines = _wrap(spec.prompt, font, spec.width - 2 * margin)
     small = _font(max(8, size // 2))
     band_height = min(spec.height, int(len(lines) * size * 1.3) + (size if spec.caption else 0) + 2 * margin)
     band = Image.new("RGBA", (spec.width, band_height), (0, 0, 0, 150))
@@ -269,7 +269,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size=size)
 
 
-def _wrapped(text: str, font: Any, width: int, most_lines: int = 4) -> list[str]:
+def _wrap(text: str, font: Any, width: int, max_lines: int = 4) -> list[str]:
     lines: list[str] = []
     # The font that comes with Pillow has no accents.
     plain = "".join(letter for letter in unicodedata.normalize("NFKD", text[:400]) if not unicodedata.combining(letter))
@@ -277,7 +277,7 @@ def _wrapped(text: str, font: Any, width: int, most_lines: int = 4) -> list[str]
         longer = f"{lines[-1]} {word}" if lines else word
         if lines and font.getlength(longer) <= width:
             lines[-1] = longer
-        elif len(lines) < most_lines:
+        elif len(lines) < max_lines:
             lines.append(word)
         else:
             lines[-1] = f"{lines[-1]} …"
@@ -288,7 +288,7 @@ def _wrapped(text: str, font: Any, width: int, most_lines: int = 4) -> list[str]
 def _mp4(spec: MediaSpec) -> bytes:
     import av
 
-    # A file and not memory: only then can the index go to the front, where players (and our padding) want it.
+    # A file and not memory: only then can the index go to the front, where players (and our padding) need it.
     with tempfile.TemporaryDirectory(prefix="veogen-sandbox-") as folder:
         path = Path(folder, "clip.mp4")
         with av.open(str(path), "w", options={"movflags": "+faststart"}) as container:

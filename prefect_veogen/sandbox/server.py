@@ -12,25 +12,19 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
-from prefect_veogen.sandbox.engine import (
-    DEFAULT_TOKEN,
-    Bill,
-    CreateShape,
-    Engine,
-    GenerationRecord,
-    ParametersEcho,
-    RequestRecord,
-    Seconds,
-    Settings,
-)
+from prefect_veogen.sandbox.books import Bill
+from prefect_veogen.sandbox.engine import Engine
 from prefect_veogen.sandbox.faults import Fault
+from prefect_veogen.sandbox.generations import GenerationRecord
+from prefect_veogen.sandbox.request_log import RequestRecord
+from prefect_veogen.sandbox.settings import DEFAULT_TOKEN, CreateShape, ParametersEcho, Seconds, Settings
 
 if TYPE_CHECKING:
-    from prefect_veogen.sandbox.serving import Serving
+    from prefect_veogen.sandbox.uvicorn_server import UvicornServers
 
 HOST = "127.0.0.1"
 _START_SECONDS = 30.0
-_HIGHEST_PORT = 65535
+_MAX_PORT = 65535
 
 
 class Sandbox:
@@ -45,12 +39,12 @@ class Sandbox:
             generation is the sandbox time or the real time, whichever is later.
         balance_usd: what the account holds at the start.
         requests_per_minute: the rate limit in sandbox time (documented: 120); None switches it off.
-        token: the only token accepted; any other is answered with 401.
+        token: the only valid token; any other gets 401.
         tiny_media: pictures of 160 pixels and clips of one second, so that hundreds are cheap.
         seed: decides how long each generation takes.
         image_seconds: how long an image takes in sandbox seconds, or from how many to how many.
         video_seconds: the same for a video.
-        create_shape: "older" answers a purchase with the whole generation and its price, "newer" with four fields
+        create_shape: the response to a purchase: "older" is the whole generation and its price, "newer" four fields
             and no price; both are documented.
         parameters_echo: what `parameters` of a generation shows: the options as sent, with the model's defaults
             filled in, or without input URLs. Which one the real API does is not documented.
@@ -88,17 +82,17 @@ class Sandbox:
         )
         self._engine = Engine(replace(settings, balance_usd=Decimal(str(balance_usd))))
         for name, number in (("port", port), ("media_port", media_port)):
-            if not 0 <= number <= _HIGHEST_PORT:
-                raise ValueError(f"{name} is a number from 0 to {_HIGHEST_PORT}, not {number}")
+            if not 0 <= number <= _MAX_PORT:
+                raise ValueError(f"{name} is a number from 0 to {_MAX_PORT}, not {number}")
         self._ports = (port, media_port)
         self._thread: threading.Thread | None = None
-        self._serving: Serving | None = None
+        self._servers: UvicornServers | None = None
         self._base_url = self._media_url = ""
 
-    # --- life
+    # --- starting and stopping
 
     def start(self) -> Self:
-        """Serve from a background thread; when this returns, requests are answered.
+        """Serve from a background thread; returns once requests are served.
 
         Raises:
             OSError: a port is taken.
@@ -107,25 +101,25 @@ class Sandbox:
         if self._thread:
             raise RuntimeError("this sandbox is running already")
         _check_installed()
-        from prefect_veogen.sandbox.serving import Serving
+        from prefect_veogen.sandbox.uvicorn_server import UvicornServers
 
         api, media = _listen(self._ports)
         self._base_url = f"http://{HOST}:{api.getsockname()[1]}/api/v1"
         self._media_url = f"http://{HOST}:{media.getsockname()[1]}"
-        self._engine.media_origin = self._media_url
-        self._serving = Serving(self._engine, api, media)
-        self._thread = threading.Thread(target=self._run, args=(self._serving,), name="veogen-sandbox", daemon=True)
+        self._engine.outputs.origin = self._media_url
+        self._servers = UvicornServers(self._engine, api, media)
+        self._thread = threading.Thread(target=self._run, args=(self._servers,), name="veogen-sandbox", daemon=True)
         self._thread.start()
-        if not self._serving.started.wait(_START_SECONDS):
+        if not self._servers.started.wait(_START_SECONDS):
             raise RuntimeError(f"the sandbox did not start within {_START_SECONDS:g} seconds")
         return self
 
     def stop(self) -> None:
-        """Close every connection and free both ports. Can be called again."""
-        if self._serving and self._thread:
-            self._serving.stop()
+        """Close every connection and free both ports. Idempotent."""
+        if self._servers and self._thread:
+            self._servers.stop()
             self._thread.join()
-        self._serving = self._thread = None
+        self._servers = self._thread = None
 
     def serve_forever(self) -> None:
         """Serve until `stop` is called elsewhere or a KeyboardInterrupt arrives here."""
@@ -147,14 +141,14 @@ class Sandbox:
         self.stop()
 
     @staticmethod
-    def _run(serving: Serving) -> None:
-        asyncio.run(serving.run())
+    def _run(servers: UvicornServers) -> None:
+        asyncio.run(servers.run())
 
     # --- addresses
 
     @property
     def base_url(self) -> str:
-        """What to set VEOGEN_BASE_URL to, such as ``http://127.0.0.1:40123/api/v1``."""
+        """The value for VEOGEN_BASE_URL, such as ``http://127.0.0.1:40123/api/v1``."""
         return self._base_url
 
     @property
@@ -164,7 +158,7 @@ class Sandbox:
 
     @property
     def control_url(self) -> str:
-        """The address of the control routes, and of a page to look at."""
+        """The address of the control routes, and of the control page."""
         return self._base_url.removesuffix("/api/v1") + "/_sandbox"
 
     @property
@@ -175,7 +169,7 @@ class Sandbox:
     @property
     def environment(self) -> dict[str, str]:
         """The environment variables which point a program at this sandbox."""
-        # A block which is named there would come before the token, and lead to the real service.
+        # A block named in VEOGEN_CREDENTIALS would take precedence over the token, and lead to the real service.
         return {"VEOGEN_BASE_URL": self.base_url, "VEOGEN_API_TOKEN": self.token, "VEOGEN_CREDENTIALS": ""}
 
     # --- control
@@ -191,12 +185,12 @@ class Sandbox:
         prompt: str | None = None,
         **parameters: Any,
     ) -> Fault:
-        """Let the next ``times`` matching requests fail in the way called ``name`` (see `FAULTS`).
+        """Arm a fault: the next ``times`` matching requests fail as `FAULTS` says of ``name``.
 
         Args:
             name: a name from `FAULTS`.
             times: how many requests; None is all of them.
-            after: how many matching requests to let pass first.
+            after: how many matching requests to leave unharmed first.
             model: only requests about this model.
             kind: only requests about "image" or "video".
             prompt: only requests about a generation whose prompt contains this.
@@ -250,7 +244,7 @@ class Sandbox:
     @property
     def requests(self) -> tuple[RequestRecord, ...]:
         """Every request to the API and to the media host, oldest first; control routes are not counted."""
-        return self._engine.requests()
+        return self._engine.log.records()
 
     @property
     def generations(self) -> tuple[GenerationRecord, ...]:
@@ -264,23 +258,23 @@ class Sandbox:
 
 
 def _check_installed() -> None:
-    needed = {"fastapi": "fastapi", "uvicorn": "uvicorn", "av": "av", "PIL": "pillow"}
+    needed = {"starlette": "starlette", "uvicorn": "uvicorn", "av": "av", "PIL": "pillow"}
     missing = [package for module, package in needed.items() if find_spec(module) is None]
     if missing:
         raise ImportError(f"the sandbox needs {', '.join(missing)}: pip install 'prefect-veogen[sandbox]'")
 
 
 def _listen(ports: tuple[int, int]) -> tuple[socket.socket, socket.socket]:
-    api = _bound(ports[0])
+    api = _bind(ports[0])
     try:
-        return api, _bound(ports[1])
+        return api, _bind(ports[1])
     except OSError:
         api.close()
         raise
 
 
-def _bound(port: int) -> socket.socket:
-    # Naming the protocol lets asyncio switch off Nagle's delay, which costs 40 ms on every answer.
+def _bind(port: int) -> socket.socket:
+    # Naming the protocol lets asyncio switch off Nagle's delay, which costs 40 ms per response.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

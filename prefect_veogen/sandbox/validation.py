@@ -1,23 +1,54 @@
-"""What is wrong with a request, decided by the catalogue; strict, because the real rules are not documented.
+"""Validate requests: bodies by the catalogue, queries of lists by what is documented; strict, as real rules aren't.
 
-That an unsupported field or value is refused with 422 rather than ignored is an invention of the sandbox.
+That an unsupported field or value is refused with 422 rather than ignored or clamped is an invention of the sandbox.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
-from prefect_veogen.sandbox.catalogue import PROMPT_LIMIT, Model
+from prefect_veogen.sandbox.catalogue import PROMPT_LIMIT, Kind, Model
 
 Problems = dict[str, list[str]]
 
 # INVENTION: plain ASCII, as a URL is once it is percent-encoded.
 URL_PATTERN = r"^https?://[A-Za-z0-9_.:\[\]-]+([/?#][!-~]*)?$"
 URL_LIMIT = 2048
-_NOT_BLANK = r"[^ \t\r\n]"
+MAX_PER_PAGE = 100  # documented at /api-reference/generations/list
+MAX_PAGE = 1_000_000
+NOT_BLANK = r"[^ \t\r\n]"
 _URL = re.compile(URL_PATTERN)
+
+
+@dataclass
+class PageQuery:
+    """Which page of a list is wanted."""
+
+    per_page: int
+    kind: Kind | None = None
+    page: int = 1
+
+
+def read_page_query(parameters: Mapping[str, str], per_page: int) -> tuple[PageQuery, Problems]:
+    """Read `type`, `per_page` and `page` of a list; the problems are empty when the query is valid."""
+    query, problems = PageQuery(per_page), Problems()
+    kind = parameters.get("type")
+    if kind in ("image", "video"):
+        query.kind = cast("Kind", kind)
+    elif kind is not None:
+        problems["type"] = ["The selected type is invalid. Allowed: video, image."]
+    for name, highest in (("per_page", MAX_PER_PAGE), ("page", MAX_PAGE)):
+        text = parameters.get(name)
+        if text is None:
+            continue
+        if text.isascii() and text.isdigit() and len(text) < 10 and 1 <= int(text) <= highest:
+            setattr(query, name, int(text))
+        else:
+            problems[name] = [f"The {name} field must be a whole number between 1 and {highest}."]
+    return query, problems
 
 
 def problems_with(body: object, models: Mapping[str, Model]) -> Problems:
@@ -33,28 +64,6 @@ def problems_with(body: object, models: Mapping[str, Model]) -> Problems:
     return {**_prompt_problems(body), **_option_problems(body, model)}
 
 
-def request_schema(model: Model) -> dict[str, Any]:
-    """Describe the requests this model accepts as a JSON schema."""
-    properties: dict[str, Any] = {
-        "model": {"type": "string", "const": model.slug},
-        "prompt": {"type": "string", "minLength": 1, "maxLength": PROMPT_LIMIT, "pattern": _NOT_BLANK},
-    }
-    for name, choices in _choices(model).items():
-        properties[name] = {"type": "integer" if name == "duration" else "string", "enum": list(choices)}
-    for name, limit in _url_limits(model).items():
-        url = {"type": "string", "pattern": URL_PATTERN, "maxLength": URL_LIMIT}
-        properties[name] = {"type": "array", "items": url, "maxItems": limit}
-    for name in model.flags:
-        properties[name] = {"type": "boolean"}
-    return {
-        "title": model.label,
-        "type": "object",
-        "properties": properties,
-        "required": ["model", "prompt"],
-        "additionalProperties": False,
-    }
-
-
 def _prompt_problems(body: Mapping[str, Any]) -> Problems:
     prompt = body.get("prompt")
     if "prompt" not in body:
@@ -63,7 +72,7 @@ def _prompt_problems(body: Mapping[str, Any]) -> Problems:
         return {"prompt": ["The prompt field must be a string."]}
     if not _is_text(prompt):
         return {"prompt": ["The prompt field must be valid UTF-8."]}
-    if not re.search(_NOT_BLANK, prompt):
+    if not re.search(NOT_BLANK, prompt):
         return {"prompt": ["The prompt field is required."]}
     if len(prompt) > PROMPT_LIMIT:
         return {"prompt": [f"The prompt field must not be greater than {PROMPT_LIMIT} characters."]}
@@ -72,7 +81,7 @@ def _prompt_problems(body: Mapping[str, Any]) -> Problems:
 
 def _option_problems(body: Mapping[str, Any], model: Model) -> Problems:
     problems: Problems = {}
-    choices, urls = _choices(model), _url_limits(model)
+    choices, urls = model.choices(), model.url_limits()
     for name, value in body.items():
         if name in ("model", "prompt"):
             continue
@@ -84,26 +93,10 @@ def _option_problems(body: Mapping[str, Any], model: Model) -> Problems:
             problem = None if isinstance(value, bool) else f"The {name} field must be true or false."
         else:
             accepted = ", ".join(model.supported_params())
-            problem = f"The {_shown(name)} field is not supported by {model.slug}. Supported: {accepted}."
+            problem = f"The {_printable(name)} field is not supported by {model.slug}. Supported: {accepted}."
         if problem:
-            problems[_shown(name)] = [problem]
+            problems[_printable(name)] = [problem]
     return problems
-
-
-def _choices(model: Model) -> dict[str, tuple[str | int, ...]]:
-    every: dict[str, tuple[str | int, ...]] = {
-        "aspect_ratio": model.aspect_ratios,
-        "resolution": model.resolutions,
-        "duration": model.durations,
-        "mode": model.modes,
-        "style": model.styles,
-    }
-    return {name: values for name, values in every.items() if values}
-
-
-def _url_limits(model: Model) -> dict[str, int]:
-    every = {"image_urls": model.max_images, "video_urls": model.max_videos, "audio_urls": model.max_audios}
-    return {name: limit for name, limit in every.items() if limit}
 
 
 def _choice_problem(name: str, value: object, choices: tuple[str | int, ...]) -> str | None:
@@ -131,5 +124,5 @@ def _is_text(value: str) -> bool:
     return True
 
 
-def _shown(name: str) -> str:
+def _printable(name: str) -> str:
     return name[:80].encode("ascii", "backslashreplace").decode()

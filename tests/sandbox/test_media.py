@@ -432,4 +432,4 @@ def test_a_studio_forgets_the_oldest_files() -> None:
     again = studio.file(specs[0])
     assert again is not first
     assert again.content == first.content
-    assert studio.held_bytes <= 20_000
+    assert studio.cached_bytes <= 20_000

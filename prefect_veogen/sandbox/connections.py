@@ -1,4 +1,4 @@
-"""Connections that misbehave below HTTP: dropped, reset, cut short, slow or stalled."""
+"""Responses that misbehave below HTTP: connections that are dropped, reset, cut short, slow or stalled."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 NOTE_STATUS = "sandbox.note_status"
-"""Key of the scope under which the server keeps what to call with the status of an answer sent outside of ASGI."""
+"""Key of the ASGI scope: the function to call with the status of a response that is sent outside of ASGI."""
 
 _TRANSPORT = "sandbox.transport"
 
 
-class OpenProtocol(H11Protocol):
-    """uvicorn's HTTP protocol, except that the application can reach the connection itself."""
+class TransportProtocol(H11Protocol):
+    """uvicorn's HTTP protocol, which also gives the application the transport below HTTP."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        # A logger of our own: another uvicorn in this process keeps its settings, and its log.
+        # A logger of our own, so that another uvicorn in this process keeps its log settings.
         self.logger = logging.getLogger(__name__)
         self.access_log = False
 
@@ -36,14 +36,14 @@ class OpenProtocol(H11Protocol):
             try:
                 await application({**scope, _TRANSPORT: transport}, receive, send)
             except asyncio.CancelledError:
-                # Only happens when the server stops, and its connections are gone by then: nobody is told.
+                # Only happens when the server stops, and its connections are closed by then: no client is left.
                 return
 
         self.app = with_transport
 
 
 class DroppedConnection(Response):
-    """Close the connection without a byte of an answer."""
+    """Close the connection without a byte of a response."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[NOTE_STATUS](None)
@@ -51,7 +51,7 @@ class DroppedConnection(Response):
 
 
 class FileBody(Response):
-    """Send the headers and then the body piece by piece, never more than a piece ahead of the client."""
+    """Send the headers and then the body piece by piece, at most one piece ahead of the client."""
 
     def __init__(
         self, status: int, headers: Mapping[str, str], pieces: Iterator[bytes], *, pause_seconds: float = 0
@@ -63,7 +63,7 @@ class FileBody(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for piece in self.pieces:
-            # Sending to a client that left never fails and never waits: without this, gigabytes are made for nobody.
+            # Sending to a client that disconnected neither fails nor blocks: without this, gigabytes would be made in vain.
             if _transport(scope).is_closing():
                 return
             await send({"type": "http.response.body", "body": piece, "more_body": True})
@@ -82,7 +82,7 @@ class BrokenBody(FileBody):
 
 
 class ResetBody(FileBody):
-    """End in a TCP reset instead of an orderly close."""
+    """Reset the TCP connection after the last piece, instead of closing it in order."""
 
     async def finish(self, scope: Scope, receive: Receive, send: Send) -> None:
         transport = _transport(scope)
@@ -92,11 +92,11 @@ class ResetBody(FileBody):
         # Lingering for zero seconds makes the close a reset.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         transport.abort()
-        await _gone(receive)
+        await _wait_for_disconnect(receive)
 
 
 class StalledBody(FileBody):
-    """Go silent for a while (real seconds) before closing."""
+    """Send nothing for a while (real seconds), then close the connection."""
 
     def __init__(self, status: int, headers: Mapping[str, str], pieces: Iterator[bytes], seconds: float) -> None:
         super().__init__(status, headers, pieces)
@@ -104,23 +104,23 @@ class StalledBody(FileBody):
 
     async def finish(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await asyncio.wait_for(_gone(receive), self.seconds)
+            await asyncio.wait_for(_wait_for_disconnect(receive), self.seconds)
         except TimeoutError:
             await _close(scope, receive)
 
 
-class RawAnswer(Response):
-    """Send bytes that no HTTP library would agree to send, then close."""
+class RawResponse(Response):
+    """Send headers and a body that contradict each other, which HTTP libraries refuse to do, then close."""
 
     def __init__(self, status: int, headers: Mapping[str, str], pieces: Iterator[bytes]) -> None:
         super().__init__(status_code=status)
-        self.lines = headers
+        self.header_lines = headers
         self.pieces = pieces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope[NOTE_STATUS](self.status_code)
         transport = _transport(scope)
-        head = "".join(f"{name}: {value}\r\n" for name, value in self.lines.items())
+        head = "".join(f"{name}: {value}\r\n" for name, value in self.header_lines.items())
         transport.write(f"HTTP/1.1 {self.status_code} Sandbox\r\n{head}connection: close\r\n\r\n".encode("latin-1"))
         for piece in self.pieces:
             transport.write(piece)
@@ -136,10 +136,10 @@ def _transport(scope: Scope) -> asyncio.Transport:
 
 async def _close(scope: Scope, receive: Receive) -> None:
     _transport(scope).close()
-    await _gone(receive)
+    await _wait_for_disconnect(receive)
 
 
-async def _gone(receive: Receive) -> None:
-    # Until the server has noticed the end, returning would make it send an answer of its own.
+async def _wait_for_disconnect(receive: Receive) -> None:
+    # Until the server has noticed the disconnect, returning would make it send a response of its own.
     while (await receive())["type"] != "http.disconnect":
         pass

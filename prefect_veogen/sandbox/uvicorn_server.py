@@ -1,4 +1,4 @@
-"""uvicorn for two origins on one event loop, stopped at once and without waiting for slow answers."""
+"""uvicorn for both origins on one event loop; it stops at once, without waiting for slow responses."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from prefect_veogen.sandbox.app import build_app
+from prefect_veogen.sandbox.connections import NOTE_STATUS, TransportProtocol
 from prefect_veogen.sandbox.control import PREFIX as CONTROL_PREFIX
-from prefect_veogen.sandbox.engine import Engine, Origin, RequestRecord
-from prefect_veogen.sandbox.storage import Storage
-from prefect_veogen.sandbox.wire import NOTE_STATUS, OpenProtocol
+from prefect_veogen.sandbox.engine import Engine
+from prefect_veogen.sandbox.media_host import MediaHost
+from prefect_veogen.sandbox.request_log import Origin, RequestRecord
 
 
 class Recorder:
-    """Passes requests on to an application and writes each into the engine's log."""
+    """Forwards requests to an application and records each in the engine's log."""
 
     def __init__(self, app: ASGIApp, engine: Engine, origin: Origin) -> None:
         self._app = app
@@ -39,8 +40,8 @@ class Recorder:
                 noted = True
                 self._record(scope, at, elapsed, status)
 
-        async def noting_status(message: Message) -> None:
-            # Written before the answer leaves, so that a client that has it finds it in the log.
+        async def send_recorded(message: Message) -> None:
+            # Recorded before the response is sent, so that a client which has it finds it in the log.
             if message["type"] == "http.response.start":
                 note_status(message["status"])
                 date = format_datetime(self._engine.now(), usegmt=True).encode()
@@ -48,7 +49,7 @@ class Recorder:
             await send(message)
 
         try:
-            await self._app({**scope, NOTE_STATUS: note_status}, receive, noting_status)
+            await self._app({**scope, NOTE_STATUS: note_status}, receive, send_recorded)
         finally:
             note_status(None)
 
@@ -66,18 +67,18 @@ class Recorder:
             had_authorization=had_authorization,
             headers=headers,
         )
-        self._engine.record(record)
+        self._engine.log.add(record)
 
 
 class QuickServer(uvicorn.Server):
-    """A uvicorn server that stops when told, within milliseconds, whatever its connections are doing."""
+    """A uvicorn server that stops within milliseconds, whatever its connections are doing."""
 
     def __init__(self, config: uvicorn.Config, stopping: asyncio.Event) -> None:
         super().__init__(config)
         self._stopping = stopping
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Do what uvicorn does, without touching signals and without a word in the log."""
+        """Serve as uvicorn does, without signal handlers and without log lines."""
         self.config.load()
         self.lifespan = self.config.lifespan_class(self.config)
         await self.startup(sockets=sockets)
@@ -105,12 +106,12 @@ class QuickServer(uvicorn.Server):
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class Serving:
+class UvicornServers:
     """Both servers of one sandbox; `run` on an event loop, `stop` from any thread."""
 
     def __init__(self, engine: Engine, api: socket.socket, media: socket.socket) -> None:
         self.started = threading.Event()
-        apps: tuple[tuple[ASGIApp, Origin], ...] = ((build_app(engine), "api"), (Storage(engine), "media"))
+        apps: tuple[tuple[ASGIApp, Origin], ...] = ((build_app(engine), "api"), (MediaHost(engine), "media"))
         self._apps = [Recorder(app, engine, origin) for app, origin in apps]
         self._sockets = (api, media)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -119,7 +120,7 @@ class Serving:
     async def run(self) -> None:
         """Serve until stopped."""
         self._loop, self._stopping = asyncio.get_running_loop(), asyncio.Event()
-        servers = [self._server(app, self._stopping) for app in self._apps]
+        servers = [self._make_server(app, self._stopping) for app in self._apps]
         running = [
             asyncio.create_task(server.serve(sockets=[listener]))
             for server, listener in zip(servers, self._sockets, strict=True)
@@ -130,19 +131,19 @@ class Serving:
         await asyncio.gather(*running)
 
     def stop(self) -> None:
-        """Ask the servers to stop; they have when `run` returns."""
+        """Ask the servers to stop; they have stopped when `run` returns."""
         if self._loop and self._stopping and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._stopping.set)
 
-    def _server(self, app: Any, stopping: asyncio.Event) -> QuickServer:
+    def _make_server(self, app: Any, stopping: asyncio.Event) -> QuickServer:
         config = uvicorn.Config(
             app,
-            http=OpenProtocol,
+            http=TransportProtocol,
             ws="none",
             lifespan="off",
             log_config=None,
             server_header=False,
-            date_header=False,  # the sandbox has a clock of its own
+            date_header=False,  # the recorder adds one, by the sandbox's clock
             timeout_keep_alive=60,
         )
         return QuickServer(config, stopping)

@@ -13,10 +13,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from prefect_veogen.sandbox.engine import Engine, MediaPath
+from prefect_veogen.sandbox.connections import BrokenBody, FileBody, RawResponse, ResetBody, StalledBody
+from prefect_veogen.sandbox.engine import Engine
 from prefect_veogen.sandbox.faults import Fault
+from prefect_veogen.sandbox.generations import MediaPath
 from prefect_veogen.sandbox.media import MediaFile
-from prefect_veogen.sandbox.wire import BrokenBody, FileBody, RawAnswer, ResetBody, StalledBody
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 _MOVED, _LOOP = "/storage/moved/", "/storage/loop/"
@@ -32,25 +33,25 @@ class Slice:
     partial: bool
 
 
-class Storage:
-    """An ASGI application serving `/storage/...`; it neither asks for nor wants a token."""
+class MediaHost:
+    """An ASGI application that serves `/storage/...`; no token is needed."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
-        answer = await self._answer(request)
-        await answer(scope, receive, send)
+        response = await self._respond(request)
+        await response(scope, receive, send)
 
-    async def _answer(self, request: Request) -> Response:
+    async def _respond(self, request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
             return Response(status_code=405, headers={"Allow": "GET, HEAD"})
         path = request.url.path
         if path.startswith(_LOOP):
             return _redirect(path)
         moved = path.startswith(_MOVED)
-        media = self._engine.media_at(path.replace(_MOVED, "/storage/", 1) if moved else path)
+        media = self._engine.outputs.find(path.replace(_MOVED, "/storage/", 1) if moved else path)
         if media is None:
             return _page(404, "Not Found")
         if media.expired:
@@ -58,8 +59,8 @@ class Storage:
         fault = self._strike(request, media, moved=moved)
         media.requests += 1
         if fault:
-            return await self._faulty(fault, request, media)
-        return self._whole(request, media, await self._file(media))
+            return await self._respond_faulty(fault, request, media)
+        return self._serve(request, media, await self._draw(media))
 
     def _strike(self, request: Request, media: MediaPath, *, moved: bool) -> Fault | None:
         generation = media.generation
@@ -78,7 +79,7 @@ class Storage:
 
         return self._engine.faults.strike("media", [generation.subject] if generation else [], applicable=applicable)
 
-    async def _faulty(self, fault: Fault, request: Request, media: MediaPath) -> Response:
+    async def _respond_faulty(self, fault: Fault, request: Request, media: MediaPath) -> Response:
         if fault.name in _STATUS_PAGES:
             return self._status_page(fault, media)
         if fault.name.startswith("media-redirect"):
@@ -87,12 +88,12 @@ class Storage:
             media.variant += 1
         if fault.name == "media-huge":
             media.size_bytes = fault.parameters["size_bytes"]
-        file = await self._file(media)
+        file = await self._draw(media)
         if fault.name in ("media-changed", "media-huge"):
-            return self._whole(request, media, file)
+            return self._serve(request, media, file)
         if fault.name == "media-no-range":
-            return self._sliced(request, media, file, Slice(0, file.size, partial=False))
-        return await self._disguised(fault, media, file) or self._broken(fault, request, media, file)
+            return self._serve_slice(request, media, file, Slice(0, file.size, partial=False))
+        return await self._replace(fault, media, file) or self._break_off(fault, request, media, file)
 
     def _status_page(self, fault: Fault, media: MediaPath) -> Response:
         media.expired = media.expired or fault.name == "media-expired"
@@ -101,8 +102,8 @@ class Storage:
             page.headers["Retry-After"] = str(fault.parameters["retry_after"])
         return page
 
-    async def _disguised(self, fault: Fault, media: MediaPath, file: MediaFile) -> Response | None:
-        """Answer with something else than the file, as a confident 200."""
+    async def _replace(self, fault: Fault, media: MediaPath, file: MediaFile) -> Response | None:
+        """Respond 200 with something else in place of the file; None unless the fault says so."""
         html = "<!doctype html><title>Sign in</title><h1>Please sign in to continue</h1>"
         if fault.name == "media-html":
             return Response(html, media_type="text/html")
@@ -113,12 +114,12 @@ class Storage:
         if fault.name == "media-empty":
             return Response(b"", media_type=file.content_type)
         if fault.name == "media-wrong-type":
-            other = await asyncio.to_thread(self._engine.wrong_file, media)
+            other = await asyncio.to_thread(self._engine.outputs.draw_other_kind, media)
             return Response(b"".join(other.read(0, other.size)), media_type=file.content_type)
         return None
 
-    def _broken(self, fault: Fault, request: Request, media: MediaPath, file: MediaFile) -> Response:
-        part = _asked_slice(request, file, self._modified(media))
+    def _break_off(self, fault: Fault, request: Request, media: MediaPath, file: MediaFile) -> Response:
+        part = _parse_range(request, file, self._modified(media))
         if part is None:
             return _unsatisfiable(file)
         status, headers = 206 if part.partial else 200, self._headers(request, media, file, part)
@@ -132,24 +133,24 @@ class Storage:
             return StalledBody(status, headers, sent, fault.parameters["seconds"])
         if fault.name == "media-slow":
             step = max(1, fault.parameters["bytes_per_second"] // 10)
-            pieces = _small_pieces(file.read(part.start, part.stop), step)
+            pieces = _split(file.read(part.start, part.stop), step)
             return FileBody(status, headers, pieces, pause_seconds=step / fault.parameters["bytes_per_second"])
         if fault.name == "media-truncated-silently":
             headers["Content-Length"] = str(int(length * fault.parameters["share"]))
             return FileBody(status, headers, sent)
         if fault.name == "media-wrong-length":
             headers["Content-Length"] = str(max(0, length + fault.parameters["extra"]))
-            return RawAnswer(status, headers, file.read(part.start, part.stop))
+            return RawResponse(status, headers, file.read(part.start, part.stop))
         raise LookupError(f"the media host has no behaviour for {fault.name}")
 
-    def _whole(self, request: Request, media: MediaPath, file: MediaFile) -> Response:
+    def _serve(self, request: Request, media: MediaPath, file: MediaFile) -> Response:
         modified = self._modified(media)
         if file.etag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers={"ETag": file.etag, "Last-Modified": modified})
-        part = _asked_slice(request, file, modified)
-        return self._sliced(request, media, file, part) if part else _unsatisfiable(file)
+        part = _parse_range(request, file, modified)
+        return self._serve_slice(request, media, file, part) if part else _unsatisfiable(file)
 
-    def _sliced(self, request: Request, media: MediaPath, file: MediaFile, part: Slice) -> Response:
+    def _serve_slice(self, request: Request, media: MediaPath, file: MediaFile, part: Slice) -> Response:
         status, headers = 206 if part.partial else 200, self._headers(request, media, file, part)
         if request.method == "HEAD":
             return Response(status_code=status, headers=headers)
@@ -173,17 +174,17 @@ class Storage:
         moment = media.generation.completed_at if media.generation else datetime.now(UTC)
         return format_datetime((moment + timedelta(seconds=media.variant)).astimezone(UTC), usegmt=True)
 
-    async def _file(self, media: MediaPath) -> MediaFile:
-        return await asyncio.to_thread(self._engine.media_file, media)
+    async def _draw(self, media: MediaPath) -> MediaFile:
+        return await asyncio.to_thread(self._engine.outputs.draw, media)
 
 
-def _asked_slice(request: Request, file: MediaFile, modified: str) -> Slice | None:
-    """Read the Range header; None when it cannot be satisfied. Several ranges at once get the whole file."""
+def _parse_range(request: Request, file: MediaFile, modified: str) -> Slice | None:
+    """Parse the Range header; None if it can't be satisfied. Several ranges in one header get the whole file."""
     whole = Slice(0, file.size, partial=False)
-    asked = _RANGE.fullmatch(request.headers.get("range", "").strip())
-    if not asked or request.headers.get("if-range", file.etag) not in (file.etag, modified):
+    matched = _RANGE.fullmatch(request.headers.get("range", "").strip())
+    if not matched or request.headers.get("if-range", file.etag) not in (file.etag, modified):
         return whole
-    first, last = asked.groups()
+    first, last = matched.groups()
     if not first and not last:
         return whole
     if not first:
@@ -214,7 +215,7 @@ def _page(status: int, text: str) -> Response:
     return Response(f"<!doctype html><title>{status}</title><h1>{text}</h1>", status, media_type="text/html")
 
 
-def _small_pieces(pieces: Iterator[bytes], step: int) -> Iterator[bytes]:
+def _split(pieces: Iterator[bytes], step: int) -> Iterator[bytes]:
     for piece in pieces:
         for offset in range(0, len(piece), step):
             yield piece[offset : offset + step]
