@@ -91,7 +91,7 @@ class Model:
         return chosen
 
     def price(self, options: Mapping[str, Any]) -> Decimal:
-        """Return the price of a request in USD: base, times the resolution multiplier, times seconds where billed per second."""
+        """Return the price in USD: base, times the resolution multiplier, times seconds where billed per second."""
         resolution = options.get("resolution", self.defaults().get("resolution", ""))
         price = self.price_usd * self.multipliers.get(resolution, Decimal(1))
         if self.per_second:

@@ -63,7 +63,7 @@ class FileBody(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
         for piece in self.pieces:
-            # Sending to a client that disconnected neither fails nor blocks: without this, gigabytes would be made in vain.
+            # Sending to a client that has left neither fails nor blocks: without this, gigabytes would be made in vain.
             if _transport(scope).is_closing():
                 return
             await send({"type": "http.response.body", "body": piece, "more_body": True})

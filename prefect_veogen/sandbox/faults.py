@@ -302,7 +302,7 @@ class FaultBoard:
     def strike_subjects(
         self, name: str, subjects: Iterable[Subject], *, once_each: bool = False
     ) -> tuple[Fault, frozenset[str]] | None:
-        """Pick and use up the oldest fault ``name`` that concerns some of ``subjects``; return it with the ids it concerns."""
+        """Pick and use up the oldest fault ``name`` that concerns some ``subjects``; return it and their ids."""
         if not self._armed:
             return None
         candidates = list(subjects)

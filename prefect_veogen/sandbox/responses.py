@@ -16,6 +16,7 @@ from prefect_veogen.sandbox.validation import Problems
 
 
 def unauthenticated() -> Response:
+    """Refuse a request without a valid token."""
     return JSONResponse({"error": "Unauthenticated.", "message": "The API token is missing or invalid."}, 401)
 
 
@@ -27,17 +28,20 @@ def insufficient_balance(required: float, balance: float) -> Response:
 
 
 def invalid(problems: Problems) -> Response:
+    """Refuse a request, naming the problems by field."""
     every = [problem for of_field in problems.values() for problem in of_field]
     more = f" (and {len(every) - 1} more)" if len(every) > 1 else ""
     return JSONResponse({"message": every[0] + more, "errors": problems}, 422)
 
 
 def too_many_requests(seconds: int) -> Response:
+    """Refuse a request beyond the rate limit; it may be repeated after so many real seconds."""
     body = {"error": "Too many requests.", "message": f"Retry after {seconds} seconds."}
     return JSONResponse(body, 429, headers={"Retry-After": str(seconds)})
 
 
 def generation_not_found() -> Response:
+    """Respond that there is no generation with this id."""
     return JSONResponse({"error": "Generation not found."}, 404)
 
 
@@ -47,6 +51,7 @@ def model_not_found() -> Response:
 
 
 def server_error() -> Response:
+    """Fail as the API's own server would: in JSON."""
     return JSONResponse({"error": "Server error.", "message": "Something went wrong."}, 500)
 
 

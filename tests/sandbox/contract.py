@@ -67,6 +67,8 @@ class CreateResponse(Shape):
 
 
 class ShortCreateResponse(Shape):
+    """The other documented response to a purchase, at /api-reference/models/gpt-image-2."""
+
     data: NewGenerationShape
 
 
@@ -185,7 +187,6 @@ _RESPONSES: tuple[type[Shape], ...] = (
     InvalidResponse,
     ModelList,
     ModelResponse,
-    ShortCreateResponse,
     UsagePage,
 )
 
@@ -242,7 +243,7 @@ def _paths(request: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "/generations": {
             "get": _operation(unpaged_or_paged, {422: InvalidResponse}, kind, pages_of_20, page),
             "post": {
-                **_operation((CreateResponse, ShortCreateResponse), refused, status=201),
+                **_operation((CreateResponse,), refused, status=201),
                 "requestBody": {"required": True, "content": {"application/json": {"schema": request}}},
             },
         },
@@ -262,7 +263,7 @@ def _operation(
     status: int = 200,
 ) -> dict[str, Any]:
     retry_after = {"Retry-After": {"schema": {"type": "integer"}, "description": "Seconds to wait."}}
-    errors = {401: ErrorResponse, 429: ErrorResponse, 500: ErrorResponse, **(refusals or {})}
+    errors: dict[int, type[Shape]] = {401: ErrorResponse, 429: ErrorResponse, 500: ErrorResponse, **(refusals or {})}
     responses = {str(status): _response(*shapes), **{str(code): _response(shape) for code, shape in errors.items()}}
     responses["429"]["headers"] = retry_after
     return {"parameters": list(parameters), "responses": responses}
