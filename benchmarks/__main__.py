@@ -17,35 +17,35 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks import servers
-from benchmarks.campaign_run import Measured, measure, mixed_rows, pictures
-from benchmarks.faults_run import Outcome, outcomes
+from benchmarks.campaign_run import Measurement, measure, mixed_rows, pictures
+from benchmarks.faults_run import Outcome, measure_outcomes
 from benchmarks.figures import Table
-from benchmarks.joined_run import joined
-from benchmarks.media_run import Moved, moves
+from benchmarks.media_run import Transfer, measure_transfers
 from benchmarks.report import (
     accident_table,
     campaign_chart,
     campaign_table,
-    joined_table,
     media_chart,
     media_table,
     overhead_chart,
     overhead_table,
+    shared_limit_table,
 )
+from benchmarks.shared_limit_run import measure_shared_limit
 
 PARTS = ("campaigns", "overhead", "media", "accidents", "joined")
 _OVERHEAD_SPEED = 100.0
-_AT_ONCE = 300
+_CONCURRENCY = 300
 _MEGABYTE = 1024 * 1024
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure what is asked for, print it and draw it."""
+    """Run the chosen parts, print their tables and draw their charts."""
     options = _parser().parse_args(argv)
     if options.full:
         options.sizes, options.media_mb = [*options.sizes, 240, 1000], [*options.media_mb, 1024, 3072]
     if sys.platform != "win32":
-        # Told to end, leave no server behind.
+        # On SIGTERM, leave no server behind.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     began = time.monotonic()
     print(f"{_facts()}\nThe API: the sandbox, its clock at {options.speed:g} times the speed, 120 requests a minute\n")
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class Benchmark:
-    """One run of the parts asked for."""
+    """One run of the chosen parts."""
 
     def __init__(self, options: argparse.Namespace, folder: Path) -> None:
         self._options = options
@@ -81,7 +81,7 @@ class Benchmark:
                     self._joined(prefect)
 
     def _campaigns(self, prefect: dict[str, str]) -> None:
-        pairs: list[tuple[Measured, Measured]] = []
+        pairs: list[tuple[Measurement, Measurement]] = []
         for count in self._options.sizes:
             peer, ours = (
                 measure(
@@ -92,7 +92,7 @@ class Benchmark:
                     prefect=prefect,
                     folder=self._folder / f"campaign-{way}-{count}",
                 )
-                for way, at_once in (("peer", self._options.peer_at_once), ("campaign", _AT_ONCE))
+                for way, at_once in (("peer", self._options.peer_at_once), ("campaign", _CONCURRENCY))
             )
             pairs.append((peer, ours))
             _say(campaign_table(peer, ours))
@@ -105,7 +105,7 @@ class Benchmark:
                 way,
                 rows,
                 speed=_OVERHEAD_SPEED,
-                at_once=_AT_ONCE,
+                at_once=_CONCURRENCY,
                 prefect=prefect,
                 folder=self._folder / f"overhead-{way}",
                 limited=False,
@@ -116,24 +116,25 @@ class Benchmark:
         self._draw("overhead", overhead_chart(found))
 
     def _media(self) -> None:
-        found: list[Moved] = []
+        found: list[Transfer] = []
         for megabytes in self._options.media_mb:
-            found += moves(megabytes * _MEGABYTE, self._folder / f"media-{megabytes}")
+            found += measure_transfers(megabytes * _MEGABYTE, self._folder / f"media-{megabytes}")
         _say(media_table(found))
         self._draw("media", media_chart(found))
 
     def _accidents(self, prefect: dict[str, str]) -> None:
         found: list[Outcome] = []
         for way in ("peer", "campaign"):
-            found += outcomes(way, prefect, self._folder / f"accidents-{way}")
+            found += measure_outcomes(way, prefect, self._folder / f"accidents-{way}")
         _say(accident_table(found))
 
     def _joined(self, prefect: dict[str, str]) -> None:
         workers, seconds = self._options.workers, self._options.joined_seconds
         peer, ours = (
-            joined(way, workers, seconds, prefect, self._folder / f"joined-{way}") for way in ("peer", "ours")
+            measure_shared_limit(way, workers, seconds, prefect, self._folder / f"joined-{way}")
+            for way in ("peer", "ours")
         )
-        _say(joined_table(peer, ours))
+        _say(shared_limit_table(peer, ours))
 
     def _draw(self, name: str, svg: str) -> None:
         (self._options.out / f"{name}.svg").write_text(svg, encoding="utf-8")
@@ -146,9 +147,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sizes", nargs="+", type=int, default=[10, 100], help="generations (default: 10 100)")
     parser.add_argument("--speed", type=float, default=8.0, help="the sandbox's clock (default: 8 times)")
     parser.add_argument(
-        "--peer-at-once", type=int, default=_AT_ONCE, help="the peer's rows in the making (default: 300)"
+        "--peer-at-once", type=int, default=_CONCURRENCY, help="the peer's bounded concurrency (default: 300)"
     )
-    parser.add_argument("--overhead-rows", type=int, default=100, help="pictures to tell the overhead by")
+    parser.add_argument("--overhead-rows", type=int, default=100, help="pictures to measure the overhead with")
     parser.add_argument("--media-mb", nargs="+", type=int, default=[512], help="sizes of the video (default: 512)")
     parser.add_argument("--workers", type=int, default=2, help="how many share the limit (default: 2)")
     parser.add_argument("--joined-seconds", type=float, default=30.0, help="how long they do (default: 30)")

@@ -1,4 +1,4 @@
-"""The process that makes rows, one way or the other, and measures itself: `WAY ROWS PLACE AT_ONCE RESULT`."""
+"""The process that makes rows, in one of the ways, and measures itself: `WAY ROWS PLACE AT_ONCE RESULT`."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def run(way: str, rows: list[dict[str, Any]], place: str, at_once: int) ->
         case "peer":
             work = by_hand(rows, place, at_once, return_state=True)
         case _:
-            raise ValueError(f"no way to make rows: {way}")
+            raise ValueError(f"{way!r} is not a way to make rows")
     finished = _Finished()
     logging.getLogger("prefect.task_runs").addHandler(finished)
     before, began = _cpu_seconds(), time.monotonic()
@@ -81,7 +81,7 @@ def _cpu_seconds() -> float:
 
 
 if __name__ == "__main__":
-    chosen, manifest, where, most, result = sys.argv[1:]
+    chosen, manifest, where, concurrency, result = sys.argv[1:]
     Path(where).mkdir(parents=True, exist_ok=True)
-    told = asyncio.run(run(chosen, json.loads(Path(manifest).read_text()), where, int(most)))
-    Path(result).write_text(json.dumps(told))
+    measured = asyncio.run(run(chosen, json.loads(Path(manifest).read_text()), where, int(concurrency)))
+    Path(result).write_text(json.dumps(measured))

@@ -1,4 +1,4 @@
-"""What both ways pay, and what they store, when things go wrong."""
+"""What both ways pay and store when requests or processes fail."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import servers
-from benchmarks.campaign_run import pace
+from benchmarks.campaign_run import pace_settings
 
 _SPEED = 60.0
 _PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
-_KILLED = "killed while it bought, and run again"
+_KILLED = "killed while buying, then run again"
 ACCIDENTS = {
-    "lost-answer-after-charge": "the answer to a purchase is lost",
-    "502-after-charge": "a gateway answers a purchase with 502",
+    "lost-answer-after-charge": "the response to a purchase is lost",
+    "502-after-charge": "a gateway responds 502 to a purchase",
     "media-html": "the media host serves an HTML page once",
     "media-truncated-silently": "half a file comes once, its length to match",
 }
@@ -25,7 +25,7 @@ ACCIDENTS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way made of one accident that befell one picture."""
+    """What one way did about one accident with one picture."""
 
     accident: str
     way: str
@@ -33,27 +33,27 @@ class Outcome:
     stored: str
 
 
-def outcomes(way: str, prefect: Mapping[str, str], folder: Path) -> list[Outcome]:
-    """Return what one way makes of every accident: one picture each, a fault armed against each."""
-    return [*_accidents(way, prefect, folder / "accidents"), _kill(way, prefect, folder / "kill")]
+def measure_outcomes(way: str, prefect: Mapping[str, str], folder: Path) -> list[Outcome]:
+    """Measure what one way does about every accident: one picture each, one fault armed for each."""
+    return [*_run_accidents(way, prefect, folder / "accidents"), _kill(way, prefect, folder / "kill")]
 
 
-def _accidents(way: str, prefect: Mapping[str, str], folder: Path) -> list[Outcome]:
+def _run_accidents(way: str, prefect: Mapping[str, str], folder: Path) -> list[Outcome]:
     folder.mkdir(parents=True)
     with servers.sandbox(_SPEED, "--tiny-media", "--requests-per-minute", "0") as sandbox:
         rows = [_row(name) for name in ACCIDENTS]
         for row, fault in zip(rows, ACCIDENTS, strict=True):
             sandbox.arm(fault, prompt=row["prompt"])
         arguments, environment = _start(way, rows, prefect, sandbox, folder)
-        told = servers.measured_by_child("benchmarks.campaign_child", arguments, environment, folder)
+        result = servers.measure_in_child("benchmarks.campaign_child", arguments, environment, folder)
         return [
-            Outcome(accident, way, _purchases(sandbox, row), what_is_at(told["stored"][row["id"]]))
+            Outcome(accident, way, _purchases(sandbox, row), identify_file(result["stored"][row["id"]]))
             for row, accident in zip(rows, ACCIDENTS.values(), strict=True)
         ]
 
 
 def _kill(way: str, prefect: Mapping[str, str], folder: Path) -> Outcome:
-    """Kill the process between a charge and its answer, then start the same again."""
+    """Kill the process between a charge and its response, then start the same again."""
     folder.mkdir(parents=True)
     with servers.sandbox(_SPEED, "--tiny-media", "--requests-per-minute", "0") as sandbox:
         row = _row("killed")
@@ -67,8 +67,8 @@ def _kill(way: str, prefect: Mapping[str, str], folder: Path) -> Outcome:
                     raise RuntimeError(f"{way} ended without a purchase")
                 time.sleep(0.02)
             running.kill()
-        told = servers.measured_by_child("benchmarks.campaign_child", arguments, environment, folder)
-        return Outcome(_KILLED, way, _purchases(sandbox, row), what_is_at(told["stored"][row["id"]]))
+        result = servers.measure_in_child("benchmarks.campaign_child", arguments, environment, folder)
+        return Outcome(_KILLED, way, _purchases(sandbox, row), identify_file(result["stored"][row["id"]]))
 
 
 def _row(name: str) -> dict[str, Any]:
@@ -81,17 +81,17 @@ def _start(
     """Return a child's arguments and environment."""
     manifest, store = folder / "rows.json", folder / "store"
     manifest.write_text(json.dumps(rows))
-    environment = servers.plain_environment(prefect, sandbox.environment, pace(_SPEED, limited=False))
+    environment = servers.plain_environment(prefect, sandbox.environment, pace_settings(_SPEED, limited=False))
     environment |= {"VEOGEN_STORE": str(store), "PREFECT_LOCAL_STORAGE_PATH": str(folder / "results")}
     return [way, str(manifest), str(store), "50"], environment
 
 
 def _purchases(sandbox: servers.SandboxProcess, row: Mapping[str, Any]) -> int:
-    return sum(one["prompt"] == row["prompt"] for one in sandbox.ask("bill")["purchases"] if not one["refunded"])
+    return sum(one["prompt"] == row["prompt"] for one in sandbox.get("bill")["purchases"] if not one["refunded"])
 
 
-def what_is_at(place: str | None) -> str:
-    """Say what a file that should be a picture really is."""
+def identify_file(place: str | None) -> str:
+    """Identify a file that should be a picture."""
     if place is None:
         return "nothing"
     path = Path(place.removeprefix("file://"))

@@ -22,7 +22,7 @@ _CHUNK_BYTES = 1024 * 1024
 
 
 class _Reader:
-    """What `upload_fileobj` reads from: an HTTP answer as a file."""
+    """What `upload_fileobj` reads from: an HTTP response as a file."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
@@ -42,7 +42,7 @@ class _Reader:
 
 
 def ours(prompt: str, store: str) -> Callable[[], int]:
-    """Return what delivers a generation that is bought and completed, and then its size."""
+    """Buy a generation, wait for it, and return the function that delivers it and returns its size."""
     from prefect_veogen import GenerationRequest
     from prefect_veogen.download.deliver import deliver
     from prefect_veogen.process.io_loop import on_io
@@ -58,41 +58,41 @@ def ours(prompt: str, store: str) -> Callable[[], int]:
 
 
 def streamed_to_bucket(link: str, bucket: str) -> Callable[[], int]:
-    """Return what a careful script does: boto3 reads the answer piece by piece."""
+    """Return what a careful script does: boto3 reads the response piece by piece."""
     s3 = boto3.client("s3")
     s3.head_bucket(Bucket=bucket)
 
     def move() -> int:
-        with httpx.stream("GET", link, timeout=60) as answer:
-            answer.raise_for_status()
-            s3.upload_fileobj(cast("IO[bytes]", _Reader(answer.iter_bytes(_CHUNK_BYTES))), bucket, "streamed.mp4")
+        with httpx.stream("GET", link, timeout=60) as response:
+            response.raise_for_status()
+            s3.upload_fileobj(cast("IO[bytes]", _Reader(response.iter_bytes(_CHUNK_BYTES))), bucket, "streamed.mp4")
         return int(s3.head_object(Bucket=bucket, Key="streamed.mp4")["ContentLength"])
 
     return move
 
 
 def whole_to_bucket(link: str, bucket: str) -> Callable[[], int]:
-    """Return what the first script everybody writes does: the file in memory, then the upload."""
+    """Return what a first script does: the whole file in memory, then the upload."""
     s3 = boto3.client("s3")
     s3.head_bucket(Bucket=bucket)
 
     def move() -> int:
-        answer = httpx.get(link, timeout=60).raise_for_status()
-        s3.put_object(Bucket=bucket, Key="whole.mp4", Body=answer.content)
-        return len(answer.content)
+        response = httpx.get(link, timeout=60).raise_for_status()
+        s3.put_object(Bucket=bucket, Key="whole.mp4", Body=response.content)
+        return len(response.content)
 
     return move
 
 
 def streamed_to_directory(link: str, folder: str) -> Callable[[], int]:
-    """Return what a careful script does: write a file piece by piece, on the disk when it is said to be."""
+    """Return what a careful script does: write a file piece by piece, synced to the disk."""
 
     def move() -> int:
         target = Path(folder) / "streamed.mp4"
         target.parent.mkdir(parents=True, exist_ok=True)
-        with httpx.stream("GET", link, timeout=60) as answer, target.open("wb") as file:
-            answer.raise_for_status()
-            for chunk in answer.iter_bytes(_CHUNK_BYTES):
+        with httpx.stream("GET", link, timeout=60) as response, target.open("wb") as file:
+            response.raise_for_status()
+            for chunk in response.iter_bytes(_CHUNK_BYTES):
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
@@ -102,7 +102,7 @@ def streamed_to_directory(link: str, folder: str) -> Callable[[], int]:
 
 
 def whole_to_directory(link: str, folder: str) -> Callable[[], int]:
-    """Return the shortest script: the file in memory, then on the disk."""
+    """Return what the shortest script does: the whole file in memory, then on the disk."""
 
     def move() -> int:
         target = Path(folder) / "whole.mp4"
@@ -112,9 +112,9 @@ def whole_to_directory(link: str, folder: str) -> Callable[[], int]:
     return move
 
 
-def measured(move: Callable[[], int]) -> dict[str, Any]:
-    """Return what a move took beyond what the process had before it."""
-    before, cpu, began = _forget_peak(), _cpu_seconds(), time.monotonic()
+def measure(move: Callable[[], int]) -> dict[str, Any]:
+    """Measure a transfer; its memory is what the process grew by."""
+    before, cpu, began = _reset_peak(), _cpu_seconds(), time.monotonic()
     size = move()
     seconds = time.monotonic() - began
     return {
@@ -125,8 +125,8 @@ def measured(move: Callable[[], int]) -> dict[str, Any]:
     }
 
 
-def _forget_peak() -> int:
-    """Return the memory held now, and let the peak begin there where the system can (Linux)."""
+def _reset_peak() -> int:
+    """Reset the peak of memory to the present use where the system can (Linux); return the peak."""
     marks = Path("/proc/self/clear_refs")
     if marks.exists():
         marks.write_text("5")
@@ -156,4 +156,4 @@ WAYS: dict[str, Callable[[str, str], Callable[[], int]]] = {
 
 if __name__ == "__main__":
     way, source, place, result = sys.argv[1:]
-    Path(result).write_text(json.dumps(measured(WAYS[way](source, place))))
+    Path(result).write_text(json.dumps(measure(WAYS[way](source, place))))

@@ -15,11 +15,11 @@ _PROMPT = "a very long clip"
 _POLLS = {"VEOGEN_VIDEO_POLL_SECONDS": "0.1", "VEOGEN_REQUESTS_PER_MINUTE": "100000"}
 _COMPLETED_WITHIN_SECONDS = 60.0
 # Reading a file whole holds it twice here, and the S3 server of this machine holds it once more.
-_MOST_IN_MEMORY = 1024**3
+_MAX_IN_MEMORY = 1024**3
 
 
 @dataclass(frozen=True)
-class Moved:
+class Transfer:
     """One file, moved in one way to one kind of place."""
 
     way: str
@@ -34,14 +34,14 @@ class Moved:
         return self.size / self.seconds
 
 
-def moves(size_bytes: int, folder: Path) -> list[Moved]:
-    """Return what moving a video of a size takes, for each way and place, each in a process of its own."""
+def measure_transfers(size_bytes: int, folder: Path) -> list[Transfer]:
+    """Measure moving a video of a size, for each way and place, each in a process of its own."""
     folder.mkdir(parents=True)
     options = ("--tiny-media", "--requests-per-minute", "0")
     with servers.sandbox(_SPEED, *options) as sandbox, servers.s3_server(_BUCKET) as s3:
         sandbox.arm("media-huge", times=None, size_bytes=size_bytes)
         environment = servers.plain_environment(sandbox.environment, s3, _POLLS)
-        link = _link(sandbox.environment)
+        link = _buy_clip(sandbox.environment)
         found = []
         for way, place, source, target in (
             ("ours", "directory", _PROMPT, str(folder / "store")),
@@ -51,33 +51,33 @@ def moves(size_bytes: int, folder: Path) -> list[Moved]:
             ("streamed", "bucket", link, _BUCKET),
             ("whole", "bucket", link, _BUCKET),
         ):
-            if way == "whole" and size_bytes > _MOST_IN_MEMORY:
+            if way == "whole" and size_bytes > _MAX_IN_MEMORY:
                 continue
             arguments = [way if way == "ours" else f"{way}_to_{place}", source, target]
-            told = servers.measured_by_child("benchmarks.media_child", arguments, environment, folder)
-            if told["size"] != size_bytes:
-                raise RuntimeError(f"{way} stored {told['size']} of {size_bytes} bytes")
-            found.append(Moved(way, place, **told))
-            servers.emptied(_BUCKET, s3)
-            _forget(Path(target))
+            result = servers.measure_in_child("benchmarks.media_child", arguments, environment, folder)
+            if result["size"] != size_bytes:
+                raise RuntimeError(f"{way} stored {result['size']} of {size_bytes} bytes")
+            found.append(Transfer(way, place, **result))
+            servers.empty_bucket(_BUCKET, s3)
+            _delete_videos(Path(target))
     return found
 
 
-def _link(environment: Mapping[str, str]) -> str:
-    """Buy a clip, and return where its file is when it is completed."""
+def _buy_clip(environment: Mapping[str, str]) -> str:
+    """Buy a clip, wait for its completion and return its URL."""
     api, token = environment["VEOGEN_BASE_URL"], environment["VEOGEN_API_TOKEN"]
-    bought = servers.fetched(f"{api}/generations", {"model": "veo-3.1-fast", "prompt": _PROMPT}, token=token)
+    bought = servers.fetch(f"{api}/generations", {"model": "veo-3.1-fast", "prompt": _PROMPT}, token=token)
     give_up_at = time.monotonic() + _COMPLETED_WITHIN_SECONDS
     while time.monotonic() < give_up_at:
-        generation = servers.fetched(f"{api}/generations/{bought['data']['id']}", token=token)["data"]
+        generation = servers.fetch(f"{api}/generations/{bought['data']['id']}", token=token)["data"]
         if generation["output"]:
             return str(generation["output"]["url"])
         time.sleep(0.1)
     raise RuntimeError("the clip was never completed")
 
 
-def _forget(target: Path) -> None:
-    """Free the disk of what was stored."""
+def _delete_videos(target: Path) -> None:
+    """Delete the stored videos, to free the disk."""
     if target.is_dir():
         for path in target.rglob("*.mp4"):
             path.unlink()

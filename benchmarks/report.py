@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.campaign_run import LIMIT_PER_MINUTE, Measured
+from benchmarks.campaign_run import LIMIT_PER_MINUTE, Measurement
 from benchmarks.faults_run import Outcome
 from benchmarks.figures import Bar, Panel, Table, chart, ratio
-from benchmarks.joined_run import Joined
-from benchmarks.media_run import Moved
+from benchmarks.media_run import Transfer
+from benchmarks.shared_limit_run import SharedLimitUse
 
 PEER, OURS = "by hand", "prefect-veogen"
 _WAYS = {"peer": PEER, "campaign": f"{OURS}: campaign", "chained": f"{OURS}: generate"}
@@ -16,16 +16,16 @@ _MOVERS = {"ours": OURS, "streamed": "streamed by hand", "whole": "read whole"}
 _MEGABYTE = 1024 * 1024
 
 _PACE = "purchases a minute while buying"
-"""Told only of campaigns which the limit holds up: fewer rows than it allows can all be bought at once."""
+"""Shown only for campaigns that reach the limit: fewer rows than it allows can all be bought at once."""
 
-Figure = tuple[str, Callable[[Measured], float], str]
+Figure = tuple[str, Callable[[Measurement], float], str]
 _CAMPAIGN_FIGURES: tuple[Figure, ...] = (
     ("requests per generation", lambda m: m.requests_per_generation, "{:.2f}"),
     ("refused with 429", lambda m: m.refused_share, "{:.1%}"),
     (_PACE, lambda m: m.purchases_per_minute, "{:.0f}"),
     ("all bought after, s*", lambda m: m.buying_seconds, "{:.0f}"),
     ("completion noticed late by, mean s*", lambda m: m.late_mean_seconds, "{:.1f}"),
-    ("completion noticed late by, most s*", lambda m: m.late_most_seconds, "{:.1f}"),
+    ("completion noticed late by, max s*", lambda m: m.late_max_seconds, "{:.1f}"),
     ("all stored after, s*", lambda m: m.service_seconds, "{:.0f}"),
     ("CPU ms per generation", lambda m: m.cpu_per_generation * 1000, "{:.0f}"),
     ("peak memory, MB", lambda m: m.peak_bytes / _MEGABYTE, "{:.0f}"),
@@ -35,7 +35,7 @@ _CAMPAIGN_FIGURES: tuple[Figure, ...] = (
 _CHARTED = (0, 1, 4, 7)
 
 
-def campaign_table(peer: Measured, ours: Measured) -> Table:
+def campaign_table(peer: Measurement, ours: Measurement) -> Table:
     """Return one campaign made both ways."""
     binding = peer.rows > LIMIT_PER_MINUTE
     rows = tuple(
@@ -50,12 +50,12 @@ def campaign_table(peer: Measured, ours: Measured) -> Table:
     return Table(f"{peer.rows} generations", ("", PEER, OURS, "ours : peer"), rows, note)
 
 
-def campaign_chart(pairs: Sequence[tuple[Measured, Measured]]) -> str:
-    """Return the most telling figures of all campaigns as bars."""
+def campaign_chart(pairs: Sequence[tuple[Measurement, Measurement]]) -> str:
+    """Return the key figures of all campaigns as bars."""
     panels = []
     for name, read, form in (_CAMPAIGN_FIGURES[number] for number in _CHARTED):
         groups = [
-            (f"{peer.rows}", tuple(Bar(who, read(m), form.format(read(m))) for who, m in ((PEER, peer), (OURS, ours))))
+            (f"{peer.rows}", tuple(Bar(way, read(m), form.format(read(m))) for way, m in ((PEER, peer), (OURS, ours))))
             for peer, ours in pairs
         ]
         panels.append(Panel(name.replace("s*", "s of the service"), tuple(groups)))
@@ -63,8 +63,8 @@ def campaign_chart(pairs: Sequence[tuple[Measured, Measured]]) -> str:
     return chart(title, panels, {PEER: "first", OURS: "ours"})
 
 
-def overhead_table(found: Sequence[Measured]) -> Table:
-    """Return what Prefect's task runs cost, without a rate limit and with a clock too fast to wait for."""
+def overhead_table(found: Sequence[Measurement]) -> Table:
+    """Return what Prefect's task runs cost, without a rate limit and with a clock too fast for waiting to count."""
     peer = next(measured for measured in found if measured.way == "peer")
     rows = tuple(
         (
@@ -84,9 +84,9 @@ def overhead_table(found: Sequence[Measured]) -> Table:
     return Table(f"Orchestrating {peer.rows} pictures", heading, rows, note)
 
 
-def overhead_chart(found: Sequence[Measured]) -> str:
+def overhead_chart(found: Sequence[Measurement]) -> str:
     """Return CPU and recording time as bars."""
-    figures: tuple[tuple[str, Callable[[Measured], float], str], ...] = (
+    figures: tuple[tuple[str, Callable[[Measurement], float], str], ...] = (
         ("task runs per generation", lambda m: m.task_runs / m.rows, "{:.2f}"),
         ("CPU ms per generation", lambda m: m.cpu_per_generation * 1000, "{:.0f}"),
         ("seconds until all is made and recorded", lambda m: m.wall_seconds + m.recorded_after_seconds, "{:.1f}"),
@@ -98,11 +98,11 @@ def overhead_chart(found: Sequence[Measured]) -> str:
     return chart("What orchestration costs", panels, {PEER: "first", "campaign": "ours", "generate": "second"})
 
 
-def _short(measured: Measured) -> str:
+def _short(measured: Measurement) -> str:
     return _WAYS[measured.way].rpartition(": ")[2]
 
 
-def media_table(found: Sequence[Moved]) -> Table:
+def media_table(found: Sequence[Transfer]) -> Table:
     """Return how one file came into a store; the ratios are to the same place, streamed by hand."""
     rows = []
     for moved in found:
@@ -119,13 +119,13 @@ def media_table(found: Sequence[Moved]) -> Table:
             )
         )
     heading = ("", "MB/s", ": streamed", "memory MB", ": streamed", "CPU s/GB", ": streamed")
-    note = "Memory: the peak beyond what the process held before. Ours also digests, and checks that it is a whole MP4."
+    note = "Memory: the peak above the use before. Ours also computes a digest and checks that the MP4 is complete."
     return Table("Downloading one large video", heading, tuple(rows), note)
 
 
-def media_chart(found: Sequence[Moved]) -> str:
+def media_chart(found: Sequence[Transfer]) -> str:
     """Return memory and throughput as bars."""
-    figures: tuple[tuple[str, Callable[[Moved], float], str], ...] = (
+    figures: tuple[tuple[str, Callable[[Transfer], float], str], ...] = (
         ("memory, MB", lambda m: m.grown_bytes / _MEGABYTE, "{:.0f}"),
         ("MB per second", lambda m: m.bytes_per_second / _MEGABYTE, "{:.0f}"),
     )
@@ -148,7 +148,7 @@ def media_chart(found: Sequence[Moved]) -> str:
     return chart("Downloading one large video", panels, classes)
 
 
-def _streamed(found: Sequence[Moved], moved: Moved) -> Moved:
+def _streamed(found: Sequence[Transfer], moved: Transfer) -> Transfer:
     return next(one for one in found if (one.way, one.place, one.size) == ("streamed", moved.place, moved.size))
 
 
@@ -163,8 +163,8 @@ def accident_table(found: Sequence[Outcome]) -> Table:
     return Table("When things go wrong", heading, tuple(rows))
 
 
-def joined_table(peer: Joined, ours: Joined) -> Table:
-    """Return what workers who share the limit sent in each way."""
+def shared_limit_table(peer: SharedLimitUse, ours: SharedLimitUse) -> Table:
+    """Return what workers that share the limit sent in each way."""
     row = (
         "requests a minute",
         f"{peer.requests_per_minute:.0f}",
@@ -172,4 +172,4 @@ def joined_table(peer: Joined, ours: Joined) -> Table:
         ratio(ours.requests_per_minute, peer.requests_per_minute),
     )
     note = f"By hand: Prefect's `rate_limit` before each request. The limit: {LIMIT_PER_MINUTE} requests a minute."
-    return Table(f"{ours.workers} workers who share the limit", ("", PEER, OURS, "ours : peer"), (row,), note)
+    return Table(f"{ours.workers} workers that share the limit", ("", PEER, OURS, "ours : peer"), (row,), note)

@@ -1,4 +1,4 @@
-"""The processes a benchmark needs, each started on a free port of this machine and stopped for certain."""
+"""The processes a benchmark needs, each started on a free port of this machine and always stopped."""
 
 from __future__ import annotations
 
@@ -19,40 +19,40 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 _START_SECONDS = 180.0
 _STOP_SECONDS = 20.0
-# A developer's own accounts and servers have no place in a measurement.
+# A developer's own accounts and servers must not affect a measurement.
 _FOREIGN = ("VEOGEN_", "AWS_", "PREFECT_", "PYTHONPATH")
 
 
 @dataclass(frozen=True)
 class SandboxProcess:
-    """A sandbox of its own process, asked through its control routes."""
+    """A sandbox in a process of its own, read and steered through its control routes."""
 
     environment: Mapping[str, str]
     control_url: str
 
-    def ask(self, what: str) -> dict[str, Any]:
-        answer: dict[str, Any] = fetched(f"{self.control_url}/{what}")
-        return answer
+    def get(self, what: str) -> dict[str, Any]:
+        response: dict[str, Any] = fetch(f"{self.control_url}/{what}")
+        return response
 
     def arm(self, name: str, **options: Any) -> None:
-        fetched(f"{self.control_url}/faults", {"name": name, **options})
+        fetch(f"{self.control_url}/faults", {"name": name, **options})
 
 
 def plain_environment(*additions: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment without anybody's own set-up, and with `additions`."""
+    """Return this process's environment without the developer's own settings, and with `additions`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_FOREIGN)}
     for addition in additions:
         environment |= addition
     return environment
 
 
-def fetched(url: str, body: Mapping[str, Any] | None = None, *, token: str = "") -> Any:
-    """Return the JSON behind a link of this machine; a body makes it a POST."""
+def fetch(url: str, body: Mapping[str, Any] | None = None, *, token: str = "") -> Any:
+    """Fetch JSON from a server on this machine; a body makes it a POST."""
     data = None if body is None else json.dumps(body).encode()
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
     request = urllib.request.Request(url, data, headers)
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return json.load(answer)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)
 
 
 @contextmanager
@@ -76,7 +76,7 @@ def prefect_server(home: Path) -> Iterator[dict[str, str]]:
     mine = {"PREFECT_HOME": str(home), "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
     command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(port), "--no-ui"]
     with (home / "server.log").open("w") as log, _running(command, plain_environment(mine), stdout=log):
-        _await(f"http://127.0.0.1:{port}/api/health")
+        _wait_for_response(f"http://127.0.0.1:{port}/api/health")
         yield mine | {"PREFECT_API_URL": f"http://127.0.0.1:{port}/api"}
 
 
@@ -86,7 +86,7 @@ def s3_server(bucket: str) -> Iterator[dict[str, str]]:
     port = _free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     with _running(command, plain_environment(), stdout=subprocess.DEVNULL):
-        _await(f"http://127.0.0.1:{port}/moto-api/data.json")
+        _wait_for_response(f"http://127.0.0.1:{port}/moto-api/data.json")
         urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{port}/{bucket}", method="PUT")).close()
         yield {
             "AWS_ENDPOINT_URL_S3": f"http://127.0.0.1:{port}",
@@ -97,7 +97,7 @@ def s3_server(bucket: str) -> Iterator[dict[str, str]]:
         }
 
 
-def emptied(bucket: str, environment: Mapping[str, str]) -> None:
+def empty_bucket(bucket: str, environment: Mapping[str, str]) -> None:
     """Empty the S3 server, so that what one measurement stored does not burden the next."""
     origin = environment["AWS_ENDPOINT_URL_S3"]
     for link, method in ((f"{origin}/moto-api/reset", "POST"), (f"{origin}/{bucket}", "PUT")):
@@ -106,10 +106,10 @@ def emptied(bucket: str, environment: Mapping[str, str]) -> None:
 
 @contextmanager
 def child(module: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> Iterator[Child]:
-    """Run `python -m module`; whatever it says goes to a file."""
-    with log.open("a") as said:
+    """Run `python -m module`; its output goes to a file."""
+    with log.open("a") as output:
         command = [sys.executable, "-m", module, *arguments]
-        with _running(command, environment, stdout=said, stderr=subprocess.STDOUT) as process:
+        with _running(command, environment, stdout=output, stderr=subprocess.STDOUT) as process:
             yield Child(process, log)
 
 
@@ -121,18 +121,22 @@ class Child:
     log: Path
 
     def finish(self, seconds: float = 7200) -> None:
-        """Return when it has ended well."""
+        """Wait for it to succeed.
+
+        Raises:
+            RuntimeError: it failed; the message has the end of its log.
+        """
         if self.process.wait(seconds):
-            said = "\n".join(self.log.read_text().splitlines()[-30:])
-            raise RuntimeError(f"{self.process.args!r} failed:\n{said}")
+            ending = "\n".join(self.log.read_text().splitlines()[-30:])
+            raise RuntimeError(f"{self.process.args!r} failed:\n{ending}")
 
     def kill(self) -> None:
-        """End it without a word, as a lost machine would."""
+        """Kill it, as a lost machine would be."""
         self.process.kill()
         self.process.wait()
 
 
-def measured_by_child(module: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> Any:
+def measure_in_child(module: str, arguments: Sequence[str], environment: Mapping[str, str], folder: Path) -> Any:
     """Return what a child process wrote into its result file, whose path is its last argument."""
     result = folder / "result.json"
     with child(module, [*arguments, str(result)], environment, folder / "child.log") as running:
@@ -144,7 +148,7 @@ def measured_by_child(module: str, arguments: Sequence[str], environment: Mappin
 def _running(
     command: Sequence[str], environment: Mapping[str, str], *, stdout: Any, stderr: Any = subprocess.DEVNULL
 ) -> Iterator[subprocess.Popen[str]]:
-    # A session of its own: a server's children are stopped with it, and Ctrl-C is ours to pass on.
+    # A session of its own: a server's children are stopped with it, and Ctrl-C reaches only us.
     process = subprocess.Popen(
         command, env=dict(environment), cwd=ROOT, stdout=stdout, stderr=stderr, text=True, start_new_session=True
     )
@@ -172,7 +176,7 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _await(url: str) -> None:
+def _wait_for_response(url: str) -> None:
     give_up_at = time.monotonic() + _START_SECONDS
     while time.monotonic() < give_up_at:
         try:
@@ -181,4 +185,4 @@ def _await(url: str) -> None:
             time.sleep(0.1)
         else:
             return
-    raise RuntimeError(f"nothing answers at {url}")
+    raise RuntimeError(f"nothing responds at {url}")

@@ -16,25 +16,26 @@ from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, tempor
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_veogen.sandbox import Sandbox
+from tests.support.environments import fast_settings, s3_environment
 
 SPEED = 100.0
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what talks to the S3 server: one place instead of each test, half of which ask for `store_url`."""
+    """Mark the tests that use the S3 server, here and not in each of them: half of them get it through `store_url`."""
     for item in items:
-        if isinstance(item, pytest.Function) and _asks_for_s3(item):
+        if isinstance(item, pytest.Function) and _uses_s3(item):
             item.add_marker(pytest.mark.s3)
 
 
-def _asks_for_s3(item: pytest.Function) -> bool:
+def _uses_s3(item: pytest.Function) -> bool:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return "s3_server" in item.fixturenames or parameters.get("store_url") == "bucket"
 
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Let nothing of the developer's own set-up into a test, and no test write into his directory."""
+    """Hide the developer's own settings from tests, and keep tests from writing into their directory."""
     for name in os.environ:
         if name.startswith(("VEOGEN_", "AWS_")):
             monkeypatch.delenv(name)
@@ -48,23 +49,13 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox
     settings = {
         **fast_settings(),
         "VEOGEN_STORE": str(tmp_path / "store"),
-        # Tests share a Prefect server: a limit which one of them makes there must not slow down all after it.
+        # Tests share a Prefect server: a limit that one of them creates there must not slow down the others.
         "VEOGEN_REQUESTS_LIMIT_NAME": f"limit-{uuid.uuid4().hex[:12]}",
     }
     with Sandbox(speed=SPEED, tiny_media=True, requests_per_minute=None) as sandbox:
         for name, value in {**sandbox.environment, **settings}.items():
             monkeypatch.setenv(name, value)
         yield sandbox
-
-
-def fast_settings() -> dict[str, str]:
-    """Return the settings which fit a sandbox whose clock runs at 100 times the speed."""
-    return {
-        "VEOGEN_REQUESTS_PER_MINUTE": "12000",
-        "VEOGEN_IMAGE_POLL_SECONDS": "0.03",
-        "VEOGEN_VIDEO_POLL_SECONDS": "0.05",
-        "VEOGEN_IN_DOUBT_SECONDS": "1",
-    }
 
 
 @pytest.fixture(scope="session")
@@ -87,17 +78,6 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-def s3_environment(s3_server: str) -> dict[str, str]:
-    """Return the environment with which boto3 reaches the server."""
-    return {
-        "AWS_ENDPOINT_URL_S3": s3_server,
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
-
-
 @pytest.fixture(params=["directory", "bucket"])
 def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A store of either kind; VEOGEN_STORE points at it."""
@@ -113,7 +93,7 @@ def prefect_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     """A Prefect server, an empty database and no stored results, once per run."""
     results = {PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("prefect-results")}
     with temporary_settings(results), prefect_test_harness(server_startup_timeout=180):
-        # Prefect leaves connections of its own to its server open; nothing else that is left open is let pass.
+        # Prefect leaves connections to its own server open; any other open socket stays an error.
         peer = rf"raddr=\('127.0.0.1', {urlsplit(str(PREFECT_API_URL.value())).port}\)"
         left_open = f"unclosed <socket.*{peer}"
         request.config.addinivalue_line("filterwarnings", f"ignore:{left_open}:ResourceWarning")

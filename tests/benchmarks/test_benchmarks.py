@@ -1,4 +1,4 @@
-"""The benchmark runs at its smallest, and what it prints and draws is well formed; no figure is judged here."""
+"""The benchmark runs in its smallest form, and what it prints and draws is well formed; no figure is judged."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks.campaign_run import Measured
-from benchmarks.faults_run import Outcome, what_is_at
+from benchmarks.campaign_run import Measurement
+from benchmarks.faults_run import Outcome, identify_file
 from benchmarks.figures import Table, ratio
-from benchmarks.joined_run import Joined
-from benchmarks.media_run import Moved
+from benchmarks.media_run import Transfer
 from benchmarks.report import (
     accident_table,
     campaign_chart,
     campaign_table,
-    joined_table,
     media_chart,
     media_table,
     overhead_chart,
     overhead_table,
+    shared_limit_table,
 )
+from benchmarks.shared_limit_run import SharedLimitUse
 
 ROOT = Path(__file__).parents[2]
 
 
-def measured(way: str, requests: int = 12) -> Measured:
-    return Measured(
+def measured(way: str, requests: int = 12) -> Measurement:
+    return Measurement(
         way=way,
         rows=10,
         stored=10,
@@ -39,7 +39,7 @@ def measured(way: str, requests: int = 12) -> Measured:
         purchases=10,
         buying_seconds=5.0,
         late_mean_seconds=4.0,
-        late_most_seconds=9.0,
+        late_max_seconds=9.0,
         service_seconds=120.0,
         wall_seconds=30.0,
         cpu_seconds=0.5,
@@ -49,9 +49,9 @@ def measured(way: str, requests: int = 12) -> Measured:
     )
 
 
-def moved() -> list[Moved]:
+def transfers() -> list[Transfer]:
     ways = [(way, place) for place in ("directory", "bucket") for way in ("ours", "streamed", "whole")]
-    return [Moved(way, place, 2**29, 2.0, 1.5, 2**24) for way, place in ways]
+    return [Transfer(way, place, 2**29, 2.0, 1.5, 2**24) for way, place in ways]
 
 
 def assert_well_formed(markdown: str) -> None:
@@ -63,18 +63,18 @@ def assert_well_formed(markdown: str) -> None:
 
 
 def test_every_table_is_well_formed() -> None:
-    accidents = [Outcome("the answer is lost", way, 1, "the picture") for way in ("peer", "campaign")]
+    accidents = [Outcome("the response is lost", way, 1, "the picture") for way in ("peer", "campaign")]
     overhead = overhead_table([measured("peer"), measured("campaign"), measured("chained")])
     campaigns = campaign_table(measured("peer", 120), measured("campaign"))
-    together = joined_table(*(Joined(way, 2, 60, 30.0) for way in ("peer", "ours")))
-    for table in (campaigns, overhead, media_table(moved()), accident_table(accidents), together):
+    together = shared_limit_table(*(SharedLimitUse(way, 2, 60, 30.0) for way in ("peer", "ours")))
+    for table in (campaigns, overhead, media_table(transfers()), accident_table(accidents), together):
         assert_well_formed(str(table))
 
 
 def test_every_chart_is_small_and_reads_on_dark_and_light() -> None:
     pairs = [(measured("peer", 120), measured("campaign"))] * 3
     overhead = overhead_chart([measured("peer"), measured("campaign"), measured("chained")])
-    for svg in (campaign_chart(pairs), overhead, media_chart(moved() * 3)):
+    for svg in (campaign_chart(pairs), overhead, media_chart(transfers() * 3)):
         assert ET.fromstring(svg).tag.endswith("svg")
         assert "prefers-color-scheme: dark" in svg
         assert len(svg.encode()) < 15_000
@@ -86,10 +86,10 @@ def test_a_ratio_is_ours_to_the_peers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ours", "peer", "told"), [(1, 2, "0.5"), (3, 3, "1"), (0, 0, "1"), (1, 0, "-"), (500, 2, "250")]
+    ("ours", "peer", "shown"), [(1, 2, "0.5"), (3, 3, "1"), (0, 0, "1"), (1, 0, "-"), (500, 2, "250")]
 )
-def test_a_ratio_is_told_in_two_figures_or_not_at_all(ours: float, peer: float, told: str) -> None:
-    assert ratio(ours, peer) == told
+def test_a_ratio_has_two_figures_or_is_left_out(ours: float, peer: float, shown: str) -> None:
+    assert ratio(ours, peer) == shown
 
 
 def test_a_table_with_a_ragged_row_is_refused() -> None:
@@ -98,7 +98,7 @@ def test_a_table_with_a_ragged_row_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "said"),
+    ("body", "what"),
     [
         (b"\x89PNG\r\n\x1a\n....IEND\xaeB`\x82", "the picture"),
         (b"\x89PNG\r\n\x1a\n....", "half a picture"),
@@ -106,11 +106,11 @@ def test_a_table_with_a_ragged_row_is_refused() -> None:
         (b"?", "something else"),
     ],
 )
-def test_what_was_stored_is_judged_by_its_bytes(tmp_path: Path, body: bytes, said: str) -> None:
+def test_a_stored_file_is_identified_by_its_bytes(tmp_path: Path, body: bytes, what: str) -> None:
     path = tmp_path / "stored.png"
     path.write_bytes(body)
-    assert what_is_at(path.as_uri()) == said
-    assert what_is_at(None) == "nothing"
+    assert identify_file(path.as_uri()) == what
+    assert identify_file(None) == "nothing"
 
 
 @pytest.mark.slow

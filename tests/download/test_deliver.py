@@ -36,7 +36,7 @@ from prefect_veogen.sandbox import FAULTS, Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import S3Store, Store
 from prefect_veogen.store.s3 import PART_BYTES
-from tests.conftest import s3_environment
+from tests.support.environments import s3_environment
 from tests.support.servers import Once, Reply, Request, relayed, serving
 
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="A red fox, ink on paper")

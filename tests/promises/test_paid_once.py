@@ -38,8 +38,8 @@ from prefect_veogen import Asset, GenerationRequest
 from prefect_veogen.errors import BudgetExceeded, GenerationFailed, UnknownSubmission, VeogenError
 from prefect_veogen.process.io_loop import io_loop
 from prefect_veogen.sandbox import Sandbox
-from tests.conftest import s3_environment
 from tests.support.buyers import Order, Report, one, work
+from tests.support.environments import s3_environment
 from tests.support.stopping_proxy import Stop, StoppingProxy, stopping_proxy
 
 pytestmark = [pytest.mark.kill, pytest.mark.slow, pytest.mark.s3]

@@ -25,7 +25,7 @@ from pydantic import SecretStr
 
 from prefect_veogen import VeogenCredentials
 from prefect_veogen.sandbox import Sandbox
-from tests.conftest import fast_settings
+from tests.support.environments import fast_settings
 
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.usefixtures("prefect_server")]
 

@@ -42,7 +42,7 @@ from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import FAULTS, Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import LocalStore
-from tests.conftest import fast_settings
+from tests.support.environments import fast_settings
 from tests.support.receipts import left_behind
 from tests.support.servers import Reply, Request, relayed, serving, without
 

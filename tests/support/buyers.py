@@ -1,4 +1,4 @@
-"""What the tests of the promise run in processes of their own, so that they can be killed."""
+"""Workers that buy in processes of their own, so that they can be killed."""
 
 from __future__ import annotations
 
@@ -24,39 +24,39 @@ Answer = Asset | VeogenError
 
 @dataclass(frozen=True)
 class Order:
-    """What a process is to do, and where it is to die."""
+    """What a process has to do, and where it dies."""
 
     wanted: tuple[GenerationRequest, ...]
     environment: dict[str, str]
     motion: str | None = None
-    """With it, the first request's picture is animated; without, all requests are made at once."""
+    """With a motion prompt, the first request's picture is animated; without, all requests run concurrently."""
     starts_at: float = 0.0
     dies_before_change: int | None = None
-    """Which change of the store's directory, counted from 1, the process does not live to make."""
+    """The process dies before this change of the store's directory, counted from 1."""
     lingers: bool = False
-    """Whether the process stays when everything is done, so that it can be killed even then."""
+    """Whether the process stays alive when everything is done, so that it can still be killed."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a process that was not killed in time has to tell."""
+    """What a process reports that was not killed in time."""
 
     answers: list[Answer]
     changes: int
 
 
 def work(order: Order, reports: Connection) -> None:
-    """Do as ordered and report; a process that is killed says nothing."""
+    """Carry out the order and report; a process that is killed reports nothing."""
     os.environ.update(order.environment)
     changes = watch_changes(order.environment["VEOGEN_STORE"], order.dies_before_change)
     time.sleep(max(0.0, order.starts_at - time.time()))
-    answers = asyncio.run(made(order))
+    answers = asyncio.run(make_all(order))
     reports.send(Report(answers, len(changes)))
     while order.lingers:
         signal.pause()
 
 
-async def made(order: Order) -> list[Answer]:
+async def make_all(order: Order) -> list[Answer]:
     """Return an asset or an error per purchase."""
     if order.motion is None:
         return await asyncio.gather(*(one(request) for request in order.wanted))
@@ -68,6 +68,7 @@ async def made(order: Order) -> list[Answer]:
 
 
 async def one(request: GenerationRequest) -> Answer:
+    """Return the asset of one request, or the error."""
     try:
         return await on_io(bought_and_stored(request))
     except VeogenError as error:
@@ -75,27 +76,28 @@ async def one(request: GenerationRequest) -> Answer:
 
 
 async def bought_and_stored(request: GenerationRequest) -> Asset:
+    """Buy, wait and deliver, as the tasks do; on the I/O loop."""
     session = open_session()
     purchase = await buy(session, request)
     return (await deliver(session, await wait(session, purchase.generation))).asset
 
 
 def watch_changes(root: str, fatal: int | None) -> list[str]:
-    """Note every change that Python is about to make below a directory; die instead of making the fatal one."""
+    """Record every change that Python is about to make below a directory; die instead of making the fatal one."""
     seen: list[str] = []
 
-    def audited(event: str, arguments: tuple[Any, ...]) -> None:
+    def record(event: str, arguments: tuple[Any, ...]) -> None:
         if is_change(event, arguments, root):
             seen.append(event)
             if len(seen) == fatal:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    sys.addaudithook(audited)
+    sys.addaudithook(record)
     return seen
 
 
 def is_change(event: str, arguments: tuple[Any, ...], root: str) -> bool:
-    """Tell whether an audited event changes what others see in a directory; locks are only waited for."""
+    """Return whether an audited event changes what others see in a directory; lock files don't count."""
     if event not in ("open", "os.link", "os.rename", "os.remove"):
         return False
     path = str(arguments[0])

@@ -1,4 +1,4 @@
-"""A Prefect server with all its services, and process workers: what `prefect server start` and `worker start` give."""
+"""A Prefect server with all its services, and process workers: what `prefect server start` and `worker start` run."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 POOL = "veogen"
-PATIENCE_SECONDS = 240.0
+TIMEOUT_SECONDS = 240.0
 
 
 def environment_for(api_url: str, home: Path) -> dict[str, str]:
-    """Return this process's environment for a Prefect of its own: nothing of the developer's profile is in it."""
+    """Return this process's environment for a separate Prefect, without the developer's profile."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
     return {
         **inherited,
@@ -37,63 +37,63 @@ def environment_for(api_url: str, home: Path) -> dict[str, str]:
 
 @contextmanager
 def running_server(home: Path) -> Iterator[str]:
-    """Start a server, scheduler included, with an empty database below `home`; the API's address."""
+    """Run a server, scheduler included, with an empty database below `home`; yield the API's address."""
     port = _free_port()
     api_url = f"http://127.0.0.1:{port}/api"
-    # The server calls itself by this address, whatever it was started with.
+    # The server's services reach its API by this address, whatever options it was started with.
     own = {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
     with _running(["server", "start"], environment_for(api_url, home) | own, home / "server.log") as server:
-        wait_until(lambda: _answers(f"{api_url}/health", server), "the Prefect server starts", home / "server.log")
+        wait_until(lambda: _responds(f"{api_url}/health", server), "the Prefect server starts", home / "server.log")
         yield api_url
 
 
 @contextmanager
 def running_worker(environment: dict[str, str], folder: Path, *, limit: int = 1) -> Iterator[Path]:
-    """Start a process worker for the pool in `folder`; the file with what it and its runs print."""
+    """Run a process worker for the pool in `folder`; yield the log of it and of its runs."""
     log = folder / "worker.log"
     command = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
     with _running(command, environment, log, cwd=folder):
         yield log
 
 
-def prefect(environment: dict[str, str], *words: str, cwd: Path | None = None) -> str:
-    """Run one command of Prefect's and return what it printed; it must succeed."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", *words]
+def prefect(environment: dict[str, str], *arguments: str, cwd: Path | None = None) -> str:
+    """Run a command of Prefect's, which must succeed, and return its output."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
     ran = subprocess.run(command, env=environment, cwd=cwd, capture_output=True, text=True, timeout=200, check=False)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     return ran.stdout + ran.stderr
 
 
 def copy_deployable(folder: Path) -> Path:
-    """Return a copy of what is deployed, so that nothing can be written into the repository."""
+    """Copy what is deployed, so that nothing can be written into the repository."""
     for part in ("flows", "deployments"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
     return folder
 
 
 def deploy_all(tree: Path, environment: dict[str, str]) -> str:
-    """Deploy as `deployments/prefect.yaml` says, and return what was printed."""
+    """Deploy as `deployments/prefect.yaml` says, and return the output."""
     return prefect(environment, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml", cwd=tree)
 
 
 def wait_until(happened: Callable[[], bool], what: str, *logs: Path) -> None:
-    """Return when it happened; fail with the ends of the logs if that takes too long."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    """Wait until it has happened; fail with the ends of the logs if that takes too long."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
     while not happened():
         if time.monotonic() > deadline:
             ends = "\n".join(f"{log.name}: …{log.read_text(errors='replace')[-4000:]}" for log in logs)
-            raise AssertionError(f"waited in vain until {what}\n{ends}")
+            raise AssertionError(f"timed out waiting until {what}\n{ends}")
         time.sleep(0.2)
 
 
 @contextmanager
 def _running(
-    words: list[str], environment: dict[str, str], log: Path, cwd: Path | None = None
+    arguments: list[str], environment: dict[str, str], log: Path, cwd: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as printed:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *words],
+            [sys.executable, "-m", "prefect", *arguments],
             env=environment,
             cwd=cwd,
             stdout=printed,
@@ -123,10 +123,10 @@ def _free_port() -> int:
         return port
 
 
-def _answers(url: str, server: subprocess.Popen[bytes]) -> bool:
+def _responds(url: str, server: subprocess.Popen[bytes]) -> bool:
     assert server.poll() is None, "the Prefect server ended while starting"
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            return bool(answer.read() == b"true")
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.read() == b"true")
     except OSError:
         return False

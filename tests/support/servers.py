@@ -1,4 +1,4 @@
-"""Small HTTP servers that misbehave as told, alone or in front of a real one."""
+"""Scripted HTTP servers, alone or as a proxy in front of a real one: each test decides every response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 @dataclass(frozen=True)
 class Request:
-    """One request as it came."""
+    """One request as received."""
 
     method: str
     path: str
@@ -23,7 +23,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer; `cut_at` closes the connection after so many bytes of the body."""
+    """One response; `cut_at` closes the connection after so many bytes of the body."""
 
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
@@ -31,12 +31,12 @@ class Reply:
     cut_at: int | None = None
 
 
-Answers = Callable[[Request], Reply | None]
+Script = Callable[[Request], Reply | None]
 
 
 @contextmanager
-def serving(answers: Answers) -> Iterator[str]:
-    """Serve on a free port of this machine; `None` closes the connection without a word."""
+def serving(script: Script) -> Iterator[str]:
+    """Serve on a free port of this machine; `None` closes the connection without a response."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -48,7 +48,7 @@ def serving(answers: Answers) -> Iterator[str]:
                 return
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             headers = {name.lower(): value for name, value in self.headers.items()}
-            reply = answers(Request(self.command, self.path, headers, body))
+            reply = script(Request(self.command, self.path, headers, body))
             if reply is None:
                 self.close_connection = True
                 return
@@ -66,7 +66,7 @@ def serving(answers: Answers) -> Iterator[str]:
         request_queue_size = 128
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Say nothing of clients that hang up."""
+            """Ignore clients that hang up."""
 
     server = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
@@ -79,18 +79,18 @@ def serving(answers: Answers) -> Iterator[str]:
 
 
 def relayed(upstream: str, request: Request) -> Reply:
-    """Return what the server behind says to a request."""
+    """Forward a request to the real server, and return its response."""
     connection = http.client.HTTPConnection(urlsplit(upstream).netloc, timeout=60)
     try:
         headers = {name: value for name, value in request.headers.items() if name not in ("expect", "connection")}
         connection.request(request.method, request.path, request.body, headers)
-        answer = connection.getresponse()
-        body = answer.read()
+        response = connection.getresponse()
+        body = response.read()
         hop = ("connection", "transfer-encoding", "content-length", "keep-alive")
-        kept = {name.lower(): value for name, value in answer.getheaders() if name.lower() not in hop}
+        kept = {name.lower(): value for name, value in response.getheaders() if name.lower() not in hop}
         if request.method == "HEAD":
-            kept["content-length"] = answer.headers.get("Content-Length") or "0"
-        return Reply(answer.status, kept, body)
+            kept["content-length"] = response.headers.get("Content-Length") or "0"
+        return Reply(response.status, kept, body)
     finally:
         connection.close()
 
@@ -101,7 +101,7 @@ def without(request: Request, *headers: str) -> Request:
 
 
 class Once:
-    """Says yes to the first of the requests that fit, and never again."""
+    """True for the first request that fits, and never again."""
 
     def __init__(self, fits: Callable[[Request], bool]) -> None:
         self._fits = fits

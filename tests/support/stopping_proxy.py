@@ -1,4 +1,4 @@
-"""A proxy that all requests of a process pass, and which can stop the world at any one of them."""
+"""A proxy for all requests of a process, which can halt everything at any one of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HOP = ("connection", "expect", "keep-alive", "proxy-connection", "transfer-encod
 
 @dataclass
 class Stop:
-    """The request to stop at: before it is passed on, or after it was answered but before the answer is passed on."""
+    """The request to stop at: before it is forwarded, or after its response came but before that is forwarded."""
 
     number: int
     after: bool
@@ -23,7 +23,7 @@ class Stop:
 
 @dataclass
 class World:
-    """The requests so far, and what becomes of them."""
+    """The requests so far, and whether they still move."""
 
     stop: Stop | None = None
     requests: list[str] = field(default_factory=list)
@@ -31,7 +31,7 @@ class World:
     over: threading.Event = field(default_factory=threading.Event)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def number_of(self, request: str) -> int:
+    def record(self, request: str) -> int:
         with self.lock:
             self.requests.append(request)
             return len(self.requests)
@@ -39,14 +39,14 @@ class World:
     def stops(self, number: int, *, after: bool) -> bool:
         return self.standing.is_set() or self.stop == Stop(number, after)
 
-    def stand_still(self) -> None:
-        """Let nothing move any more, until the process that asked is dead."""
+    def halt(self) -> None:
+        """Halt every request until the process that sent them is dead."""
         self.standing.set()
         self.over.wait()
 
 
 class StoppingProxy(ThreadingHTTPServer):
-    """Serves as HTTP_PROXY; one world at a time."""
+    """Serves as HTTP_PROXY; one world (a run of the tested process) at a time."""
 
     daemon_threads = True
     request_queue_size = 128
@@ -65,7 +65,7 @@ class StoppingProxy(ThreadingHTTPServer):
         return self.world
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing: connections break here on purpose."""
+        """Ignore errors: connections break here on purpose."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -73,18 +73,18 @@ class _Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     wbufsize = -1
 
-    def passed_on(self) -> None:
+    def forward(self) -> None:
         assert isinstance(self.server, StoppingProxy)
         world = self.server.world
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        number = world.number_of(f"{self.command} {self.path}")
+        number = world.record(f"{self.command} {self.path}")
         if world.stops(number, after=False):
-            world.stand_still()
+            world.halt()
             self.close_connection = True
             return
-        status, headers, content = self._answer(body)
+        status, headers, content = self._send_upstream(body)
         if world.stops(number, after=True):
-            world.stand_still()
+            world.halt()
             self.close_connection = True
             return
         self.send_response_only(status)
@@ -93,27 +93,27 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = passed_on  # noqa: N815 - http.server's names
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = forward  # noqa: N815 - http.server's names
 
-    def _answer(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+    def _send_upstream(self, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
         url = urlsplit(self.path)
         connection = HTTPConnection(url.netloc, timeout=30)
         try:
             wanted = {name: value for name, value in self.headers.items() if name.lower() not in HOP}
             connection.request(self.command, f"{url.path}{'?' if url.query else ''}{url.query}", body, wanted)
-            answer = connection.getresponse()
-            content = answer.read()
-            headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in HOP]
+            response = connection.getresponse()
+            content = response.read()
+            headers = [(name, value) for name, value in response.getheaders() if name.lower() not in HOP]
         finally:
             connection.close()
         if not any(name.lower() == "content-length" for name, _ in headers):
             headers.append(("Content-Length", str(len(content))))
-        return answer.status, headers, content
+        return response.status, headers, content
 
     def handle_expect_100(self) -> bool:
-        going_on = super().handle_expect_100()
+        proceed = super().handle_expect_100()
         self.wfile.flush()
-        return going_on
+        return proceed
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - http.server's name
         pass

@@ -1,4 +1,4 @@
-"""Workers who share the API's limit through a Prefect server: how much of it they use together."""
+"""Workers that share the API's limit through a Prefect server: how much of it they use together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks import servers
 from benchmarks.campaign_run import LIMIT_PER_MINUTE
-from benchmarks.joined_child import LIMIT_BY_HAND
+from benchmarks.shared_limit_child import LIMIT_BY_HAND
 
 # Importing Prefect takes some seconds, and all workers are to begin together.
 _STARTING_SECONDS = 8.0
@@ -24,7 +24,7 @@ _SETUP = {
 
 
 @dataclass(frozen=True)
-class Joined:
+class SharedLimitUse:
     """What some workers sent together in one way."""
 
     way: str
@@ -37,8 +37,10 @@ class Joined:
         return (self.requests - 1) / self.seconds * 60
 
 
-def joined(way: str, workers: int, seconds: float, prefect: Mapping[str, str], folder: Path) -> Joined:
-    """Return what the workers sent while each sent all it could; the sandbox itself refuses nothing."""
+def measure_shared_limit(
+    way: str, workers: int, seconds: float, prefect: Mapping[str, str], folder: Path
+) -> SharedLimitUse:
+    """Measure what workers send while each sends all it can; the sandbox itself has no limit."""
     folder.mkdir(parents=True)
     with servers.sandbox(1.0, "--requests-per-minute", "0") as sandbox, contextlib.ExitStack() as running:
         environment = servers.plain_environment(prefect, sandbox.environment)
@@ -49,14 +51,14 @@ def joined(way: str, workers: int, seconds: float, prefect: Mapping[str, str], f
         arguments = [way, str(begins_at), str(seconds)]
         children = [
             running.enter_context(
-                servers.child("benchmarks.joined_child", arguments, environment, folder / f"child-{number}.log")
+                servers.child("benchmarks.shared_limit_child", arguments, environment, folder / f"child-{number}.log")
             )
             for number in range(workers)
         ]
         for child in children:
             child.finish()
-        requests = sandbox.ask("requests")["requests"]
+        requests = sandbox.get("requests")["requests"]
     moments = sorted(
         datetime.fromisoformat(request["at"]) for request in requests if request["path"].endswith("/account")
     )
-    return Joined(way, workers, len(moments), (moments[-1] - moments[0]).total_seconds())
+    return SharedLimitUse(way, workers, len(moments), (moments[-1] - moments[0]).total_seconds())

@@ -1,4 +1,4 @@
-"""One worker of several who share a limit: sends requests from a moment on, `WAY FROM SECONDS`."""
+"""One of several workers that share a limit: sends requests from a given time on, `WAY FROM SECONDS`."""
 
 from __future__ import annotations
 
