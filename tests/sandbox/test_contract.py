@@ -47,7 +47,7 @@ def schema(running: Sandbox, api: httpx.Client) -> Any:
 
 @pytest.mark.parametrize("mode", list(GenerationMode))
 @pytest.mark.parametrize(("method", "path"), ENDPOINTS)
-def test_generated_requests_are_answered_as_documented(
+def test_responses_to_generated_requests_are_as_documented(
     schema: Any, running: Sandbox, method: str, path: str, mode: GenerationMode
 ) -> None:
     cases = schema[path][method].as_strategy(generation_mode=mode)

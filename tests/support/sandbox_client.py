@@ -28,9 +28,9 @@ def buy(api: httpx.Client, **request: Any) -> dict[str, Any]:
     return data
 
 
-def poll(api: httpx.Client, generation: dict[str, Any]) -> dict[str, Any]:
+def poll(api: httpx.Client, generation_id: str) -> dict[str, Any]:
     """Return a generation as a poll shows it."""
-    data: dict[str, Any] = api.get(f"/generations/{generation['id']}").json()["data"]
+    data: dict[str, Any] = api.get(f"/generations/{generation_id}").json()["data"]
     return data
 
 
@@ -39,7 +39,7 @@ def finish(sandbox: Sandbox, **request: Any) -> dict[str, Any]:
     with client_of(sandbox) as api:
         generation = buy(api, **request)
         sandbox.advance(LONG_ENOUGH)
-        return poll(api, generation)
+        return poll(api, generation["id"])
 
 
 def output_url(sandbox: Sandbox, **request: Any) -> str:
