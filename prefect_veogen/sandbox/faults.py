@@ -206,7 +206,7 @@ class Fault:
     def is_used_up(self) -> bool:
         return self.times_left is not None and self.times_left <= 0
 
-    def strikes(self) -> bool:
+    def use_once(self) -> bool:
         """Use the fault up once; False while it still spares requests."""
         if self.skips_left:
             self.skips_left -= 1
@@ -295,7 +295,7 @@ class FaultBoard:
                     continue
                 if fault.filters and not any(fault.matches(subject) for subject in subjects):
                     continue
-                if fault.strikes():
+                if fault.use_once():
                     return fault
         return None
 
@@ -315,7 +315,7 @@ class FaultBoard:
                     for subject in candidates
                     if fault.matches(subject) and (not once_each or fault.offer(subject))
                 )
-                if concerned and fault.strikes():
+                if concerned and fault.use_once():
                     return fault, concerned
         return None
 
