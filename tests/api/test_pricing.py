@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_veogen import Asset, GenerationRequest
-from prefect_veogen.api.pricing import check, quote
+from prefect_veogen.api.pricing import quote, validate
 from prefect_veogen.errors import InvalidRequest, Problem
 from prefect_veogen.models import CatalogueModel, Certainty
 
@@ -35,7 +35,7 @@ def clip(**fields: Any) -> GenerationRequest:
 
 def problems(model: CatalogueModel = CLIP, **fields: Any) -> list[Problem]:
     with pytest.raises(InvalidRequest) as caught:
-        check(clip(**fields), model)
+        validate(clip(**fields), model)
     return list(caught.value.problems)
 
 
@@ -48,7 +48,7 @@ def problems(model: CatalogueModel = CLIP, **fields: Any) -> list[Problem]:
     ],
 )
 def test_what_the_model_offers_passes(fields: dict[str, Any]) -> None:
-    check(clip(**fields), CLIP)
+    validate(clip(**fields), CLIP)
 
 
 @pytest.mark.parametrize(
@@ -101,14 +101,14 @@ def test_all_problems_are_found_at_once() -> None:
 
 
 def test_what_the_model_does_not_state_is_not_checked() -> None:
-    check(clip(aspect_ratio="1:7", resolution="9k", duration=99, mode="x", style="y", watermark=True), SILENT)
+    validate(clip(aspect_ratio="1:7", resolution="9k", duration=99, mode="x", style="y", watermark=True), SILENT)
 
 
 def test_asking_does_not_change_the_request() -> None:
     picture = Asset(uri="x", sha256="ab" * 32, size=1, content_type="image/png", generation_id="g")
     request = clip(resolution="4k", image_urls=[picture])
     before = request.receipt_key("https://x")
-    check(request, CLIP)
+    validate(request, CLIP)
     quote(request, CLIP)
     assert request.receipt_key("https://x") == before
 
@@ -148,7 +148,7 @@ def test_no_price_is_rounded(price: Decimal, factor: Decimal, seconds: int) -> N
 def test_the_nearest_choice_is_always_one_of_the_choices(choices: list[str], value: str) -> None:
     model = CatalogueModel(slug="m", modes=tuple(choices))
     try:
-        check(clip(mode=value), model)
+        validate(clip(mode=value), model)
     except InvalidRequest as error:
         assert error.problems[0].nearest in choices  # noqa: PT017 - both ends are right
     else:

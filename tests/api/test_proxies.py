@@ -64,15 +64,15 @@ def test_no_proxy_takes_names_addresses_and_networks(
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", PROXY)
     monkeypatch.setenv("NO_PROXY", no_proxy)
-    assert Proxies.from_environment().way_to(*url_parts(url)) == (None if direct else PROXY)
+    assert Proxies.from_environment().proxy_for(*url_parts(url)) == (None if direct else PROXY)
 
 
 def test_a_scheme_s_own_proxy_comes_before_the_one_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "everything:1")
     monkeypatch.setenv("HTTPS_PROXY", "https://secure:2")
     proxies = Proxies.from_environment()
-    assert proxies.way_to("http", "a", 80) == "http://everything:1"
-    assert proxies.way_to("https", "a", 443) == "https://secure:2"
+    assert proxies.proxy_for("http", "a", 80) == "http://everything:1"
+    assert proxies.proxy_for("https", "a", 443) == "https://secure:2"
 
 
 @pytest.mark.parametrize("network", ["", "fd00::/8", "127.0.0.0/8,fd00::/8"])

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from prefect_veogen.api.rate_limit import Lane, Limiter, pace
+from prefect_veogen.api.rate_limit import Lane, RateLimiter, burst_and_interval
 
-BUYING, LOOKING = Lane.BUYING, Lane.LOOKING
+BUYING, READING = Lane.BUYING, Lane.READING
 
 
 class JumpingLoop(asyncio.SelectorEventLoop):
@@ -42,8 +42,8 @@ def now() -> float:
     return asyncio.get_running_loop().time() - JumpingLoop.moment
 
 
-def limiter_of(requests_per_minute: int) -> Limiter:
-    return Limiter(requests_per_minute, clock=asyncio.get_running_loop().time)
+def limiter_of(requests_per_minute: int) -> RateLimiter:
+    return RateLimiter(requests_per_minute, clock=asyncio.get_running_loop().time)
 
 
 def assert_no_minute_holds_more(times: list[float], requests_per_minute: int) -> None:
@@ -60,7 +60,7 @@ def test_no_minute_sees_more_than_the_limit_and_none_much_less(rate: int) -> Non
         limiter = limiter_of(rate)
 
         async def use() -> None:
-            await limiter.turn(LOOKING)
+            await limiter.acquire(READING)
             times.append(now())
 
         await asyncio.gather(*(use() for _ in range(3 * rate)))
@@ -79,7 +79,7 @@ def test_after_a_rest_the_limit_holds_too() -> None:
         for rest in (0, 0.3, 5, 61, 600, 0):
             await asyncio.sleep(rest)
             for _ in range(70):
-                await limiter.turn(BUYING)
+                await limiter.acquire(BUYING)
                 times.append(now())
 
     run(story())
@@ -111,13 +111,13 @@ def test_no_mix_of_arrivals_cancellations_and_pauses_breaks_the_limit_or_leaves_
 
     async def story() -> None:
         limiter = limiter_of(rate)
-        limiter.join = None if others is None else lambda: asyncio.sleep(others)
+        limiter.acquire_shared = None if others is None else lambda: asyncio.sleep(others)
 
         async def visit(arrives: float, lane: Lane, patience: float | None, told: float | None) -> None:
             await asyncio.sleep(arrives)
             try:
                 async with asyncio.timeout(patience):
-                    await limiter.turn(lane)
+                    await limiter.acquire(lane)
             except TimeoutError:
                 ends.append("gave up")
                 return
@@ -141,14 +141,14 @@ def test_buying_goes_before_looking() -> None:
         limiter = limiter_of(120)
 
         async def use(lane: Lane) -> None:
-            await limiter.turn(lane)
+            await limiter.acquire(lane)
             order.append(lane)
 
-        lanes = [LOOKING] * 5 + [BUYING] * 5
+        lanes = [READING] * 5 + [BUYING] * 5
         await asyncio.gather(*(use(lane) for lane in lanes))
 
     run(story())
-    assert order == [BUYING] * 5 + [LOOKING] * 5
+    assert order == [BUYING] * 5 + [READING] * 5
 
 
 def test_looks_are_not_starved_and_buying_keeps_fourteen_turns_of_fifteen() -> None:
@@ -158,15 +158,15 @@ def test_looks_are_not_starved_and_buying_keeps_fourteen_turns_of_fifteen() -> N
         limiter = limiter_of(120)
 
         async def use(lane: Lane) -> None:
-            await limiter.turn(lane)
+            await limiter.acquire(lane)
             order.append(lane)
 
-        await asyncio.gather(*(use(lane) for lane in [BUYING] * 140 + [LOOKING] * 40))
+        await asyncio.gather(*(use(lane) for lane in [BUYING] * 140 + [READING] * 40))
 
     run(story())
     while_buying = order[:150]
-    assert while_buying.count(LOOKING) == 10
-    assert all(LOOKING in while_buying[start : start + 15] for start in range(135))
+    assert while_buying.count(READING) == 10
+    assert all(READING in while_buying[start : start + 15] for start in range(135))
 
 
 def test_while_purchases_stay_unanswered_the_next_waits_longer_each_time_and_looks_go_on() -> None:
@@ -178,18 +178,18 @@ def test_while_purchases_stay_unanswered_the_next_waits_longer_each_time_and_loo
 
         async def look() -> None:
             while True:
-                await limiter.turn(LOOKING)
+                await limiter.acquire(READING)
                 looked.append(now())
 
         looking = asyncio.create_task(look())
         for _ in range(9):
-            await limiter.turn(BUYING)
+            await limiter.acquire(BUYING)
             bought.append(now())
-            limiter.answered(clearly=False)
+            limiter.report_purchase(in_doubt=True)
         looking.cancel()
 
     run(story())
-    turn = pace(120)[1]
+    turn = burst_and_interval(120)[1]
     waited = [round((later - earlier) / turn) for earlier, later in pairwise(bought)]
     assert waited == pytest.approx([2, 4, 8, 16, 32, 64, 64, 64], abs=2)
     assert len(looked) >= 0.9 * (bought[-1] / turn - len(bought))
@@ -200,16 +200,16 @@ def test_without_looks_held_purchases_go_as_soon_as_they_may() -> None:
 
     async def story() -> None:
         limiter = limiter_of(120)
-        await limiter.turn(BUYING)
+        await limiter.acquire(BUYING)
         for _ in range(3):
-            limiter.answered(clearly=False)
+            limiter.report_purchase(in_doubt=True)
         for _ in range(5):
-            await limiter.turn(BUYING)
+            await limiter.acquire(BUYING)
             times.append(now())
-            limiter.answered(clearly=True)
+            limiter.report_purchase(in_doubt=False)
 
     run(story())
-    turn = pace(120)[1]
+    turn = burst_and_interval(120)[1]
     assert 8 * turn <= times[0] <= 10 * turn
     assert times[-1] - times[0] <= 4 * turn + 1e-6
 
@@ -220,7 +220,7 @@ def test_without_purchases_looks_have_all_turns() -> None:
     async def story() -> None:
         limiter = limiter_of(120)
         for _ in range(120):
-            await limiter.turn(LOOKING)
+            await limiter.acquire(READING)
             times.append(now())
 
     run(story())
@@ -232,9 +232,9 @@ def test_who_gives_up_waiting_takes_no_turn_with_him() -> None:
 
     async def story(name: str, quitters: int) -> None:
         limiter = limiter_of(10)
-        await limiter.turn(BUYING)
-        leaving = [asyncio.create_task(limiter.turn(BUYING)) for _ in range(quitters)]
-        staying = [asyncio.create_task(limiter.turn(BUYING)) for _ in range(3)]
+        await limiter.acquire(BUYING)
+        leaving = [asyncio.create_task(limiter.acquire(BUYING)) for _ in range(quitters)]
+        staying = [asyncio.create_task(limiter.acquire(BUYING)) for _ in range(3)]
         await asyncio.sleep(0.1)
         for task in leaving:
             task.cancel()
@@ -252,13 +252,13 @@ def test_who_goes_is_chosen_when_the_turn_among_all_workers_has_come() -> None:
 
     async def story() -> None:
         limiter = limiter_of(120)
-        limiter.join = lambda: asyncio.sleep(10)
+        limiter.acquire_shared = lambda: asyncio.sleep(10)
 
         async def use(name: str, lane: Lane) -> None:
-            await limiter.turn(lane)
+            await limiter.acquire(lane)
             order.append((name, round(now())))
 
-        looks = [asyncio.create_task(use("look", LOOKING)) for _ in range(20)]
+        looks = [asyncio.create_task(use("look", READING)) for _ in range(20)]
         await asyncio.sleep(5)
         purchase = asyncio.create_task(use("purchase", BUYING))
         looks.pop(0).cancel()
@@ -273,10 +273,10 @@ def test_a_pause_holds_those_too_who_wait_for_a_turn_among_all_workers() -> None
 
     async def story() -> None:
         limiter = limiter_of(120)
-        limiter.join = lambda: asyncio.sleep(1)
+        limiter.acquire_shared = lambda: asyncio.sleep(1)
 
         async def use() -> None:
-            await limiter.turn(LOOKING)
+            await limiter.acquire(READING)
             times.append(now())
 
         waiting = asyncio.gather(*(use() for _ in range(20)))
@@ -292,14 +292,14 @@ def test_a_pause_holds_those_too_who_wait_for_a_turn_among_all_workers() -> None
 def test_a_turn_among_all_workers_which_nobody_wants_any_more_harms_nobody() -> None:
     async def story() -> None:
         limiter = limiter_of(2)
-        limiter.join = lambda: asyncio.sleep(10)
-        gone = asyncio.create_task(limiter.turn(BUYING))
+        limiter.acquire_shared = lambda: asyncio.sleep(10)
+        gone = asyncio.create_task(limiter.acquire(BUYING))
         await asyncio.sleep(1)
         gone.cancel()
         await asyncio.sleep(20)
         assert limiter._runner is not None
         assert limiter._runner.done()
-        await limiter.turn(BUYING)
+        await limiter.acquire(BUYING)
         assert now() == pytest.approx(1 + 20 + 10, abs=0.01)
 
     run(story())
@@ -312,12 +312,12 @@ def test_a_pause_holds_everybody() -> None:
         limiter = limiter_of(120)
 
         async def use(lane: Lane) -> None:
-            await limiter.turn(lane)
+            await limiter.acquire(lane)
             times.append(now())
             if len(times) <= 3:
                 limiter.pause(20)
 
-        await asyncio.gather(*(use(lane) for lane in [BUYING, LOOKING] * 30))
+        await asyncio.gather(*(use(lane) for lane in [BUYING, READING] * 30))
 
     run(story())
     assert sum(moment < 20 for moment in times) == 1
@@ -329,7 +329,7 @@ def test_answers_that_all_say_pause_at_the_same_time_are_one_pause() -> None:
         limiter = limiter_of(120)
         for seconds in (3, 7, 5):
             limiter.pause(seconds)
-        await limiter.turn(LOOKING)
+        await limiter.acquire(READING)
         assert now() == pytest.approx(7, abs=0.01)
 
     run(story())
@@ -337,6 +337,6 @@ def test_answers_that_all_say_pause_at_the_same_time_are_one_pause() -> None:
 
 @pytest.mark.parametrize("rate", [2, 10, 120, 1000])
 def test_the_pace_that_joins_workers_keeps_the_limit_as_well(rate: int) -> None:
-    burst, interval = pace(rate)
+    burst, interval = burst_and_interval(rate)
     assert burst >= 1
     assert burst + 60 / interval <= rate + 1e-9
