@@ -376,10 +376,10 @@ def test_a_process_that_ends_leaves_nothing_open() -> None:
 
 
 def test_callers_in_many_loops_and_threads_share_the_limit(sandbox: Sandbox, client: VeogenClient) -> None:
-    def look() -> None:
+    def read() -> None:
         asyncio.run(client.get_account())
 
-    threads = [threading.Thread(target=look) for _ in range(8)]
+    threads = [threading.Thread(target=read) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:

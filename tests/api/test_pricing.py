@@ -47,7 +47,7 @@ def problems(model: CatalogueModel = CLIP, **fields: Any) -> list[Problem]:
         {"image_urls": ["https://example.org/a.png"], "take": "anything"},
     ],
 )
-def test_what_the_model_offers_passes(fields: dict[str, Any]) -> None:
+def test_what_the_model_offers_is_valid(fields: dict[str, Any]) -> None:
     validate(clip(**fields), CLIP)
 
 
@@ -95,7 +95,7 @@ def test_the_nearest_is_found_whatever_the_case_of_the_models_own_spelling() -> 
     assert [problem.nearest for problem in problems(shouting, resolution="4k", mode="fun")] == ["4K", "FUN"]
 
 
-def test_all_problems_are_found_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     found = problems(aspect_ratio="1:1", duration=5, style="anime", mode="frame")
     assert [problem.field for problem in found] == ["aspect_ratio", "duration", "style"]
 
@@ -104,7 +104,7 @@ def test_what_the_model_does_not_state_is_not_checked() -> None:
     validate(clip(aspect_ratio="1:7", resolution="9k", duration=99, mode="x", style="y", watermark=True), SILENT)
 
 
-def test_asking_does_not_change_the_request() -> None:
+def test_validation_does_not_change_the_request() -> None:
     picture = Asset(uri="x", sha256="ab" * 32, size=1, content_type="image/png", generation_id="g")
     request = clip(resolution="4k", image_urls=[picture])
     before = request.receipt_key("https://x")
