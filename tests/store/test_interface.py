@@ -10,9 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from prefect_veogen.errors import VeogenError, (
-    StoreRefused,
-)
+from prefect_veogen.errors import StoreRefused, VeogenError
 from prefect_veogen.store import LocalStore, Store, VersionConflict, open_store
 from prefect_veogen.store.s3_writer import PART_BYTES
 from tests.support.servers import Reply, Request, relayed, serving
