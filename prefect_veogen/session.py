@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import time
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from prefect_veogen.api.catalogue import Catalogue
 from prefect_veogen.api.client import VeogenClient, client_of
-from prefect_veogen.api.poller import Watcher
+from prefect_veogen.api.poller import Poller
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Ledger
 from prefect_veogen.ledger.budgets import Budgets, Cap, day_budget
-from prefect_veogen.process.io_loop import SharedReads
+from prefect_veogen.process.concurrency import SharedReads
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import Store, open_store
 
@@ -23,30 +22,7 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from prefect_veogen.models import CatalogueModel
-
-MODEL_SECONDS = 600.0
-"""How long a model object is trusted before it is read again."""
-
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
-
-
-class Catalogue:
-    """The models of one account, each read once in a while however many ask for it."""
-
-    def __init__(self, client: VeogenClient) -> None:
-        self._client = client
-        self._models: dict[str, tuple[float, CatalogueModel]] = {}
-        self._locks: dict[str, asyncio.Lock] = {}
-
-    async def model(self, slug: str) -> CatalogueModel:
-        """Return a model of the service's catalogue; belongs to the I/O loop."""
-        async with self._locks.setdefault(slug, asyncio.Lock()):
-            read_at, model = self._models.get(slug, (0.0, None))
-            if model is None or time.monotonic() - read_at > MODEL_SECONDS:
-                model = await self._client.get_model(slug)
-                self._models[slug] = (time.monotonic(), model)
-            return model
 
 
 @dataclass(frozen=True)
@@ -76,24 +52,24 @@ class Session:
         return _catalogues.setdefault(self.client, Catalogue(weakref.proxy(self.client)))
 
     @property
-    def watcher(self) -> Watcher:
-        """The one who looks for all waits of the process."""
-        pace = (self.settings.image_poll_seconds, self.settings.video_poll_seconds)
-        watchers = _watchers.setdefault(self.client, {})
-        if pace not in watchers:
-            watchers[pace] = Watcher(weakref.proxy(self.client), *pace)
-        return watchers[pace]
+    def poller(self) -> Poller:
+        """The poller that serves all waits of the process."""
+        intervals = (self.settings.image_poll_seconds, self.settings.video_poll_seconds)
+        pollers = _pollers.setdefault(self.client, {})
+        if intervals not in pollers:
+            pollers[intervals] = Poller(weakref.proxy(self.client), *intervals)
+        return pollers[intervals]
 
     @property
     def shared_reads(self) -> SharedReads:
-        """The listings that purchases in doubt share."""
+        """The list requests that purchases in doubt share."""
         return _listings.setdefault(self.client, SharedReads())
 
 
-# What belongs to a client must not keep it: it goes with the last session that holds it.
+# What belongs to a client must not keep it alive: it is closed with the last session that uses it.
 _listings: weakref.WeakKeyDictionary[VeogenClient, SharedReads] = weakref.WeakKeyDictionary()
 _catalogues: weakref.WeakKeyDictionary[VeogenClient, Catalogue] = weakref.WeakKeyDictionary()
-_watchers: weakref.WeakKeyDictionary[VeogenClient, dict[tuple[float, float], Watcher]] = weakref.WeakKeyDictionary()
+_pollers: weakref.WeakKeyDictionary[VeogenClient, dict[tuple[float, float], Poller]] = weakref.WeakKeyDictionary()
 
 
 def open_session(

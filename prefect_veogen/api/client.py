@@ -1,7 +1,7 @@
 """Every documented endpoint of the API, async, one request per call.
 
-A client never repeats a request by itself; who may repeat what is decided by its callers. All
-requests are made on the process's I/O loop, whatever loop a client is called from.
+A client repeats no request but a GET that gets 429; everything else is retried by its callers, if at all. All requests
+are made on the process's I/O loop, whatever loop a client is called from.
 """
 
 from __future__ import annotations
@@ -15,27 +15,21 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from prefect_veogen.api.http import AnswerLost, Transport, url_parts
-from prefect_veogen.api.rate_limit import Lane, Limiter
+from prefect_veogen.api.fields import Response, read_date
+from prefect_veogen.api.http import ResponseLost, Transport, url_parts
+from prefect_veogen.api.outcome import Busy, Submission, Unknown, error_of, read_submission, retry_after_seconds
+from prefect_veogen.api.rate_limit import Lane, RateLimiter
 from prefect_veogen.api.responses import (
-    Answer,
     Balance,
-    Busy,
     Charge,
     Page,
-    Submission,
-    Unknown,
-    error_of,
     read_account,
     read_balance,
-    read_date,
     read_generation,
     read_generations,
     read_model,
     read_models,
-    read_submission,
     read_usage,
-    retry_after_seconds,
 )
 from prefect_veogen.errors import (
     AuthenticationError,
@@ -59,8 +53,8 @@ if TYPE_CHECKING:
     from prefect_veogen.models import CatalogueModel, Generation
 
 MAX_PER_PAGE = 100  # /api-reference/generations/list
-# How often a look is sent again when the answer is 429: the limiter has paused everybody in between.
-_LOOKS_WHEN_BUSY = 5
+# How often a GET is sent while the response is 429: the limiter pauses all requests in between.
+_MAX_GETS_WHEN_BUSY = 5
 
 
 class VeogenClient:
@@ -69,10 +63,10 @@ class VeogenClient:
     All methods are safe to repeat and cost nothing, except `create_generation`, which buys.
 
     Raises:
-        ConfigurationError: no request can be made with this token or base URL; said when the client is made.
-        NotSent, ServiceUnavailable, RateLimited: try again later.
+        ConfigurationError: no request can be made with this token or base URL; raised when the client is made.
+        NotSent, ServiceUnavailable, RateLimited: retryable, later.
         AuthenticationError: the token was refused.
-        UnexpectedAnswer: the answer can't be read (HTML, for instance).
+        UnexpectedAnswer: the response is unparseable (HTML, for instance).
     """
 
     def __init__(
@@ -85,31 +79,31 @@ class VeogenClient:
     ) -> None:
         self.base_url = _usable_base_url(base_url)
         self._token = _sendable_token(token)
-        self.limiter = Limiter(requests_per_minute)
+        self.limiter = RateLimiter(requests_per_minute)
         self.transport = Transport(request_timeout_seconds)
         close_at_end(self.transport.close, owner=self)
         self.clock_offset: timedelta | None = None
-        """How far our clock was ahead of the service's at its last response with a `Date`; unknown before."""
+        """How far this clock was ahead of the service's at its last response with a `Date`; `None` before."""
 
     def __repr__(self) -> str:
         return f"VeogenClient(base_url={self.base_url!r})"
 
     @property
     def account(self) -> str:
-        """Return a name for the account which gives the token away to nobody."""
+        """Return a name for the account which does not reveal the token."""
         return _account(self._token, self.base_url)
 
-    async def turn_to_buy(self) -> None:
-        """Return when a purchase may be sent under the rate limit; `create_generation` is to follow at once."""
-        await on_io(self.limiter.turn(Lane.BUYING))
+    async def acquire_for_purchase(self) -> None:
+        """Acquire the rate limiter for a purchase; `create_generation` must follow at once."""
+        await on_io(self.limiter.acquire(Lane.BUYING))
 
     async def create_generation(
         self, body: dict[str, Any], before_sending: Callable[[], Awaitable[None]] | None = None
     ) -> Submission:
-        """Send one purchase, once, and say what came of it; the turn must have been taken before.
+        """Send one purchase, once, and return its outcome; call `acquire_for_purchase` before.
 
-        COSTS MONEY and is not repeatable: the service documents no idempotency key. `before_sending` is awaited at the
-        last moment, when only the body is missing; what it raises ends the purchase before it began.
+        COSTS MONEY and is not idempotent: the service documents no idempotency key. `before_sending` is awaited at the
+        last moment, when only the body is missing; an error it raises cancels the purchase before anything is sent.
 
         Raises:
             NotSent: it surely did not reach the service.
@@ -117,10 +111,10 @@ class VeogenClient:
         return await on_io(self._create(body, before_sending))
 
     async def get_generation(self, generation_id: str) -> Generation:
-        """Return one generation (/api-reference/generations/get); the price is only in the purchase's answer."""
-        generation = read_generation(await self._look(f"/generations/{quote(generation_id, safe='')}"))
+        """Return one generation (/api-reference/generations/get); the price is only in the response to the purchase."""
+        generation = read_generation(await self._get(f"/generations/{quote(generation_id, safe='')}"))
         if generation.id.casefold() != generation_id.casefold():
-            raise UnexpectedAnswer(f"Asked for generation {generation_id}, the service told of {generation.id}")
+            raise UnexpectedAnswer(f"Requested generation {generation_id}, the service returned {generation.id}")
         return generation
 
     async def list_generations(
@@ -130,31 +124,31 @@ class VeogenClient:
         query: dict[str, str | int] = {"per_page": per_page}
         if kind is not None:
             query |= {"type": kind.value, "page": page}
-        return read_generations(await self._look("/generations", query, uncached=uncached), page)
+        return read_generations(await self._get("/generations", query, uncached=uncached), page)
 
     async def get_model(self, slug: str) -> CatalogueModel:
         """Return one model of the catalogue (/api-reference/models/get).
 
         Raises:
-            ModelNotFound: the catalogue does not know it.
+            ModelNotFound: the catalogue does not have it.
         """
         try:
-            return read_model(await self._look(f"/models/{quote(slug, safe='')}"))
+            return read_model(await self._get(f"/models/{quote(slug, safe='')}"))
         except ModelNotFound as error:
             facts: dict[str, Any] = {"http_status": error.http_status, "service_text": error.service_text}
             raise ModelNotFound(f"{error.message}: {slug[:60]!r}", **facts) from None
 
     async def list_models(self, *, page: int = 1) -> Page[CatalogueModel]:
-        """Return a page of the catalogue; the endpoint is linked in the documentation, its page is not known."""
-        return read_models(await self._look("/models", {"page": page} if page > 1 else None), page)
+        """Return a page of the catalogue; the documentation links the endpoint without describing it."""
+        return read_models(await self._get("/models", {"page": page} if page > 1 else None), page)
 
     async def get_account(self) -> Balance:
         """Return the account's money (/api-reference/account/get)."""
-        return read_account(await self._look("/account"))
+        return read_account(await self._get("/account"))
 
     async def get_balance(self) -> Balance:
         """Return the account's money (/api-reference/account/balance, documented for api.veogen.studio only)."""
-        return read_balance(await self._look("/balance"))
+        return read_balance(await self._get("/balance"))
 
     async def list_usage(
         self, *, model: str | None = None, kind: Kind | None = None, page: int = 1, per_page: int = MAX_PER_PAGE
@@ -165,38 +159,38 @@ class VeogenClient:
             query["model"] = model
         if kind is not None:
             query["type"] = kind.value
-        return read_usage(await self._look("/account/usage", query), page)
+        return read_usage(await self._get("/account/usage", query), page)
 
     async def _create(self, body: dict[str, Any], before_sending: Callable[[], Awaitable[None]] | None) -> Submission:
         submission: Submission
         try:
-            answer = await self._call("POST", "/generations", body=body, before_body=before_sending)
-            submission = read_submission(answer, _now())
-        except AnswerLost as error:
+            response = await self._call("POST", "/generations", body=body, before_body=before_sending)
+            submission = read_submission(response, _now())
+        except ResponseLost as error:
             submission = Unknown(str(error))
         if isinstance(submission, Busy):
             self.limiter.pause(submission.retry_after_seconds)
-        self.limiter.answered(clearly=not isinstance(submission, Unknown))
+        self.limiter.report_purchase(in_doubt=isinstance(submission, Unknown))
         return submission
 
-    async def _look(self, path: str, query: dict[str, str | int] | None = None, *, uncached: bool = False) -> Answer:
-        return await on_io(self._look_when_allowed(path, query, uncached=uncached))
+    async def _get(self, path: str, query: dict[str, str | int] | None = None, *, uncached: bool = False) -> Response:
+        return await on_io(self._get_when_allowed(path, query, uncached=uncached))
 
-    async def _look_when_allowed(self, path: str, query: dict[str, str | int] | None, *, uncached: bool) -> Answer:
-        for _ in range(_LOOKS_WHEN_BUSY):
-            await self.limiter.turn(Lane.LOOKING)
+    async def _get_when_allowed(self, path: str, query: dict[str, str | int] | None, *, uncached: bool) -> Response:
+        for _ in range(_MAX_GETS_WHEN_BUSY):
+            await self.limiter.acquire(Lane.READING)
             try:
-                answer = await self._call("GET", path, query=query, uncached=uncached)
-            except AnswerLost as error:
+                response = await self._call("GET", path, query=query, uncached=uncached)
+            except ResponseLost as error:
                 raise ServiceUnavailable(f"GET {path}: {error}") from None
             except NotSent as error:
                 raise ServiceUnavailable(error.message, next_step=error.next_step) from None
-            if answer.status != 429:
+            if response.status != 429:
                 break
-            self.limiter.pause(retry_after_seconds(answer.headers, _now()))
-        if 200 <= answer.status < 300:
-            return answer
-        raise error_of(answer, f"GET {path}", _now())
+            self.limiter.pause(retry_after_seconds(response.headers, _now()))
+        if 200 <= response.status < 300:
+            return response
+        raise error_of(response, f"GET {path}", _now())
 
     async def _call(
         self,
@@ -207,21 +201,21 @@ class VeogenClient:
         body: dict[str, Any] | None = None,
         before_body: Callable[[], Awaitable[None]] | None = None,
         uncached: bool = False,
-    ) -> Answer:
+    ) -> Response:
         url, token = self.base_url + path, self._token.get_secret_value()
-        answer = await self.transport.call(
+        response = await self.transport.call(
             method, url, token=token, query=query, body=body, before_body=before_body, uncached=uncached
         )
-        if (date := read_date(answer)) is not None:
+        if (date := read_date(response)) is not None:
             self.clock_offset = _now() - date
-        return answer
+        return response
 
 
 async def balance_of(client: VeogenClient) -> Balance | None:
-    """Return the account's money from whichever endpoint tells it; `None` means unknown, never zero."""
-    for ask in (client.get_account, client.get_balance):
+    """Return the account's money from the first endpoint that states it; `None` means unknown, never zero."""
+    for get in (client.get_account, client.get_balance):
         try:
-            balance = await ask()
+            balance = await get()
         except AuthenticationError:
             raise
         except VeogenError:
@@ -235,30 +229,30 @@ _Key = tuple[str, int, float]
 
 
 class _Clients:
-    """The clients of one event loop: all that somebody holds, and for some minutes those that somebody held."""
+    """The clients of one event loop: all that are in use, and for some minutes those that were."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: weakref.WeakValueDictionary[_Key, VeogenClient] = weakref.WeakValueDictionary()
+        self._in_use: weakref.WeakValueDictionary[_Key, VeogenClient] = weakref.WeakValueDictionary()
         self._recent: dict[_Key, tuple[float, VeogenClient]] = {}
 
     def get(self, key: _Key) -> VeogenClient | None:
         with self._lock:
-            return self._used(key, self._held.get(key))
+            return self._touch(key, self._in_use.get(key))
 
     def keep(self, key: _Key, client: VeogenClient) -> VeogenClient:
-        """Return the client that is shared from now on: this one, unless somebody was faster."""
+        """Return the client that is shared from now on: this one, unless another thread was first."""
         with self._lock:
-            client = self._held.setdefault(key, client)
-            self._used(key, client)
+            client = self._in_use.setdefault(key, client)
+            self._touch(key, client)
             return client
 
-    def _used(self, key: _Key, client: VeogenClient | None) -> VeogenClient | None:
+    def _touch(self, key: _Key, client: VeogenClient | None) -> VeogenClient | None:
         now = time.monotonic()
         if client is not None:
             self._recent.pop(key, None)
             self._recent[key] = (now, client)
-        # Let go of, not closed: whoever holds one goes on with it and its limit, and the last one's end closes it.
+        # Dropped, not closed: callers that still use one keep it and its limiter; it is closed when the last one ends.
         while self._recent:
             oldest, (used_at, _) = next(iter(self._recent.items()))
             if len(self._recent) <= _MAX_UNUSED and now - used_at <= _UNUSED_SECONDS:
@@ -267,23 +261,23 @@ class _Clients:
         return client
 
 
-# Long enough that the limit of requests per minute is not forgotten between two calls.
+# Longer than the minute of the rate limit, which must not be forgotten between two calls.
 _UNUSED_SECONDS = 300.0
 _MAX_UNUSED = 16
 _clients: weakref.WeakKeyDictionary[AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
 
 
 def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout_seconds: float) -> VeogenClient:
-    """Return the process's one client for an account, so that everybody shares its limiter and connections.
+    """Return the process's one client for an account, so that all callers share its limiter and connections.
 
-    It is closed some minutes after it was asked for last, once nobody holds it any more.
+    It is closed some minutes after the last call for it, once no caller uses it any more.
     """
     clients = _clients.setdefault(io_loop(), _Clients())
     key = (_account(_sendable_token(token), _usable_base_url(base_url)), requests_per_minute, timeout_seconds)
     known = clients.get(key)
     if known is not None:
         return known
-    # Never on suspicion: making one reads the system's certificates, which takes some 20 ms.
+    # Not constructed speculatively: that reads the system's certificates, which takes some 20 ms.
     client = VeogenClient(
         token, base_url, requests_per_minute=requests_per_minute, request_timeout_seconds=timeout_seconds
     )
@@ -298,10 +292,10 @@ def _account(token: SecretStr, base_url: str) -> str:
 def _usable_base_url(base_url: str) -> str:
     base_url = normal_base_url(base_url)
     scheme, host, _ = url_parts(base_url)
-    # A user name in it would take the token's place in the Authorization header.
+    # A user name in it would replace the token in the Authorization header.
     if scheme not in ("http", "https") or not host or re.search(r"[@?#\s]", base_url):
         raise ConfigurationError(
-            f"{masked(base_url)!r} is no base URL of an API",
+            f"{masked(base_url)!r} is not a valid base URL of an API",
             next_step="Give something like https://veogen.studio/api/v1, without a password or query (VEOGEN_BASE_URL, "
             "base_url= or --base-url).",
         )
@@ -311,14 +305,14 @@ def _usable_base_url(base_url: str) -> str:
 def _sendable_token(token: SecretStr) -> SecretStr:
     if re.fullmatch(r"\*+", token.get_secret_value()):
         raise ConfigurationError(
-            "The API token consists of asterisks: it is what Prefect shows in a token's place",
+            "The API token consists of asterisks: Prefect shows them instead of a token",
             next_step="Nothing was bought. A block that is handed to run_deployment arrives like that, and so does one "
             "copied from Prefect's UI. Give the block's name instead: credentials=\"NAME\".",
         )
-    # Checked here because HTTP libraries quote a header which they can't send.
+    # Checked here because HTTP libraries quote an invalid header in their errors.
     if not re.fullmatch(r"[\x21-\x7e]+", token.get_secret_value()):
         raise ConfigurationError(
-            "The API token is empty or holds characters which no token can have, such as a line break",
+            "The API token is empty or has characters that are not valid in a token, such as a line break",
             next_step="Set VEOGEN_API_TOKEN, or the block's token, to nothing but the token.",
         )
     return token

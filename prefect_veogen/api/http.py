@@ -1,7 +1,6 @@
-"""The only door to HTTP: one request per call, no retry, no redirect followed, and errors told apart by money.
+"""The only door to HTTP: one request per call, no retry, no redirect followed, errors classified by a possible charge.
 
-The question that decides everything is whether a request may have reached the service: `NotSent` says surely not,
-`AnswerLost` says maybe.
+What matters is whether a request may have reached the service: `NotSent` means surely not, `ResponseLost` maybe.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from prefect_veogen.api.fields import Response
 from prefect_veogen.api.proxies import Proxies
-from prefect_veogen.api.responses import Answer
 from prefect_veogen.errors import ConfigurationError, NotSent, masked
 from prefect_veogen.models import without_secrets
 from prefect_veogen.settings import user_agent
@@ -29,19 +28,19 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS = 10.0
 MEDIA_SILENCE_SECONDS = 60.0
-MAX_ANSWER_BYTES = 32 * 1024 * 1024
-# Shorter than any server's: a connection reused at the moment the server closes it loses an answer for nothing.
+MAX_RESPONSE_BYTES = 32 * 1024 * 1024
+# Shorter than any server's: a connection that is reused while the server closes it loses the response.
 _KEEPALIVE_SECONDS = 2.0
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _PROXIED = "veogen_proxied"
-_MAX_MILLISECONDS = 2**31 - 1  # what TCP_USER_TIMEOUT takes
-# What a link without its scheme begins with: a host, which a folder's name doesn't look like, and maybe a port.
+_MAX_MILLISECONDS = 2**31 - 1  # the maximum of TCP_USER_TIMEOUT
+# The start of a URL without a scheme: a host, unlike the name of a folder, and maybe a port.
 _HOST = re.compile(r"(localhost|\[[0-9a-f:.]+\]|([\w-]+\.)+([a-z][a-z-]*[a-z]|\d+))(:\d+)?/", re.IGNORECASE)
 
 
-class AnswerLost(Exception):
-    """The request may have been received, but no whole answer came back."""
+class ResponseLost(Exception):
+    """The request may have been received, but no complete response came back."""
 
 
 class Transport:
@@ -53,11 +52,11 @@ class Transport:
 
     def __init__(self, timeout_seconds: float) -> None:
         connect_seconds = min(CONNECT_SECONDS, timeout_seconds)
-        self._most_seconds = connect_seconds + timeout_seconds
+        self._total_seconds = connect_seconds + timeout_seconds
         self._delivery_milliseconds = min(max(1, round(timeout_seconds * 1000)), _MAX_MILLISECONDS)
         context = _trusted_authorities()
         self._api = _http_client(context, httpx.Timeout(timeout_seconds, connect=connect_seconds, pool=None))
-        # A client of its own, so that no header of the API can ever reach a media host.
+        # A separate client, so that no header of the API can ever reach a media host.
         self._media = _http_client(context, httpx.Timeout(MEDIA_SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None))
 
     async def call(
@@ -70,35 +69,37 @@ class Transport:
         body: dict[str, Any] | None = None,
         before_body: Callable[[], Awaitable[None]] | None = None,
         uncached: bool = False,
-    ) -> Answer:
-        """Return the API's answer, whatever its status; `uncached` asks caches on the way to pass the request on.
+    ) -> Response:
+        """Return the API's response, whatever its status; `uncached` asks caches on the way to forward the request.
 
-        `before_body` is awaited when the connection stands and the headers are out: until it returns, nothing of the
-        body is sent, so that the service can't act yet. What it raises ends the request.
+        `before_body` is awaited once the connection is open and the headers are sent: until it returns, nothing of the
+        body is sent, so that the service can't act yet. An error it raises cancels the request.
 
         Raises:
             NotSent: nothing of the body was sent, so the service can't have acted on it.
-            AnswerLost: it may have received the request.
+            ResponseLost: it may have received the request.
         """
         payload = _Payload(body, before_body)
         request = self._request(method, url, token, query, payload, uncached=uncached)
         try:
-            # httpx times single reads; a body that trickles for ever needs an end too.
-            async with asyncio.timeout(self._most_seconds):
-                answer = await self._api.send(request, stream=True)
+            # httpx limits single reads; a body that trickles for ever needs a limit too.
+            async with asyncio.timeout(self._total_seconds):
+                response = await self._api.send(request, stream=True)
                 try:
-                    return Answer(answer.status_code, _lower(answer.headers), await _limited_body(answer))
+                    return Response(response.status_code, _lower_names(response.headers), await _limited_body(response))
                 finally:
-                    await answer.aclose()
+                    await response.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             message = f"Could not connect to {_origin(request.url)}: {_reason(error)}"
-            raise NotSent(message, next_step=_FOREIGN_AUTHORITY if _UNTRUSTED in message else None) from None
+            raise NotSent(message, next_step=_UNTRUSTED_STEP if _UNTRUSTED in message else None) from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.ProxyError) as error:
             raise ConfigurationError(f"Can't send anything to {_origin(request.url)}: {_reason(error)}") from None
         except (httpx.HTTPError, TimeoutError) as error:
             if payload.is_held_back:
-                raise NotSent(f"{_origin(request.url)} broke off before anything was sent: {_reason(error)}") from None
-            raise AnswerLost(_reason(error)) from None
+                raise NotSent(
+                    f"{_origin(request.url)} disconnected before anything was sent: {_reason(error)}"
+                ) from None
+            raise ResponseLost(_reason(error)) from None
 
     def _request(
         self,
@@ -123,28 +124,28 @@ class Transport:
         )
 
     async def _limit_delivery(self, event: str, info: dict[str, Any]) -> None:
-        """Let the kernel give up what it can't deliver in time, once a connection stands.
+        """Let the kernel drop what it can't deliver in time, once a connection is open.
 
-        A request that was given up must not arrive later, when a network that was away comes back.
+        A request that has timed out must not arrive later, when the network comes back.
         """
         if event == "connection.connect_tcp.complete" and hasattr(socket, "TCP_USER_TIMEOUT"):
             connection = info["return_value"].get_extra_info("socket")
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._delivery_milliseconds)
 
     @asynccontextmanager
-    async def media(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[MediaAnswer]:
+    async def media(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[MediaResponse]:
         """Open one media link without any credentials.
 
         Raises:
-            AnswerLost: the connection failed or broke, before or while reading.
+            ResponseLost: the connection failed or broke, before or while reading.
         """
         try:
             async with self._media.stream(
                 "GET", url, headers={**headers, "Accept": "*/*", "Accept-Encoding": "identity"}
-            ) as answer:
-                yield MediaAnswer(answer)
+            ) as response:
+                yield MediaResponse(response)
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise AnswerLost(_reason(error)) from None
+            raise ResponseLost(_reason(error)) from None
 
     async def close(self) -> None:
         """Close all connections."""
@@ -155,7 +156,7 @@ class Transport:
 class _Routes(httpx.AsyncBaseTransport):
     """Sends each request directly or through a proxy, as the environment says.
 
-    httpx would read it too, but takes no network in NO_PROXY: it ignores those of IPv4, and fails at those of IPv6.
+    httpx would read it too, but supports no networks in NO_PROXY: it ignores those of IPv4 and fails on those of IPv6.
     """
 
     def __init__(self, context: ssl.SSLContext) -> None:
@@ -166,12 +167,12 @@ class _Routes(httpx.AsyncBaseTransport):
         }
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        proxy = self._proxies.way_to(*url_parts(str(request.url)))
+        proxy = self._proxies.proxy_for(*url_parts(str(request.url)))
         if proxy is None:
             return await self._direct.handle_async_request(request)
-        answer = await self._by_proxy[proxy].handle_async_request(request)
-        answer.extensions[_PROXIED] = True
-        return answer
+        response = await self._by_proxy[proxy].handle_async_request(request)
+        response.extensions[_PROXIED] = True
+        return response
 
     async def aclose(self) -> None:
         for transport in (self._direct, *self._by_proxy.values()):
@@ -182,7 +183,7 @@ def _proxied(url: str, variable: str, context: ssl.SSLContext) -> httpx.AsyncHTT
     scheme, host, _ = url_parts(url)
     if scheme not in _PROXY_SCHEMES or not host:
         raise ConfigurationError(
-            f"{variable}={masked(url)} is no proxy that can be used",
+            f"{variable}={masked(url)} is not a usable proxy",
             next_step=f"Set {variable} to something like http://proxy:8080 ({', '.join(_PROXY_SCHEMES)}), or unset it.",
         )
     try:
@@ -190,7 +191,7 @@ def _proxied(url: str, variable: str, context: ssl.SSLContext) -> httpx.AsyncHTT
         return httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS, proxy=proxy)
     except ImportError:
         raise ConfigurationError(
-            f"{variable}={masked(url)} is a SOCKS proxy, for which a package is missing",
+            f"{variable}={masked(url)} is a SOCKS proxy, which needs another package",
             next_step=f'Install it (pip install "httpx[socks]"), or set {variable} to an HTTP proxy.',
         ) from None
 
@@ -207,21 +208,21 @@ def _http_client(
 
 
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
-_FOREIGN_AUTHORITY = (
-    "Nothing was bought. If a proxy of your network signs with an authority of its own, set SSL_CERT_FILE to a file "
-    "that holds it (REQUESTS_CA_BUNDLE counts for S3 only), then run it again."
+_UNTRUSTED_STEP = (
+    "Nothing was bought. If a proxy of your network signs with its own certificate authority, set SSL_CERT_FILE to a "
+    "file that contains it (REQUESTS_CA_BUNDLE is for S3 only), then run it again."
 )
 
 
 def _trusted_authorities() -> ssl.SSLContext:
     variable = "SSL_CERT_FILE" if os.environ.get("SSL_CERT_FILE") else "SSL_CERT_DIR"
     folder = os.environ.get(variable) if variable == "SSL_CERT_DIR" else None
-    if folder and not Path(folder).is_dir():  # OpenSSL says nothing, and trusts nobody
+    if folder and not Path(folder).is_dir():  # OpenSSL reports nothing, and trusts no certificate
         raise _unusable(variable, "there is no such directory")
     try:
         return httpx.create_ssl_context()
     except OSError as error:
-        # Of the files that can be named here, Python opens only this one by itself and so tells its name.
+        # Python opens only this one of the possible files by itself, so only its error has a file name.
         raise _unusable("SSLKEYLOGFILE" if error.filename else variable, error.strerror or str(error)) from None
 
 
@@ -232,7 +233,7 @@ def _unusable(variable: str, reason: str) -> ConfigurationError:
 
 
 class _Payload:
-    """A request's body, held back until something else is done."""
+    """A request's body, sent only after a callback has returned."""
 
     def __init__(self, body: dict[str, Any] | None, before: Callable[[], Awaitable[None]] | None) -> None:
         self._bytes = b"" if body is None else json.dumps(body, separators=(",", ":")).encode()
@@ -251,19 +252,19 @@ class _Payload:
         yield self._bytes
 
 
-class MediaAnswer:
-    """An open media answer: status and headers at once, bytes as they come."""
+class MediaResponse:
+    """An open media response: status and headers at once, bytes as they arrive."""
 
-    def __init__(self, answer: httpx.Response) -> None:
-        self._answer = answer
-        self.status = answer.status_code
-        self.headers = _lower(answer.headers)
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self.status = response.status_code
+        self.headers = _lower_names(response.headers)
 
     @property
     def peer(self) -> str | None:
-        """The address that answered; `None` where a proxy stands between, or when the connection is gone."""
-        stream = self._answer.extensions.get("network_stream")
-        if stream is None or _PROXIED in self._answer.extensions:
+        """The address of the server; `None` behind a proxy, or when the connection is gone."""
+        stream = self._response.extensions.get("network_stream")
+        if stream is None or _PROXIED in self._response.extensions:
             return None
         address = stream.get_extra_info("server_addr")
         return str(address[0]) if address else None
@@ -272,18 +273,18 @@ class MediaAnswer:
         """Yield the body as it arrives, undecoded.
 
         Raises:
-            AnswerLost: the connection broke.
+            ResponseLost: the connection broke.
         """
         try:
-            # As they come, not in pieces of a size: what is collected for one is lost when the connection breaks.
-            async for chunk in self._answer.aiter_raw():
+            # As they arrive, not in chunks of a fixed size: a partial chunk would be lost when the connection breaks.
+            async for chunk in self._response.aiter_raw():
                 yield chunk
         except httpx.HTTPError as error:
-            raise AnswerLost(_reason(error)) from None
+            raise ResponseLost(_reason(error)) from None
 
 
 def joined_url(base: str, target: str) -> str:
-    """Return where a redirect from `base` to `target` leads; the target as it is if it is no URL."""
+    """Return the URL of a redirect from `base` to `target`; the target as it is if it is not a valid URL."""
     try:
         return str(httpx.URL(base).join(target))
     except (httpx.InvalidURL, UnicodeError):
@@ -291,18 +292,17 @@ def joined_url(base: str, target: str) -> str:
 
 
 def absolute_url(base: str, url: str) -> str:
-    """Return a link that a service at `base` gives: as it is, or with what it leaves out.
+    """Return a link from a service at `base` as an absolute URL.
 
-    Without a host it belongs to the service's own, at the top of which its files lie; without a scheme it has the
-    service's.
+    Without a host it is relative to the root of the service's own host; without a scheme it has the service's.
     """
     if "://" in url or (re.search(r"\s", url) and not url.startswith("/")):
-        return url  # whole, and maybe signed; or no link at all
+        return url  # absolute, and maybe signed; or not a link
     return joined_url(joined_url(base, "/"), f"//{url}" if _HOST.match(url) else url)
 
 
 def url_parts(url: str) -> tuple[str, str, int]:
-    """Return scheme, host and port of a URL; empty strings if it is none."""
+    """Return scheme, host and port of a URL; empty strings if it is not valid."""
     try:
         parsed = httpx.URL(url)
         host = parsed.host
@@ -312,16 +312,16 @@ def url_parts(url: str) -> tuple[str, str, int]:
     return (parsed.scheme, host, port) if port < 65536 else ("", "", 0)
 
 
-async def _limited_body(answer: httpx.Response) -> bytes:
+async def _limited_body(response: httpx.Response) -> bytes:
     body = bytearray()
-    async for chunk in answer.aiter_bytes():
+    async for chunk in response.aiter_bytes():
         body += chunk
-        if len(body) > MAX_ANSWER_BYTES:
-            raise httpx.DecodingError("the answer is unreasonably large")
+        if len(body) > MAX_RESPONSE_BYTES:
+            raise httpx.DecodingError("the response is too large")
     return bytes(body)
 
 
-def _lower(headers: httpx.Headers) -> dict[str, str]:
+def _lower_names(headers: httpx.Headers) -> dict[str, str]:
     return {name.lower(): value for name, value in headers.items()}
 
 
@@ -333,26 +333,26 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-async def fetch_text(url: str, most_seconds: float = 60.0) -> str:
+async def fetch_text(url: str, timeout_seconds: float = 60.0) -> str:
     """Return a small text from a public link.
 
     Raises:
-        ConfigurationError: it can't be had.
+        ConfigurationError: it can't be read.
     """
     failure = f"{without_secrets(url)} can't be read"
     client = _http_client(_trusted_authorities(), httpx.Timeout(CONNECT_SECONDS), follow_redirects=True)
     try:
-        # httpx times single reads; a link that trickles for ever needs an end too.
-        async with asyncio.timeout(most_seconds), client, client.stream("GET", url) as answer:
-            body = await _limited_body(answer)
+        # httpx limits single reads; a link that trickles for ever needs a limit too.
+        async with asyncio.timeout(timeout_seconds), client, client.stream("GET", url) as response:
+            body = await _limited_body(response)
     except httpx.HTTPError as error:
         raise ConfigurationError(f"{failure}: {_reason(error)}") from None
     except TimeoutError:
-        raise ConfigurationError(f"{failure}: it took longer than {most_seconds:g} s") from None
-    except Exception:  # noqa: BLE001 - whatever IDNA, codecs and sockets raise at odd links, and show of them
-        raise ConfigurationError(f"{failure}: it is, or leads to, no valid link") from None
-    if not answer.is_success:
-        raise ConfigurationError(f"{failure}: HTTP {answer.status_code}")
+        raise ConfigurationError(f"{failure}: it took longer than {timeout_seconds:g} s") from None
+    except Exception:  # noqa: BLE001 - IDNA, codecs and sockets raise many errors on odd links, and quote them
+        raise ConfigurationError(f"{failure}: it is not a valid link, or redirects to one that is not") from None
+    if not response.is_success:
+        raise ConfigurationError(f"{failure}: HTTP {response.status_code}")
     if body.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
         raise ConfigurationError(f"{failure}: it is an HTML page", next_step="Give a link to the file itself.")
     try:

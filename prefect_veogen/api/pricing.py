@@ -1,4 +1,4 @@
-"""What a request may ask of a model and what that costs, judged by the service's live model object alone."""
+"""Validation and price of a request, by the service's live model object alone."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ _CHOICES = {
 }
 
 
-def check(request: GenerationRequest, model: CatalogueModel) -> None:
-    """Pass a request which the model can take; nothing is clamped, dropped or guessed.
+def validate(request: GenerationRequest, model: CatalogueModel) -> None:
+    """Validate a request against a model; nothing is clamped, dropped or guessed.
 
     Raises:
-        InvalidRequest: a field the model doesn't take, or a value it doesn't offer; all of them at once.
+        InvalidRequest: fields the model doesn't support, or values it doesn't offer; all of them together.
     """
     problems = [problem for field, value in request.set_fields().items() if (problem := _problem(field, value, model))]
     if problems:
@@ -34,7 +34,7 @@ def check(request: GenerationRequest, model: CatalogueModel) -> None:
 
 
 def quote(request: GenerationRequest, model: CatalogueModel) -> Quote:
-    """Return what the request will cost: base price x resolution multiplier x seconds where billed per second.
+    """Return the price of a request: base price x resolution multiplier x seconds where billed per second.
 
     The documentation states the three factors (/api-reference/models/get) but never the formula, and says that
     a reference video makes some models cheaper without saying by how much: that quote is an upper bound.

@@ -16,42 +16,42 @@ _SCHEMES = ("http", "https")
 
 @dataclass(frozen=True)
 class Proxies:
-    """The environment's proxies, and what is reached without one."""
+    """The environment's proxies, and the hosts that are reached without one."""
 
     by_scheme: Mapping[str, str]
     exceptions: tuple[_Exception, ...] = ()
 
     @classmethod
     def from_environment(cls) -> Proxies:
-        """Return what the environment says; nothing of it is checked yet."""
-        said = getproxies()
-        exceptions = tuple(_exceptions(said.get("no", "")))
-        found = {scheme: said.get(scheme) or said.get("all") for scheme in _SCHEMES}
+        """Return the environment's proxies, not validated yet."""
+        variables = getproxies()
+        exceptions = tuple(_exceptions(variables.get("no", "")))
+        found = {scheme: variables.get(scheme) or variables.get("all") for scheme in _SCHEMES}
         by_scheme = {scheme: url if "://" in url else f"http://{url}" for scheme, url in found.items() if url}
         return cls(by_scheme, exceptions)
 
     @staticmethod
     def variable(scheme: str) -> str:
-        """Return the name of the variable which says how such links are reached."""
+        """Return the variable that sets the proxy for a scheme."""
         return f"{scheme.upper()}_PROXY" if getproxies().get(scheme) else "ALL_PROXY"
 
-    def way_to(self, scheme: str, host: str, port: int) -> str | None:
+    def proxy_for(self, scheme: str, host: str, port: int) -> str | None:
         """Return the proxy's URL, `None` for a direct connection."""
-        if any(exception.holds_for(scheme, host, port) for exception in self.exceptions):
+        if any(exception.matches(scheme, host, port) for exception in self.exceptions):
             return None
         return self.by_scheme.get(scheme)
 
 
 @dataclass(frozen=True, slots=True)
 class _Exception:
-    """One entry of NO_PROXY: a name with all below it, an address or a network, perhaps with a scheme and a port."""
+    """One entry of NO_PROXY: a domain with its subdomains, an address or a network, optionally a scheme and a port."""
 
     name: str
     network: ipaddress.IPv4Network | ipaddress.IPv6Network | None
     scheme: str
     port: int | None
 
-    def holds_for(self, scheme: str, host: str, port: int) -> bool:
+    def matches(self, scheme: str, host: str, port: int) -> bool:
         if (self.scheme not in ("", "all", scheme)) or (self.port not in (None, port)):
             return False
         if self.network is not None:
@@ -62,12 +62,12 @@ class _Exception:
 def _exceptions(text: str) -> Iterator[_Exception]:
     for entry in re.split(r"[\s,]+", text.lower()):
         scheme, _, place = entry.rpartition("://")
-        # [::1]:8080, [::1], [fd00::]/8, or anything with at most one colon; more colons are an IPv6 address.
+        # [::1]:8080, [::1], [fd00::]/8, or anything with at most one colon; with more it is an IPv6 address.
         found = re.fullmatch(r"\[(?P<v6>.+)\](?P<bits>/\d+)?(:(?P<port6>\d+))?|(?P<host>[^:]*)(:(?P<port>\d+))?", place)
         parts = found.groupdict(default="") if found else {"v6": place, "bits": "", "port6": "", "host": "", "port": ""}
         host, port = f"{parts['v6']}{parts['bits']}{parts['host']}", parts["port6"] or parts["port"]
         name = host.removeprefix("*").removeprefix(".")
-        if host:  # "*" alone is left with no name: it holds for all
+        if host:  # "*" alone has an empty name, which matches all
             yield _Exception(name, _network(host), scheme, int(port) if port else None)
 
 

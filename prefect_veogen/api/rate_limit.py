@@ -1,4 +1,4 @@
-"""Turns: when the next request of this process may go out, buying before looking, nobody starved.
+"""The rate limiter: when the next request of this process may be sent, purchases before reads, neither starved.
 
 Requests are paced evenly with a tiny burst, so that no window of 60 seconds, however the service counts, sees more than
 the limit (/authentication: 120 requests a minute; the kind of window is not documented).
@@ -16,121 +16,121 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
 _SPARED_SHARE = 0.02
-_MOST_AT_ONCE = 3
-# While purchases are not answered, the next one waits for so many turns, for twice as many after each.
-_TURNS_HELD = 2
-_MOST_DOUBLINGS = 5
-# After so many purchases in a row a waiting look goes first: looks get at most 1 in 15 turns while there is buying.
-_PURCHASES_BEFORE_A_LOOK = 14
+_MAX_BURST = 3
+# After a purchase in doubt the next one is held for this many intervals, for twice as many after each further one.
+_INTERVALS_HELD = 2
+_MAX_DOUBLINGS = 5
+# After this many purchases in a row a waiting read goes first: reads get at most 1 in 15 requests during purchases.
+_MAX_PURCHASES_IN_A_ROW = 14
 
 
 class Lane(IntEnum):
-    """What a request is for."""
+    """What a request is for, in order of priority; every poll is a read."""
 
     BUYING = 0
-    LOOKING = 1
+    READING = 1
 
 
-def pace(requests_per_minute: int) -> tuple[int, float]:
-    """Return how many requests may go out at once, and the seconds between them after that."""
+def burst_and_interval(requests_per_minute: int) -> tuple[int, float]:
+    """Return how many requests may be sent at once, and the seconds between them after that."""
     spared = max(1, round(requests_per_minute * _SPARED_SHARE))
-    return min(spared, _MOST_AT_ONCE), 60 / max(requests_per_minute - spared, 1)
+    return min(spared, _MAX_BURST), 60 / max(requests_per_minute - spared, 1)
 
 
-class Limiter:
-    """Hands out turns to the requests of one account in this process; belongs to one event loop."""
+class RateLimiter:
+    """Paces the requests of one account in this process; belongs to one event loop."""
 
     def __init__(self, requests_per_minute: int, clock: Callable[[], float] = time.monotonic) -> None:
-        burst, self._interval = pace(requests_per_minute)
+        burst, self._interval = burst_and_interval(requests_per_minute)
         self._ahead = (burst - 1) * self._interval
         self._clock = clock
-        self._earliest = 0.0
+        self._next_at = 0.0
         self._paused_until = 0.0
         self._waiting: dict[Lane, deque[asyncio.Future[None]]] = {lane: deque() for lane in Lane}
         self._purchases_in_a_row = 0
-        self._unanswered_in_a_row = 0
+        self._in_doubt_in_a_row = 0
         self._purchases_held_until = 0.0
         self._runner: asyncio.Task[None] | None = None
-        self.join: Callable[[], Awaitable[None]] | None = None
-        """Waits for a turn among all workers, after the process's own one; raises nothing."""
+        self.acquire_shared: Callable[[], Awaitable[None]] | None = None
+        """Acquires the limit shared by all workers, after this process's own; must not raise."""
 
-    async def turn(self, lane: Lane) -> None:
-        """Return when a request may go out."""
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting[lane].append(turn)
+    async def acquire(self, lane: Lane) -> None:
+        """Return when a request may be sent; it must follow at once, or `return_unused` be called."""
+        permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting[lane].append(permit)
         if self._runner is None or self._runner.done():
             self._runner = asyncio.create_task(self._run())
         try:
-            await turn
+            await permit
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self.give_back()
+            if permit.done() and not permit.cancelled():
+                self.return_unused()
             raise
 
-    def give_back(self) -> None:
-        """Return a turn that was not used."""
-        self._earliest -= self._interval
+    def return_unused(self) -> None:
+        """Make up for an acquired request that was not sent."""
+        self._next_at -= self._interval
 
     def pause(self, seconds: float) -> None:
-        """Let nobody through for so long; what many requests were told at once is one pause."""
+        """Hold all requests for that long; overlapping pauses are one."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
-    def answered(self, *, clearly: bool) -> None:
-        """Take note of how a purchase was answered: of a service in trouble not everybody should become a victim.
+    def report_purchase(self, *, in_doubt: bool) -> None:
+        """Hold the next purchases while outcomes are in doubt, longer after each, until the first clear response.
 
-        A purchase whose outcome is unknown may be left to a person, so that the others hold back for a while.
+        A purchase in doubt may need manual review, so a service in trouble should get few of them.
         """
-        if clearly:
-            self._unanswered_in_a_row = 0
-            self._purchases_held_until = 0.0
+        if in_doubt:
+            intervals = _INTERVALS_HELD * 2 ** min(self._in_doubt_in_a_row, _MAX_DOUBLINGS)
+            self._in_doubt_in_a_row += 1
+            self._purchases_held_until = self._clock() + intervals * self._interval
         else:
-            turns = _TURNS_HELD * 2 ** min(self._unanswered_in_a_row, _MOST_DOUBLINGS)
-            self._unanswered_in_a_row += 1
-            self._purchases_held_until = self._clock() + turns * self._interval
+            self._in_doubt_in_a_row = 0
+            self._purchases_held_until = 0.0
 
     async def _run(self) -> None:
         while any(self._waiting.values()):
-            if self._are_purchases_held() and not self._waiting[Lane.LOOKING]:
-                await asyncio.sleep(self._interval)  # a look may come
+            if self._are_purchases_held() and not self._waiting[Lane.READING]:
+                await asyncio.sleep(self._interval)  # a read may come
                 continue
-            await self._somebody_may_go()
-            # Chosen last: meanwhile purchases may have come, and others have gone.
-            turn = self._next()
-            if turn is not None:
-                self._earliest = max(self._earliest, self._clock()) + self._interval
-                turn.set_result(None)
-                # Let the holder go before the next turn is worked out: he may pause everybody.
+            await self._wait_for_next()
+            # Chosen last: purchases may have come meanwhile, and other requests been cancelled.
+            permit = self._pop_next()
+            if permit is not None:
+                self._next_at = max(self._next_at, self._clock()) + self._interval
+                permit.set_result(None)
+                # Let its owner run before the next one is scheduled: it may pause all requests.
                 await asyncio.sleep(0)
 
-    async def _somebody_may_go(self) -> None:
-        joined = False
+    async def _wait_for_next(self) -> None:
+        has_shared = False
         while True:
-            delay = max(self._paused_until, self._earliest - self._ahead) - self._clock()
+            delay = max(self._paused_until, self._next_at - self._ahead) - self._clock()
             if delay > 0:
-                # After a pause the turn among all is taken anew: many workers' old ones would all be used at once.
-                joined = False
+                # After a pause the shared limit is acquired anew: otherwise all workers would send at once.
+                has_shared = False
                 await asyncio.sleep(delay)
-            elif self.join is None or joined:
+            elif self.acquire_shared is None or has_shared:
                 return
             else:
-                await self.join()
-                joined = True
+                await self.acquire_shared()
+                has_shared = True
 
-    def _next(self) -> asyncio.Future[None] | None:
-        for lane in self._order():
+    def _pop_next(self) -> asyncio.Future[None] | None:
+        for lane in self._order_lanes():
             while self._waiting[lane]:
-                turn = self._waiting[lane].popleft()
-                if not turn.done():
+                permit = self._waiting[lane].popleft()
+                if not permit.done():
                     self._purchases_in_a_row = self._purchases_in_a_row + 1 if lane is Lane.BUYING else 0
-                    return turn
+                    return permit
         return None
 
     def _are_purchases_held(self) -> bool:
         return self._clock() < self._purchases_held_until
 
-    def _order(self) -> tuple[Lane, ...]:
+    def _order_lanes(self) -> tuple[Lane, ...]:
         if self._are_purchases_held():
-            return (Lane.LOOKING,)
-        if self._purchases_in_a_row >= _PURCHASES_BEFORE_A_LOOK:
-            return Lane.LOOKING, Lane.BUYING
-        return Lane.BUYING, Lane.LOOKING
+            return (Lane.READING,)
+        if self._purchases_in_a_row >= _MAX_PURCHASES_IN_A_ROW:
+            return Lane.READING, Lane.BUYING
+        return Lane.BUYING, Lane.READING

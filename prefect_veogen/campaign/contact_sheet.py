@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 from prefect_veogen.download.thumbnails import thumbnail
 from prefect_veogen.errors import VeogenError
 from prefect_veogen.models import in_usd
-from prefect_veogen.process.io_loop import each, on_io
+from prefect_veogen.process.concurrency import map_bounded
+from prefect_veogen.process.io_loop import on_io
 
 if TYPE_CHECKING:
     from prefect_veogen.campaign.run import CampaignItem, CampaignReport
@@ -73,7 +74,7 @@ async def _make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[T
         pictures = [await _picture(session, asset) for asset in item.assets]
         return Tile(item, tuple(picture for picture in pictures if picture))
 
-    return await each(items, tile, _AT_ONCE)
+    return await map_bounded(items, tile, _AT_ONCE)
 
 
 async def _picture(session: Session, asset: Asset) -> str | None:

@@ -27,7 +27,8 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Asset, Certainty, GenerationRequest, in_usd, named_by_the_package
-from prefect_veogen.process.io_loop import each, on_io
+from prefect_veogen.process.concurrency import map_bounded
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.plan import make_plan, priced
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
@@ -194,7 +195,7 @@ async def requests_of(session: Session, rows: Sequence[Row]) -> list[GenerationR
         picture = await _stored(session, row.request) or placeholder_image(row.request.receipt_key(api))
         return [row.request, row.motion_request(picture)]
 
-    return [request for requests in await each(rows, requests_of_row) for request in requests]
+    return [request for requests in await map_bounded(rows, requests_of_row) for request in requests]
 
 
 async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:

@@ -19,18 +19,18 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from prefect_veogen.api.http import AnswerLost
-from prefect_veogen.api.responses import failure_of
+from prefect_veogen.api.http import ResponseLost
+from prefect_veogen.api.outcome import failure_of
 from prefect_veogen.download.formats import NotMedia
 from prefect_veogen.download.transfer import LEAST_BYTES, Restart, TooLarge, Transfer
 from prefect_veogen.download.url_guard import open_media, output_link
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
 from prefect_veogen.ledger.receipt import Receipt
 from prefect_veogen.models import Asset, Generation, Kind, Status, without_secrets
-from prefect_veogen.process.io_loop import Places
+from prefect_veogen.process.concurrency import ConcurrencyLimit
 
 if TYPE_CHECKING:
-    from prefect_veogen.api.http import MediaAnswer
+    from prefect_veogen.api.http import MediaResponse
     from prefect_veogen.session import Session
     from prefect_veogen.store import Store, Writer
 
@@ -85,7 +85,7 @@ async def intact_asset(store: Store, receipt: Receipt) -> Asset | None:
 
 
 # What keeps the memory of many deliveries at once within bounds.
-_places = Places(_AT_ONCE)
+_places = ConcurrencyLimit(_AT_ONCE)
 
 
 class _Stale(Exception):
@@ -141,7 +141,7 @@ class _Download:
                 failures += 1
                 reason = str(stale)
                 self._url = await self._link(fresh=True)
-            except AnswerLost as lost:
+            except ResponseLost as lost:
                 # Only what was never reached before is progress: a file that starts over and over must come to an end,
                 # and so must one that trickles.
                 failures = 1 if transfer.size >= farthest + LEAST_BYTES else failures + 1
@@ -166,7 +166,7 @@ class _Download:
                     return  # there is nothing behind what we have
                 raise Restart
             if answer.status not in (200, 206):
-                raise AnswerLost(f"the media host answers HTTP {answer.status}")
+                raise ResponseLost(f"the media host answers HTTP {answer.status}")
             await transfer.receive(answer)
 
     async def _link(self, *, fresh: bool = False) -> str:
@@ -226,7 +226,7 @@ class _Download:
     async def _kept_before(self, sha256: str) -> str | None:
         """Return where the same bytes were put aside by an earlier attempt: retries must not fill the store."""
         store = self._session.store
-        for found in await store.find(f"rejected/{self._stem()}-"):
+        for found in await store.list_objects(f"rejected/{self._stem()}-"):
             document = await store.read(found.key) if found.key.endswith(".json") else None
             if document is not None and _note_tells_of(document.body, sha256):
                 return store.uri(found.key.removesuffix(".json"))
@@ -242,16 +242,16 @@ class _Download:
         except BaseException as error:
             with contextlib.suppress(VeogenError):
                 await asyncio.shield(writer.abort())
-            if isinstance(error, AnswerLost | VeogenError):
+            if isinstance(error, ResponseLost | VeogenError):
                 return False
             raise
         return True
 
-    async def _copy(self, answer: MediaAnswer, writer: Writer, transfer: Transfer) -> None:
+    async def _copy(self, answer: MediaResponse, writer: Writer, transfer: Transfer) -> None:
         """Copy as much as was judged; of a file that was judged whole a byte more, if there is one by now.
 
         Raises:
-            AnswerLost: it is not the same as was judged.
+            ResponseLost: it is not the same as was judged.
         """
         digest, left = hashlib.sha256(), transfer.size + (not transfer.is_cut)
         async for chunk in transfer.decoded(answer):
@@ -262,14 +262,14 @@ class _Download:
             if not left:
                 break
         if answer.status != 200 or digest.hexdigest() != transfer.sha256:
-            raise AnswerLost("the link brings something else by now")
+            raise ResponseLost("the link brings something else by now")
 
     async def _kind(self) -> Kind | None:
         """Return what is due when the generation doesn't say (the newer shape of a create answer doesn't)."""
         if self._receipt is None:
             return None
         with contextlib.suppress(VeogenError):
-            return (await self._session.catalogue.model(self._receipt.request.model)).type
+            return (await self._session.catalogue.get_model(self._receipt.request.model)).type
         return None
 
     def _asset(self, transfer: Transfer) -> Asset:

@@ -10,7 +10,7 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
-from prefect_veogen.process.io_loop import Places
+from prefect_veogen.process.concurrency import ConcurrencyLimit
 
 if TYPE_CHECKING:
     from prefect_veogen.models import Asset
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MOST_BYTES = 64 * 1024 * 1024
 _WIDTH = 240
 # Each is read whole and decoded: hundreds of downloads at once must neither fill the memory nor hold up the ledger.
-_places = Places(2)
+_places = ConcurrencyLimit(2)
 
 
 async def thumbnail(store: Store, asset: Asset) -> str | None:

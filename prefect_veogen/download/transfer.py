@@ -10,14 +10,14 @@ import re
 import time
 from typing import TYPE_CHECKING, NoReturn
 
-from prefect_veogen.api.http import AnswerLost
+from prefect_veogen.api.http import ResponseLost
 from prefect_veogen.download.content_encoding import Undecodable, content_codings, decoder_of
 from prefect_veogen.download.formats import Inspector, NotMedia
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 
-    from prefect_veogen.api.http import MediaAnswer
+    from prefect_veogen.api.http import MediaResponse
     from prefect_veogen.download.content_encoding import Decoder
     from prefect_veogen.models import Kind
     from prefect_veogen.session import Session
@@ -101,11 +101,11 @@ class Transfer:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self.validator}
 
-    async def receive(self, answer: MediaAnswer) -> None:
+    async def receive(self, answer: MediaResponse) -> None:
         """Take what an answer brings, to its end.
 
         Raises:
-            AnswerLost: it broke off.
+            ResponseLost: it broke off.
             Restart: it is not the rest of the file that was begun, or not encoded as it says.
             TooLarge: it would be too much.
             NotMedia: it is too much.
@@ -116,15 +116,15 @@ class Transfer:
                 self._received += len(batch)
                 await self._take_decoded(batch)
         if self.length is not None and self._received < self.length:
-            raise AnswerLost(f"{self._received} of {self.length} bytes came")
+            raise ResponseLost(f"{self._received} of {self.length} bytes came")
         if self.length is not None and self._received > self.length:
             raise Restart
         if self._decoder is not None and not self._decoder.has_ended:
             if self.length is None:
-                raise AnswerLost("what came ends in the middle of its encoding")
+                raise ResponseLost("what came ends in the middle of its encoding")
             self._take_as_it_is("it ends in its middle")
 
-    def _begin(self, answer: MediaAnswer) -> None:
+    def _begin(self, answer: MediaResponse) -> None:
         headers = answer.headers
         if answer.status == 206:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", "").strip())
@@ -172,11 +172,11 @@ class Transfer:
         if self.is_cut:  # not of its own size, but of what is read to come to it
             raise self._too_much()
 
-    async def decoded(self, answer: MediaAnswer) -> AsyncIterator[bytes]:
+    async def decoded(self, answer: MediaResponse) -> AsyncIterator[bytes]:
         """Yield what another answer brings, in the form in which the first one was judged.
 
         Raises:
-            AnswerLost: it broke off, or can't be decoded.
+            ResponseLost: it broke off, or can't be decoded.
         """
         decoder = self._decoder and decoder_of(self._codings)
         async for chunk in _unless_too_slow(answer.chunks(), self._patience_seconds):
@@ -184,7 +184,7 @@ class Transfer:
                 async for piece in _decoded(decoder, chunk):
                     yield piece
             except Undecodable as reason:
-                raise AnswerLost(f"what comes can't be decoded: {reason}") from None
+                raise ResponseLost(f"what comes can't be decoded: {reason}") from None
 
     def _too_much(self) -> NotMedia:
         return NotMedia(f"more than {self._most} bytes (VEOGEN_MAX_ASSET_BYTES)")
@@ -242,7 +242,7 @@ class Transfer:
         if self._writer is None:
             await self._store.put(self.aside, bytes(self._first), "application/octet-stream")
             return True
-        return await self._writer.set_aside(self.aside)
+        return await self._writer.quarantine(self.aside)
 
     async def _opened(self) -> Writer:
         if self._writer is None:
@@ -282,7 +282,7 @@ async def _batched(chunks: AsyncIterator[bytes], patience_seconds: float) -> Asy
             if size >= _BATCH_BYTES:
                 yield b"".join(batch)
                 batch, size = [], 0
-    except AnswerLost:
+    except ResponseLost:
         if batch:
             yield b"".join(batch)
         raise
@@ -294,7 +294,7 @@ async def _unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float
     """Yield what comes; our own pauses are not the host's.
 
     Raises:
-        AnswerLost: too little came in the time in which a request has to be answered.
+        ResponseLost: too little came in the time in which a request has to be answered.
     """
     waited, came = 0.0, 0
     while True:
@@ -307,7 +307,7 @@ async def _unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float
         yield chunk
         if waited > patience_seconds:
             if came < LEAST_BYTES:
-                raise AnswerLost(f"only {came} bytes came in {waited:.0f} seconds")
+                raise ResponseLost(f"only {came} bytes came in {waited:.0f} seconds")
             waited, came = 0.0, 0
 
 

@@ -8,7 +8,7 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from prefect_veogen.api.http import AnswerLost, MediaAnswer, absolute_url, joined_url, url_parts
+from prefect_veogen.api.http import MediaResponse, ResponseLost, absolute_url, joined_url, url_parts
 from prefect_veogen.errors import MediaRejected
 
 if TYPE_CHECKING:
@@ -32,14 +32,14 @@ def output_link(session: Session, generation: Generation) -> str | None:
 @asynccontextmanager
 async def open_media(
     session: Session, url: str, headers: Mapping[str, str], *, ours: bool = False
-) -> AsyncIterator[MediaAnswer]:
+) -> AsyncIterator[MediaResponse]:
     """Open a media link, without any credentials, where it or its redirects lead to a place media may come from.
 
     `ours` is for links of our own bucket, which may well have a private address here and a public one elsewhere.
 
     Raises:
         MediaRejected: it leads where no media of the service can be.
-        AnswerLost: there is no answer that could be read.
+        ResponseLost: there is no answer that could be read.
     """
     for _ in range(_MAX_REDIRECTS + 1):
         if not ours:
@@ -54,9 +54,9 @@ async def open_media(
                 return
             target = joined_url(url, answer.headers.get("location", ""))
         if url.startswith("https:") and not target.startswith("https:"):
-            raise AnswerLost("the media host redirects to an unencrypted link")
+            raise ResponseLost("the media host redirects to an unencrypted link")
         url = target
-    raise AnswerLost("the media host redirects in circles")
+    raise ResponseLost("the media host redirects in circles")
 
 
 async def check_address(session: Session, url: str) -> None:

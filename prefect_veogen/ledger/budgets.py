@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, StoreUnavailable, UnreadableReceipt
 from prefect_veogen.models import in_usd
-from prefect_veogen.store import AlreadyThere, Changed
+from prefect_veogen.store import AlreadyExists, VersionConflict
 
 if TYPE_CHECKING:
     from prefect_veogen.store import Store
@@ -193,7 +193,7 @@ class _Desk:
                     await self._store.create(_path(self._budget), body)
                 else:
                     await self._store.replace(_path(self._budget), body, document.version)
-            except (AlreadyThere, Changed):
+            except (AlreadyExists, VersionConflict):
                 await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
             else:
                 return dict(refused)

@@ -20,7 +20,7 @@ from prefect_veogen.ledger.budgets import Budgets
 from prefect_veogen.ledger.receipt import Receipt, RecordedRequest, missing_part
 from prefect_veogen.ledger.transitions import EventName, State
 from prefect_veogen.models import ReceiptKey
-from prefect_veogen.store import AlreadyThere, Changed
+from prefect_veogen.store import AlreadyExists, VersionConflict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from prefect_veogen.ledger.lease import Owner
     from prefect_veogen.ledger.receipt import Reading
     from prefect_veogen.models import Asset, Generation, GenerationRequest
-    from prefect_veogen.store import Found, Store
+    from prefect_veogen.store import ListedObject, Store
 
 RECEIPTS = "receipts/"
 CLAIMS = "claims/"
@@ -68,7 +68,7 @@ class Ledger:
     """The receipts and claims of one store, and the budgets that they are settled in.
 
     Raises:
-        Changed: from every transition: another worker made one meanwhile; nothing was written.
+        VersionConflict: from every transition: another worker made one meanwhile; nothing was written.
     """
 
     def __init__(self, store: Store) -> None:
@@ -86,22 +86,22 @@ class Ledger:
         """Validate that no other worker has made a transition since a receipt was read.
 
         Raises:
-            Changed: one has.
+            VersionConflict: one has.
         """
         current = await self.read(entry.receipt.key)
         if current is None or current.version != entry.version:
-            raise Changed(entry.receipt.key)
+            raise VersionConflict(entry.receipt.key)
 
     async def keys(self, since: datetime | None = None) -> list[str]:
         """Return the keys of all receipts, or of those written since a time."""
-        found = await self._store.find(RECEIPTS)
+        found = await self._store.list_objects(RECEIPTS)
         return [
             _key_of(item) for item in found if item.key.endswith(".json") and (since is None or item.modified >= since)
         ]
 
     async def family(self, receipt: Receipt, since: datetime) -> list[Entry]:
         """Return the other receipts written since a time whose generations look the same from outside."""
-        found = await self._store.find(f"{RECEIPTS}{receipt.receipt_key.family}")
+        found = await self._store.list_objects(f"{RECEIPTS}{receipt.receipt_key.family}")
         keys = [_key_of(item) for item in found if item.modified >= since]
         entries = [await self.read(key) for key in keys if key != receipt.key]
         return [entry for entry in entries if entry is not None]
@@ -111,7 +111,7 @@ class Ledger:
         body = json.dumps({"format": 1, "receipt": receipt.key, "generation": generation_id}, indent=1).encode()
         try:
             await self._store.create(_claim_path(receipt.api, generation_id), body)
-        except AlreadyThere:
+        except AlreadyExists:
             return await self.claimant(receipt.api, generation_id) == receipt.key
         return True
 
@@ -126,7 +126,7 @@ class Ledger:
         """Reserve a purchase and its money under every cap; of a purchase in doubt, only when it is proven absent.
 
         Raises:
-            AlreadyThere: another worker created the receipt first.
+            AlreadyExists: another worker created the receipt first.
             BudgetExceeded: a cap doesn't allow it; the receipt is released.
         """
         before = None if entry is None else entry.receipt
@@ -194,7 +194,7 @@ class Ledger:
                 if receipt.generation is not None:
                     return await self._buy_also(entry, generation)
                 entry = await self._write(entry, receipt.bought(generation, event))
-            except Changed:
+            except VersionConflict:
                 current = await self.read(receipt.key)
                 if current is None:
                     raise
@@ -216,7 +216,7 @@ class Ledger:
         while current is not None and current.receipt.state in (State.BOUGHT, State.STORED):
             try:
                 await self._write(current, current.receipt.stored(asset, etag))
-            except Changed:
+            except VersionConflict:
                 current = await self.read(entry.receipt.key)
             else:
                 return
@@ -229,7 +229,7 @@ class Ledger:
                 return
             try:
                 await self._write(entry, receipt.failed(generation))
-            except Changed:
+            except VersionConflict:
                 continue
             # Only the author of the transition releases the money, so that it is released once.
             await self._budgets.release(receipt.budgets, receipt.reservation, receipt.price_usd)
@@ -315,7 +315,7 @@ def _path(key: str) -> str:
     return f"{RECEIPTS}{key}.json"
 
 
-def _key_of(item: Found) -> str:
+def _key_of(item: ListedObject) -> str:
     return item.key.removeprefix(RECEIPTS).removesuffix(".json")
 
 

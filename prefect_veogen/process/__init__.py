@@ -1,1 +1,1 @@
-"""What a process has once, however many callers share it."""
+"""What a process has one of: its I/O loop, and the rules for concurrent work."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from prefect_veogen.api.http import AnswerLost
+from prefect_veogen.api.http import ResponseLost
 from prefect_veogen.download.content_encoding import content_codings
 from prefect_veogen.download.url_guard import open_media, output_link
 from prefect_veogen.errors import InputUnavailable, ServiceUnavailable, TryAgainLater, VeogenError
@@ -17,7 +17,7 @@ from prefect_veogen.models import Asset
 from prefect_veogen.store import open_store
 
 if TYPE_CHECKING:
-    from prefect_veogen.api.http import MediaAnswer
+    from prefect_veogen.api.http import MediaResponse
     from prefect_veogen.models import GenerationRequest
     from prefect_veogen.session import Session
 
@@ -77,7 +77,7 @@ async def _fresh(session: Session, asset: Asset) -> str | None:
 
 async def _presigned(_session: Session, asset: Asset) -> str | None:
     folder, _, name = asset.uri.rpartition("/")
-    return await open_store(folder).link(name, PRESIGNED_SECONDS)
+    return await open_store(folder).presign(name, PRESIGNED_SECONDS)
 
 
 async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> bool:
@@ -92,11 +92,11 @@ async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> boo
             if response.status == 429 or response.status >= 500:
                 raise ServiceUnavailable(f"the media host responded with HTTP {response.status}")
             return _shows_asset(asset, response)
-    except AnswerLost as lost:
+    except ResponseLost as lost:
         raise ServiceUnavailable(str(lost)) from None
 
 
-def _shows_asset(asset: Asset, response: MediaAnswer) -> bool:
+def _shows_asset(asset: Asset, response: MediaResponse) -> bool:
     """Tell whether a response can be the asset: a page which says that a link has expired responds with 200 as well."""
     match response.status:
         case 206:

@@ -7,11 +7,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from prefect_veogen.api.client import balance_of
-from prefect_veogen.api.pricing import check, quote
+from prefect_veogen.api.pricing import quote, validate
 from prefect_veogen.errors import ChangeTheRequest
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Certainty, GenerationRequest, Quote, ReceiptKey
-from prefect_veogen.process.io_loop import each
+from prefect_veogen.process.concurrency import map_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +80,9 @@ async def make_plan(session: Session, requests: Sequence[GenerationRequest]) -> 
     """
     keys = [request.receipt_key(session.client.base_url) for request in requests]
     bought = {
-        key for key, known in zip(keys, await each(keys, lambda key: is_bought(session, key)), strict=True) if known
+        key
+        for key, known in zip(keys, await map_bounded(keys, lambda key: is_bought(session, key)), strict=True)
+        if known
     }
     items, unpaid = [], {*keys} - bought
     for key, request in zip(keys, requests, strict=True):
@@ -107,8 +109,8 @@ async def priced(session: Session, request: GenerationRequest) -> Quote:
     Raises:
         ChangeTheRequest: the model is unknown, or does not take the request as it stands.
     """
-    model = await session.catalogue.model(request.model)
-    check(request, model)
+    model = await session.catalogue.get_model(request.model)
+    validate(request, model)
     return quote(request, model)
 
 

@@ -144,6 +144,6 @@ def shared_start(moment: datetime) -> datetime:
 async def kind_of(session: Session, receipt: Receipt) -> Kind | None:
     """Return what the model of a receipt makes, `None` if the catalogue doesn't say."""
     try:
-        return (await session.catalogue.model(receipt.request.model)).type
+        return (await session.catalogue.get_model(receipt.request.model)).type
     except VeogenError:
         return None

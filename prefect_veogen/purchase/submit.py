@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from prefect_veogen.api.pricing import check, quote
-from prefect_veogen.api.responses import Accepted, Busy, Refused, Unknown, failure_of
+from prefect_veogen.api.outcome import Accepted, Busy, Refused, Unknown, failure_of
+from prefect_veogen.api.pricing import quote, validate
 from prefect_veogen.errors import (
     STORE_TROUBLE,
     BudgetExceeded,
@@ -31,7 +31,7 @@ from prefect_veogen.ledger import Entry, EventName, Intent, State
 from prefect_veogen.ledger.lease import boot_seconds, own_lease
 from prefect_veogen.ledger.receipt import attach
 from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd, without_secrets
-from prefect_veogen.process.io_loop import uninterrupted
+from prefect_veogen.process.concurrency import run_uninterrupted
 from prefect_veogen.purchase.in_doubt import (
     Doubt,
     needs_reading,
@@ -43,12 +43,12 @@ from prefect_veogen.purchase.in_doubt import (
 )
 from prefect_veogen.purchase.inputs import offered_links
 from prefect_veogen.purchase.search import Search, search
-from prefect_veogen.store import AlreadyThere, Changed
+from prefect_veogen.store import AlreadyExists, VersionConflict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from prefect_veogen.api.responses import Submission
+    from prefect_veogen.api.outcome import Submission
     from prefect_veogen.ledger.lease import Owner
     from prefect_veogen.ledger.receipt import Receipt
     from prefect_veogen.session import Session
@@ -145,7 +145,7 @@ class _Buyer:
 
     async def _release_reserved(self) -> None:
         """Release what is only reserved: others would wait for it for as long as this process lives."""
-        with contextlib.suppress(Changed, VeogenError):
+        with contextlib.suppress(VersionConflict, VeogenError):
             entry = await self._ledger.read(self._key)
             if entry is None or entry.receipt.state is not State.RESERVED or entry.receipt.owner is None:
                 return
@@ -173,7 +173,7 @@ class _Buyer:
                         return await self._resolve(entry)
                     case State.RESERVED | State.RELEASED | State.FAILED:
                         return await self._buy(await self._reserve(entry))
-            except (AlreadyThere, Changed):
+            except (AlreadyExists, VersionConflict):
                 continue  # another worker was first: see what it did
 
     # ------------------------------------------------------------ before the money
@@ -181,7 +181,7 @@ class _Buyer:
     async def _reserve(self, entry: Entry | None) -> Entry:
         """Return the receipt as ours, everything checked that can be checked for free, and the rate limit acquired."""
         await self._prepare()
-        await self._session.client.turn_to_buy()
+        await self._session.client.acquire_for_purchase()
         assert self._quote is not None
         intent = Intent(
             request=self._request,
@@ -192,15 +192,15 @@ class _Buyer:
             flow_run_id=self._session.flow_run_id,
         )
         try:
-            return await uninterrupted(self._ledger.reserve(entry, intent))
+            return await run_uninterrupted(self._ledger.reserve(entry, intent))
         except BaseException:
-            self._session.client.limiter.give_back()
+            self._session.client.limiter.return_unused()
             raise
 
     async def _prepare(self) -> None:
         if self._quote is None:
-            model = await self._session.catalogue.model(self._request.model)
-            check(self._request, model)
+            model = await self._session.catalogue.get_model(self._request.model)
+            validate(self._request, model)
             self._quote = quote(self._request, model)
             if self._quote.usd is None and self._session.caps:
                 raise BudgetExceeded.without_a_price(model.slug)
@@ -248,7 +248,7 @@ class _Buyer:
             raise RateLimited(f"The service kept answering 429 for {_BUSY_SECONDS:g} s", retry_after_seconds=seconds)
         owner = self._owner.renewed(self._lease_seconds + seconds)
         entry = await self._ledger.wait(entry, owner, seconds)
-        await self._session.client.turn_to_buy()
+        await self._session.client.acquire_for_purchase()
         return entry
 
     async def _send(self, entry: Entry) -> Entry:
@@ -260,7 +260,7 @@ class _Buyer:
             return await asyncio.shield(noting)
         except asyncio.CancelledError:
             # Stopped before anything was sent: with the note left behind, that would have to be reconciled.
-            with contextlib.suppress(Changed, VeogenError):
+            with contextlib.suppress(VersionConflict, VeogenError):
                 await asyncio.shield(self._ledger.release(await noting, "the buyer was stopped before sending"))
             raise
 
@@ -276,11 +276,11 @@ class _Buyer:
             # A twin purchase in doubt has adopted ours; its own one is still to be found.
             reason = f"generation {generation.id} was adopted for another take"
             if entry.receipt.state is State.IN_DOUBT:
-                raise Changed(self._key)
+                raise VersionConflict(self._key)
             return await self._resolve(await note_doubt(self._session, entry, reason))
         bought = attach(written.receipt)
         if event is EventName.BOUGHT:
-            self._session.watcher.bought(bought)
+            self._session.poller.note_purchase(bought)
         return Purchase(bought, reused=event is not EventName.BOUGHT)
 
     async def _write_down(self, entry: Entry, generation: Generation, event: EventName) -> Entry | None:

@@ -35,7 +35,7 @@ async def wait(session: Session, generation: Generation, timeout_seconds: float 
     """
     if not generation.is_over:
         timeout = session.settings.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
-        generation = await session.watcher.until_over(
+        generation = await session.poller.wait_until_over(
             generation,
             timeout,
             lambda changed: session.log.info("Generation %s is %s", changed.id, changed.status_text),

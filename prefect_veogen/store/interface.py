@@ -1,6 +1,6 @@
 """Where assets and receipts live, behind one interface: a directory or an S3 bucket.
 
-Documents are small and written whole: *created* exactly once, or *replaced* only if unchanged since they were read. The
+Documents are small and written atomically: *created* if absent, or *replaced* by compare-and-swap on their version. The
 ledger's promise rests on these two, so a store that ignores the condition is refused. Media is streamed and becomes
 visible only on `commit`.
 """
@@ -25,21 +25,21 @@ Result = TypeVar("Result")
 
 
 FOLDERS = ("assets/", "budgets/", "campaigns/", "claims/", "receipts/", "rejected/")
-"""Whatever is written lies below one of these."""
-_NOT_OURS = (errno.EACCES, errno.EPERM, errno.EROFS)
+"""Every object is below one of these."""
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A small object as read: its bytes, and the mark by which a change is noticed."""
+    """A small object as read: its bytes, and the version to compare when it is replaced."""
 
     body: bytes
     version: str
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What a listing tells of one object."""
+class ListedObject:
+    """One object of a listing; its size is in bytes."""
 
     key: str
     modified: datetime
@@ -48,46 +48,46 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Stat:
-    """What the store itself says of one object: size in bytes and a mark which changes with the content."""
+    """An object's size in bytes, and an etag which changes with its content."""
 
     size: int
     etag: str
 
 
-class AlreadyThere(Exception):
-    """The object to be created exists: somebody else was first."""
+class AlreadyExists(Exception):
+    """The object to be created exists: another writer was first."""
 
 
-class Changed(Exception):
-    """The object to be replaced is not as it was read: somebody else was faster."""
+class VersionConflict(Exception):
+    """The object to be replaced is not at the version that was read: another writer changed or removed it."""
 
 
 class Writer(ABC):
-    """Media on its way into the store; invisible until `commit`, without a trace after `abort`."""
+    """A stream into the store: invisible until `commit`, removed by `abort`."""
 
     @abstractmethod
     async def write(self, chunk: bytes) -> None:
-        """Take the next bytes; waits while the store is slower than the source."""
+        """Write the next bytes; waits while the store is slower than the source."""
 
     @abstractmethod
     async def commit(self) -> str:
-        """Make the object visible, whole, and return its etag."""
+        """Make the complete object visible, and return its etag."""
 
     @abstractmethod
     async def abort(self) -> None:
-        """Leave nothing behind; harmless if nothing was written."""
+        """Remove what was written; safe if nothing was."""
 
     @abstractmethod
-    async def set_aside(self, key: str) -> bool:
-        """Move what was written to another key, and abort; `False` if the store can't, and it is gone."""
+    async def quarantine(self, key: str) -> bool:
+        """Commit what was written under another key; `False` if the store can't rename it, and it is removed."""
 
 
 class Store(ABC):
     """One place for assets and receipts; keys are relative paths with forward slashes.
 
     Raises:
-        StoreUnavailable: it can't be reached or is full; it may pass by itself.
-        StoreRefused: a permission, the credentials or the place itself have to be corrected first.
+        StoreUnavailable: it can't be reached or is full; retryable.
+        StoreRefused: a permission, the credentials or the location have to be corrected first.
     """
 
     def __init__(self) -> None:
@@ -97,43 +97,43 @@ class Store(ABC):
 
     @abstractmethod
     def uri(self, key: str) -> str:
-        """Return where an object is to be found, for people and other programs."""
+        """Return an object's URI."""
 
     @abstractmethod
     def key(self, uri: str) -> str | None:
-        """Return the key of a URI of this store, `None` if it is elsewhere."""
+        """Return the key of a URI of this store, `None` if it belongs to another."""
 
     @abstractmethod
     async def create(self, key: str, body: bytes) -> str:
-        """Write a document that isn't there yet and return its version; exactly one of many callers succeeds.
+        """Create a document if it is absent, and return its version; exactly one of many callers succeeds.
 
         Raises:
-            AlreadyThere: it exists; nothing was written.
+            AlreadyExists: it exists; nothing was written.
         """
 
     @abstractmethod
     async def replace(self, key: str, body: bytes, version: str) -> str:
-        """Overwrite a document if it is still at `version`, and return its new version.
+        """Replace a document if it is still at `version` (compare-and-swap), and return its new version.
 
         Raises:
-            Changed: it isn't; nothing was written.
+            VersionConflict: it is not; nothing was written.
         """
 
     @abstractmethod
     async def put(self, key: str, body: bytes, content_type: str) -> None:
-        """Write a small object, whatever was there."""
+        """Write a small object, replacing any other."""
 
     @abstractmethod
     async def read(self, key: str) -> Document | None:
-        """Return a document, `None` if there is none."""
+        """Return a document, `None` if it is absent."""
 
     @abstractmethod
-    async def find(self, prefix: str) -> list[Found]:
-        """Return all objects below a prefix, however many pages that takes."""
+    async def list_objects(self, prefix: str) -> list[ListedObject]:
+        """Return all objects whose keys start with a prefix, from as many pages as there are."""
 
     @abstractmethod
     async def stat(self, key: str) -> Stat | None:
-        """Return an object's size and etag, `None` if there is none."""
+        """Return an object's size and etag, `None` if it is absent."""
 
     @abstractmethod
     async def sha256(self, key: str) -> str:
@@ -144,38 +144,39 @@ class Store(ABC):
         """Return a stream into an object."""
 
     @abstractmethod
-    async def link(self, key: str, seconds: int) -> str | None:
-        """Return a link anybody can read for so long, `None` if the store has no such thing."""
+    async def presign(self, key: str, seconds: int) -> str | None:
+        """Return a URL that anyone can GET for that long, `None` if the store has no presigned URLs."""
 
     async def check(self) -> None:
-        """Pass a store that guards money and takes all that a purchase brings; leaves next to nothing behind.
+        """Verify that the store honours conditional writes and permits everything that buying and delivering needs.
 
-        Proven once in a process; who asks at the same time shares the proof, and its failure.
+        A success is remembered for the life of the process; concurrent callers share one check, and its failure. In a
+        bucket it leaves one small object behind.
 
         Raises:
-            UnsafeStore: it can't keep two workers from both buying.
-            StoreRefused: it lacks a permission that buying or delivering needs; the message names it.
+            UnsafeStore: it can't stop two workers from both buying.
+            StoreRefused: a permission that buying or delivering needs is missing; the message names it.
         """
         loop = asyncio.get_running_loop()
         if self._is_proven:
             return
         proof = self._proofs.get(loop)
         if proof is None:
-            proof = self._proofs[loop] = loop.create_task(self._proven())
+            proof = self._proofs[loop] = loop.create_task(self._prove_once())
             proof.add_done_callback(lambda _: self._proofs.pop(loop, None))
         await asyncio.shield(proof)
 
-    async def _proven(self) -> None:
+    async def _prove_once(self) -> None:
         await self._prove()
         self._is_proven = True
 
     @abstractmethod
     async def _prove(self) -> None:
-        """Try everything that buying and delivering needs."""
+        """Try every operation that buying and delivering needs."""
 
     @abstractmethod
     async def clear_unfinished(self, older_than_seconds: float) -> int:
-        """Remove what killed writers left behind, and return how many such things there were."""
+        """Remove the unfinished uploads and files of killed writers, and return how many there were."""
 
 
 async def in_thread(
@@ -184,11 +185,11 @@ async def in_thread(
     """Return what a blocking function returns, run in a thread; no OSError leaves it."""
     try:
         return await asyncio.to_thread(function, *arguments, **keywords)
-    except (AlreadyThere, Changed):
+    except (AlreadyExists, VersionConflict):
         raise
     except OSError as error:
-        told = f"The store could not be used: {error}"
-        if error.errno in _NOT_OURS:
+        message = f"The store could not be used: {error}"
+        if error.errno in _NO_PERMISSION:
             step = "Let this user read and write there, then run it again: nothing was lost."
-            raise StoreRefused(told, next_step=step) from None
-        raise StoreUnavailable(told) from None
+            raise StoreRefused(message, next_step=step) from None
+        raise StoreUnavailable(message) from None

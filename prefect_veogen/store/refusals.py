@@ -1,4 +1,4 @@
-"""What a bucket's refusals mean: whose turn it is, and which permission, credential or name is missing."""
+"""What S3 errors mean: transient, or a permission, credential or name that has to be corrected."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from prefect_veogen.errors import StoreRefused, StoreUnavailable, masked
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError
 
-_AGAIN = "then run it again: nothing was lost."
+_RUN_AGAIN = "then run it again: nothing was lost."
 _CREDENTIALS_STEP = (
     "Renew or correct the credentials that boto3 finds (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
-    f"AWS_PROFILE, `aws sso login`, a role), {_AGAIN}"
+    f"AWS_PROFILE, `aws sso login`, a role), {_RUN_AGAIN}"
 )
 _BUNDLE_STEP = (
     "Set AWS_CA_BUNDLE (or REQUESTS_CA_BUNDLE) to a file that holds the certificate authority of the S3 service, "
-    f"{_AGAIN}"
+    f"{_RUN_AGAIN}"
 )
 
 _PERMISSIONS = {
@@ -32,9 +32,9 @@ _PERMISSIONS = {
     "ListObjectsV2": "s3:ListBucket",
     "ListMultipartUploads": "s3:ListBucketMultipartUploads",
 }
-_ON_THE_BUCKET = ("s3:ListBucket", "s3:ListBucketMultipartUploads")
+_BUCKET_PERMISSIONS = ("s3:ListBucket", "s3:ListBucketMultipartUploads")
 
-# The service's documented codes (S3 API reference, "Error responses"), and those of STS that reach us through boto3.
+# Documented error codes of S3 (API reference, "Error responses"), and those of STS that reach us through boto3.
 _CREDENTIALS = {
     "AuthFailure",
     "ExpiredToken",
@@ -49,9 +49,9 @@ _CREDENTIALS = {
     "UnrecognizedClientException",
 }
 _NO_BUCKET = {"NoSuchBucket", "InvalidBucketName"}
-_ELSEWHERE = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301"}
-# botocore's errors by name: which of them there are differs from version to version.
-_WITHOUT_CREDENTIALS = {
+_WRONG_REGION = {"AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "PermanentRedirect", "301"}
+# botocore's errors by name: not every version has all of them.
+_NO_CREDENTIALS = {
     "CredentialRetrievalError",
     "InvalidConfigError",
     "NoAuthTokenError",
@@ -67,8 +67,8 @@ _WITHOUT_CREDENTIALS = {
 
 
 @dataclass(frozen=True)
-class Place:
-    """A bucket, the prefix in it, and the object or listing that was asked for."""
+class S3Location:
+    """A bucket, the prefix in it, and the object or listing of a call."""
 
     bucket: str
     prefix: str
@@ -78,22 +78,22 @@ class Place:
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}"
 
-    def resource(self, permission: str) -> str:
-        """Return what a policy has to name to allow this."""
+    def resource_arn(self, permission: str) -> str:
+        """Return the ARN that a policy has to name to allow this."""
         arn = f"arn:aws:s3:::{self.bucket}"
-        if permission in _ON_THE_BUCKET:
+        if permission in _BUCKET_PERMISSIONS:
             return arn
         folder = self.key.removeprefix(self.prefix).rpartition("/")[0]
         return f"{arn}/{self.prefix}{folder + '/' if folder else ''}*"
 
 
-class Refused(Exception):
-    """The bucket answered, and said no."""
+class S3Refusal(Exception):
+    """S3 responded with an error."""
 
-    def __init__(self, error: ClientError, place: Place) -> None:
+    def __init__(self, error: ClientError, location: S3Location) -> None:
         super().__init__()
         response: Any = error.response
-        self.place = place
+        self.location = location
         self.operation = str(error.operation_name)
         self.status = int(response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         self.code = str(response.get("Error", {}).get("Code", ""))
@@ -101,56 +101,56 @@ class Refused(Exception):
         headers = response.get("ResponseMetadata", {}).get("HTTPHeaders", {})
         self.region = str(response.get("Error", {}).get("Region") or headers.get("x-amz-bucket-region") or "")
 
-    def told(self) -> StoreRefused | StoreUnavailable:
-        """Return the error: `StoreRefused` where the set-up has to change, else one that may pass by itself."""
-        said = f"{self.code} (HTTP {self.status}). {self.text}"
-        bucket, uri = self.place.bucket, self.place.uri
+    def to_error(self) -> StoreRefused | StoreUnavailable:
+        """Return `StoreRefused` where the setup has to change, else the transient `StoreUnavailable`."""
+        reason = f"{self.code} (HTTP {self.status}). {self.text}"
+        bucket, uri = self.location.bucket, self.location.uri
         if self.operation not in _PERMISSIONS:
-            # boto3 asks others first, such as STS for a role.
+            # boto3 calls other services first, such as STS for a role.
             return StoreRefused(
-                f"The credentials for {uri} can't be had: {self.operation}: {said}", next_step=_CREDENTIALS_STEP
+                f"The credentials for {uri} can't be obtained: {self.operation}: {reason}", next_step=_CREDENTIALS_STEP
             )
         if self.code in _CREDENTIALS:
-            return StoreRefused(f"The store at {uri} refuses the credentials: {said}", next_step=_CREDENTIALS_STEP)
+            return StoreRefused(f"The store at {uri} refuses the credentials: {reason}", next_step=_CREDENTIALS_STEP)
         if self.code == "RequestTimeTooSkewed":
             return StoreRefused(
-                f"The store at {uri} refuses this machine's clock: {said}", next_step=f"Set the clock, {_AGAIN}"
+                f"The store at {uri} refuses this machine's clock: {reason}", next_step=f"Set the clock, {_RUN_AGAIN}"
             )
         if self.code in _NO_BUCKET:
             return StoreRefused(
-                f"There is no bucket {bucket}: {said}", next_step=f"Create it, or correct VEOGEN_STORE, {_AGAIN}"
+                f"There is no bucket {bucket}: {reason}", next_step=f"Create it, or correct VEOGEN_STORE, {_RUN_AGAIN}"
             )
-        if self.code in _ELSEWHERE:
+        if self.code in _WRONG_REGION:
             region = f" to {self.region}" if self.region else " to the bucket's"
             return StoreRefused(
-                f"The bucket {bucket} is in another region: {said}",
-                next_step=f"Set AWS_DEFAULT_REGION{region} (or AWS_ENDPOINT_URL_S3 to its endpoint), {_AGAIN}",
+                f"The bucket {bucket} is in another region: {reason}",
+                next_step=f"Set AWS_DEFAULT_REGION{region} (or AWS_ENDPOINT_URL_S3 to its endpoint), {_RUN_AGAIN}",
             )
         if self.status == 403:
-            return self._denied(said)
-        return StoreUnavailable(f"The store at {uri} refused: {said}")
+            return self._denied(reason)
+        return StoreUnavailable(f"The store at {uri} refused: {reason}")
 
-    def _denied(self, said: str) -> StoreRefused:
-        # AWS itself names the permission, which may be that of a key of KMS.
+    def _denied(self, reason: str) -> StoreRefused:
+        # AWS may name the permission itself; it can be that of a KMS key.
         named = re.search(r"not authorized to perform: ([\w-]+:\w+)", self.text)
         permission = named[1] if named else _PERMISSIONS[self.operation]
-        missing = f"{permission} on {self.place.resource(permission)}"
+        missing = f"{permission} on {self.location.resource_arn(permission)}"
         if not named and permission == "s3:GetObject":
             missing += (
-                f", and s3:ListBucket on {self.place.resource('s3:ListBucket')} (without it S3 answers the same for "
-                "what isn't there)"
+                f", and s3:ListBucket on {self.location.resource_arn('s3:ListBucket')} (without it S3 "
+                "responds the same to a missing object)"
             )
         return StoreRefused(
-            f"The store at {self.place.uri} denies {permission} ({self.place.key or 'a listing'}): {said}",
-            next_step=f"Allow {missing} (the whole policy is in docs/store.md), {_AGAIN}",
+            f"The store at {self.location.uri} denies {permission} ({self.location.key or 'a listing'}): {reason}",
+            next_step=f"Allow {missing} (the whole policy is in docs/store.md), {_RUN_AGAIN}",
         )
 
 
-def unreachable(error: BotoCoreError | Exception, place: Place) -> StoreRefused | StoreUnavailable:
-    """Return what an error of boto3 means that came before any answer."""
+def connection_error(error: BotoCoreError | Exception, location: S3Location) -> StoreRefused | StoreUnavailable:
+    """Return what a boto3 error means that came before any response."""
     reason = masked(str(error))
-    if _WITHOUT_CREDENTIALS & {base.__name__ for base in type(error).__mro__}:
-        return StoreRefused(f"There are no credentials for {place.uri}: {reason}", next_step=_CREDENTIALS_STEP)
+    if _NO_CREDENTIALS & {base.__name__ for base in type(error).__mro__}:
+        return StoreRefused(f"There are no credentials for {location.uri}: {reason}", next_step=_CREDENTIALS_STEP)
     if "CERTIFICATE_VERIFY_FAILED" in reason:
-        return StoreRefused(f"The store at {place.uri} can't be trusted: {reason}", next_step=_BUNDLE_STEP)
-    return StoreUnavailable(f"The store at {place.uri} could not be reached: {reason}")
+        return StoreRefused(f"The store at {location.uri} can't be trusted: {reason}", next_step=_BUNDLE_STEP)
+    return StoreUnavailable(f"The store at {location.uri} could not be reached: {reason}")

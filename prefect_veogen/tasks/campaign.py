@@ -44,7 +44,8 @@ from prefect_veogen.campaign.run import (
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.models import in_usd, without_secrets
-from prefect_veogen.process.io_loop import each, on_io
+from prefect_veogen.process.concurrency import map_bounded
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.plan import is_bought, priced
 from prefect_veogen.purchase.wait import check_timeout
 from prefect_veogen.schedule import take_of_slot
@@ -233,7 +234,7 @@ async def make_campaign(
             items[row.id] = await item_of_failure(await session_for_task(credentials, store), row, error)
 
     async with _progress(name, len(rows), items):
-        await each(rows, make, min(at_once, len(rows)))
+        await map_bounded(rows, make, min(at_once, len(rows)))
     return CampaignReport(name, tuple(items[row.id] for row in rows))
 
 

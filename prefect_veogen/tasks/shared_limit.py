@@ -15,7 +15,7 @@ from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalC
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
-from prefect_veogen.api.rate_limit import pace
+from prefect_veogen.api.rate_limit import burst_and_interval
 from prefect_veogen.process.io_loop import close_at_end, close_now, on_io
 
 if TYPE_CHECKING:
@@ -78,14 +78,14 @@ async def joined_limit(session: Session) -> None:
         except Exception as error:  # noqa: BLE001 - a limit that can't be asked must not stop what is paid for
             log.warning("The concurrency limit %s can't be used: %s", name, str(error) or repr(error))
             _known[str(server), name] = (time.monotonic() + _TRIED_AGAIN_AFTER_SECONDS, False)
-            limiter.join = None
+            limiter.acquire_shared = None
 
-    session.client.limiter.join = take_turns if joined else None
+    session.client.limiter.acquire_shared = take_turns if joined else None
 
 
 async def create_limit(name: str, requests_per_minute: int) -> None:
     """Create or update the limit which joins all workers of one Prefect server; free, and safe to repeat."""
-    burst, interval = pace(requests_per_minute)
+    burst, interval = burst_and_interval(requests_per_minute)
     slots, decay = burst * _SLOTS_PER_TURN, _SLOTS_PER_TURN / interval
     async with get_client() as client:
         try:

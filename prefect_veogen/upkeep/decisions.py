@@ -9,7 +9,7 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.ledger import Entry, Receipt, State
 from prefect_veogen.purchase.matching import differences
-from prefect_veogen.store import Changed
+from prefect_veogen.store import VersionConflict
 
 if TYPE_CHECKING:
     from prefect_veogen.session import Session
@@ -38,7 +38,7 @@ async def adopt(session: Session, key: str, generation_id: str, *, force: bool =
         )
     try:
         return (await session.ledger.decide(entry, generation)).receipt
-    except Changed:
+    except VersionConflict:
         raise _changed_meanwhile(key) from None
 
 
@@ -53,7 +53,7 @@ async def release(session: Session, key: str) -> Receipt:
     entry = await _entry_in_doubt(session, key)
     try:
         return (await session.ledger.release(entry, "by a person's decision")).receipt
-    except Changed:
+    except VersionConflict:
         raise _changed_meanwhile(key) from None
 
 

@@ -9,7 +9,7 @@ from prefect_veogen.errors import (
     UnreadableReceipt,
 )
 from prefect_veogen.ledger import Entry, Ledger, Receipt
-from prefect_veogen.process.io_loop import each
+from prefect_veogen.process.concurrency import map_bounded
 
 
 class Receipts(NamedTuple):
@@ -28,6 +28,6 @@ async def read_receipts(ledger: Ledger, since: datetime | None = None) -> Receip
         except UnreadableReceipt as error:
             return error
 
-    found = await each(await ledger.keys(since), read)
+    found = await map_bounded(await ledger.keys(since), read)
     damaged = [item for item in found if isinstance(item, UnreadableReceipt)]
     return Receipts([item.receipt for item in found if isinstance(item, Entry)], damaged)

@@ -16,10 +16,10 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.ledger import Entry, Receipt, State, attach
 from prefect_veogen.models import in_usd, named_by_the_package
-from prefect_veogen.process.io_loop import each
+from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.purchase.in_doubt import adopt_found, note_doubt, search_lost_attempts
 from prefect_veogen.purchase.wait import wait
-from prefect_veogen.store import Changed
+from prefect_veogen.store import VersionConflict
 
 if TYPE_CHECKING:
     from prefect_veogen.session import Session
@@ -52,7 +52,7 @@ async def sweep(session: Session) -> list[Swept]:
         await session.store.clear_unfinished(_UNFINISHED_SECONDS)
     except VeogenError as error:  # no right to list uploads, for instance: what is paid for is worth more than tidiness
         session.log.warning("Unfinished uploads could not be cleared: %s", error.message)
-    swept = await each(await session.ledger.keys(), lambda key: _sweep_one(session, key))
+    swept = await map_bounded(await session.ledger.keys(), lambda key: _sweep_one(session, key))
     return [item for item in swept if item is not None]
 
 
@@ -66,7 +66,7 @@ async def _sweep_one(session: Session, key: str) -> Swept | None:
     receipt = entry.receipt
     try:
         note = await _search_lost(session, entry) or await _finish(session, entry)
-    except Changed:
+    except VersionConflict:
         return None  # another worker is at work on it
     except GenerationFailed as error:
         note = f"failed and was not charged: {error.service_text or 'no reason given'}"

@@ -1,4 +1,4 @@
-"""One watcher answers all waits with few requests, and nothing that happens to a look happens to the generation."""
+"""One poller serves all waits with few requests, and a failed poll never fails a generation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from pydantic import SecretStr
 
 from prefect_veogen import Generation
 from prefect_veogen.api.client import VeogenClient
-from prefect_veogen.api.poller import Watcher
-from prefect_veogen.api.responses import Accepted
+from prefect_veogen.api.outcome import Accepted
+from prefect_veogen.api.poller import Poller
 from prefect_veogen.errors import AuthenticationError, OutputMissing, PersonNeeded, StillRunning
 from prefect_veogen.models import Kind, Status
 from prefect_veogen.process.io_loop import on_io
@@ -33,53 +33,53 @@ POLL = 0.05
 
 
 class Account:
-    """A watcher on a sandbox whose clock only moves when told."""
+    """A poller on a sandbox whose clock only moves by `advance`."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox
         self.client = VeogenClient(SecretStr(sandbox.token), sandbox.base_url, requests_per_minute=60_000)
-        self.watcher = Watcher(self.client, POLL, POLL)
+        self.poller = Poller(self.client, POLL, POLL)
         self.changes: list[str | None] = []
 
     async def buy(self, body: dict[str, Any], *, known: bool = True) -> Generation:
-        """Buy; `known` tells the watcher of it, as a purchase of this process does."""
+        """Buy; if `known`, note it with the poller, as a purchase of this process does."""
         submission = await self.client.create_generation(body)
         assert isinstance(submission, Accepted)
         generation = submission.generation.model_copy(update={"receipt": "v1-key"})
         if known:
-            await on_io(self._told(generation))
+            await on_io(self._note(generation))
         return generation
 
-    async def _told(self, generation: Generation) -> None:
-        self.watcher.bought(generation)
+    async def _note(self, generation: Generation) -> None:
+        self.poller.note_purchase(generation)
 
     async def wait(self, generation: Generation, timeout_seconds: float | None = 20) -> Generation:
-        return await on_io(self._waited(generation, timeout_seconds))
+        return await on_io(self._wait(generation, timeout_seconds))
 
-    async def _waited(self, generation: Generation, timeout_seconds: float | None) -> Generation:
-        return await self.watcher.until_over(
-            generation, timeout_seconds, lambda told: self.changes.append(told.status_text)
+    async def _wait(self, generation: Generation, timeout_seconds: float | None) -> Generation:
+        return await self.poller.wait_until_over(
+            generation, timeout_seconds, lambda reported: self.changes.append(reported.status_text)
         )
 
-    def looks(self) -> Counter[str]:
-        """Count the looks at the list by its query, and at single generations."""
-        asked = [request for request in self.sandbox.requests if request.method == "GET"]
-        return Counter(request.query if request.path.endswith("/generations") else "single" for request in asked)
+    def polls(self) -> Counter[str]:
+        """Count the polls of lists by their query, and of single generations."""
+        requests = [request for request in self.sandbox.requests if request.method == "GET"]
+        return Counter(request.query if request.path.endswith("/generations") else "single" for request in requests)
 
-    async def after_looks(self, number: int) -> None:
-        """Return when so many more looks were made."""
-        wanted = self.looks().total() + number
-        assert await soon(lambda: self.looks().total() >= wanted)
+    async def after_polls(self, number: int) -> None:
+        """Return when that many more polls were made."""
+        wanted = self.polls().total() + number
+        assert await soon(lambda: self.polls().total() >= wanted)
 
     async def idle(self) -> bool:
-        """Tell whether the watcher remembers nobody and runs nothing, soon after."""
+        """Return whether the poller soon has nothing pending and runs nothing."""
         return await soon(
-            lambda: not self.watcher._awaited and (self.watcher._runner is None or self.watcher._runner.done())
+            lambda: not self.poller._pending and (self.poller._runner is None or self.poller._runner.done())
         )
 
 
 async def soon(happened: Callable[[], bool]) -> bool:
-    """Tell whether something comes true within some seconds."""
+    """Return whether something becomes true within some seconds."""
     for _ in range(500):
         if happened():
             return True
@@ -94,9 +94,9 @@ def account() -> Iterator[Account]:
 
 
 async def finished(account: Account, *generations: Generation) -> list[Generation]:
-    """Wait for all, and let them finish once the watcher has looked."""
+    """Wait for all, and let them finish after the first poll."""
     waits = [asyncio.create_task(account.wait(generation)) for generation in generations]
-    await account.after_looks(1)
+    await account.after_polls(1)
     account.sandbox.advance(LONG)
     return await asyncio.gather(*waits)
 
@@ -114,35 +114,35 @@ async def test_hundreds_of_waits_in_many_threads_and_loops_cost_a_few_requests(a
     threads = [threading.Thread(target=lambda n=n: asyncio.run(wait_for(made[n::6]))) for n in range(6)]
     for thread in threads:
         thread.start()
-    assert await soon(lambda: len(account.watcher._awaited) == 240)
+    assert await soon(lambda: len(account.poller._pending) == 240)
     account.sandbox.advance(LONG)
-    before = account.looks().total()
+    before = account.polls().total()
     for thread in threads:
         await asyncio.to_thread(thread.join, 30)
     assert {generation.status for generation in results} == {Status.COMPLETED}
     assert {generation.id for generation in results} == {generation.id for generation in made}
-    assert account.looks().total() - before <= 10
-    assert account.looks()["single"] == 0
+    assert account.polls().total() - before <= 10
+    assert account.polls()["single"] == 0
 
 
-async def test_one_wait_looks_once_per_poll(account: Account) -> None:
+async def test_one_wait_makes_one_request_per_poll_interval(account: Account) -> None:
     wait = asyncio.create_task(account.wait(await account.buy(VIDEO)))
     started = time.monotonic()
-    await account.after_looks(6)
+    await account.after_polls(6)
     assert time.monotonic() - started > 4 * POLL
     account.sandbox.advance(LONG)
     assert (await wait).status is Status.COMPLETED
 
 
-async def test_nobody_is_looked_for_before_anything_of_its_model_was_ever_done(account: Account) -> None:
+async def test_no_poll_is_made_before_any_generation_of_the_model_was_ever_done(account: Account) -> None:
     first = asyncio.create_task(account.wait(await account.buy(VIDEO)))
     await asyncio.sleep(1.0)
     account.sandbox.advance(LONG)
     await first
-    looks = account.looks().total()
+    polls = account.polls().total()
     second = asyncio.create_task(account.wait(await account.buy(VIDEO)))
     await asyncio.sleep(0.3)
-    assert account.looks().total() == looks
+    assert account.polls().total() == polls
     account.sandbox.advance(LONG)
     assert (await second).status is Status.COMPLETED
 
@@ -152,19 +152,19 @@ async def test_generations_behind_more_than_a_page_of_newer_ones_are_found_in_th
     await asyncio.gather(*(account.buy(VIDEO, known=False) for _ in range(230)))
     done = await finished(account, *old)
     assert {(generation.id, generation.status) for generation in done} == {(it.id, Status.COMPLETED) for it in old}
-    assert account.looks()["per_page=100&type=video&page=3"] >= 1
-    assert account.looks()["single"] == 0
+    assert account.polls()["per_page=100&type=video&page=3"] >= 1
+    assert account.polls()["single"] == 0
 
 
 async def test_the_page_is_known_beforehand_where_this_process_bought_the_newer_ones(account: Account) -> None:
     old = await account.buy(VIDEO)
     waiting = asyncio.create_task(account.wait(old))
-    await account.after_looks(1)
+    await account.after_polls(1)
     await asyncio.gather(*(account.buy(VIDEO) for _ in range(120)))
     account.sandbox.advance(LONG)
     assert (await waiting).status is Status.COMPLETED
-    assert account.looks()["single"] == 0
-    assert account.looks()["per_page=100&type=video&page=2"] >= 1
+    assert account.polls()["single"] == 0
+    assert account.polls()["per_page=100&type=video&page=2"] >= 1
 
 
 async def test_a_generation_known_by_its_id_alone_is_found(account: Account) -> None:
@@ -191,14 +191,14 @@ async def test_a_failed_generation_is_returned_with_the_services_reason(account:
     assert (done.status, done.error, done.output) == (Status.FAILED, "GPU on fire", None)
 
 
-async def test_every_change_of_status_is_told_once() -> None:
+async def test_every_change_of_status_is_reported_once() -> None:
     with Sandbox(speed=100, tiny_media=True, image_seconds=60.0) as sandbox:
         account = Account(sandbox)
         await account.wait(await account.buy(IMAGE))
     assert account.changes in (["processing", "completed"], ["completed"])
 
 
-async def test_the_end_of_the_wait_says_what_still_runs_and_was_paid(account: Account) -> None:
+async def test_a_timeout_reports_what_still_runs_and_was_paid(account: Account) -> None:
     bought = await account.buy(VIDEO)
     started = time.monotonic()
     with pytest.raises(StillRunning, match=r"still pending after 0\.3 s, paid \$0\.3") as caught:
@@ -208,7 +208,7 @@ async def test_the_end_of_the_wait_says_what_still_runs_and_was_paid(account: Ac
     assert await account.idle()
 
 
-async def test_a_wait_that_ended_can_be_taken_up_again(account: Account) -> None:
+async def test_a_wait_that_timed_out_can_be_repeated(account: Account) -> None:
     account.sandbox.fault("stuck")
     bought = await account.buy(VIDEO)
     for _ in range(2):
@@ -217,13 +217,13 @@ async def test_a_wait_that_ended_can_be_taken_up_again(account: Account) -> None
     assert len(account.sandbox.bill) == 1
 
 
-async def test_completed_without_an_output_is_looked_at_again(account: Account) -> None:
+async def test_completed_without_an_output_is_polled_again(account: Account) -> None:
     account.sandbox.fault("completed-without-output", times=3)
     [done] = await finished(account, await account.buy(IMAGE))
     assert done.output is not None
 
 
-async def test_an_output_that_never_appears_is_for_a_person(account: Account) -> None:
+async def test_an_output_that_never_appears_is_an_error(account: Account) -> None:
     account.sandbox.fault("completed-without-output", times=None)
     bought = await account.buy(IMAGE)
     with pytest.raises(OutputMissing) as caught:
@@ -235,12 +235,12 @@ async def test_an_output_that_never_appears_is_for_a_person(account: Account) ->
 # ---------------------------------------------------------------- lists that can't be trusted
 
 
-async def test_a_generation_which_the_list_hides_is_looked_at_by_its_id(account: Account) -> None:
+async def test_a_generation_that_the_list_hides_is_polled_by_its_id(account: Account) -> None:
     account.sandbox.fault("hidden-from-list", times=None, prompt="waves")
     hidden, shown = await account.buy(VIDEO), await account.buy(IMAGE)
     done = await finished(account, hidden, shown)
     assert {generation.status for generation in done} == {Status.COMPLETED}
-    assert account.looks()["single"] >= 1
+    assert account.polls()["single"] >= 1
 
 
 async def test_an_undocumented_status_ends_nothing(account: Account) -> None:
@@ -255,48 +255,48 @@ async def test_an_undocumented_status_of_many_is_confirmed_once_and_not_polled_o
     made = await asyncio.gather(*(account.buy(IMAGE) for _ in range(15)))
     waits = await asyncio.gather(*(account.wait(generation, 2) for generation in made), return_exceptions=True)
     assert {str(end).split(" ")[4] for end in waits} == {"queued"}
-    assert account.looks()["single"] == 15
-    assert account.looks().total() >= 20
+    assert account.polls()["single"] == 15
+    assert account.polls().total() >= 20
 
 
-def answering(generations: dict[str, dict[str, Any]], listed: dict[str, str]) -> Callable[[Request], Reply]:
+def responding(generations: dict[str, dict[str, Any]], listed: dict[str, str]) -> Callable[[Request], Reply]:
     """Return an API whose list shows other statuses than the generations themselves."""
 
-    def answer(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         if "?" in request.path:
             data: Any = [{**generations[name], "status": status} for name, status in listed.items()]
         else:
             data = generations[request.path.rpartition("/")[2]]
         return Reply(body=json.dumps({"data": data}).encode())
 
-    return answer
+    return respond
 
 
 @pytest.mark.parametrize("said", ["cancelled", "queued", "", "COMPLETED"])
-async def test_a_list_that_contradicts_the_generation_itself_is_not_believed(said: str) -> None:
+async def test_a_list_that_contradicts_the_generation_itself_is_not_trusted(said: str) -> None:
     done = {"id": "g", "status": "completed", "type": "video", "output": {"url": "https://media.example/g.mp4"}}
-    with serving(answering({"g": done}, {"g": said})) as origin:
+    with serving(responding({"g": done}, {"g": said})) as origin:
         client = VeogenClient(SecretStr("t"), f"{origin}/api/v1", requests_per_minute=60_000)
-        watcher = Watcher(client, POLL, POLL)
-        ended = await on_io(watcher.until_over(Generation(id="g"), 5, lambda _: None))
+        poller = Poller(client, POLL, POLL)
+        ended = await on_io(poller.wait_until_over(Generation(id="g"), 5, lambda _: None))
     assert (ended.status, ended.output is not None) == (Status.COMPLETED, True)
 
 
-async def test_a_list_that_tells_old_news_for_ever_is_not_believed_for_ever() -> None:
+async def test_a_list_that_stays_out_of_date_is_not_trusted_for_ever() -> None:
     done = {"id": "g", "status": "completed", "type": "video", "output": {"url": "https://media.example/g.mp4"}}
-    with serving(answering({"g": done}, {"g": "processing"})) as origin:
+    with serving(responding({"g": done}, {"g": "processing"})) as origin:
         client = VeogenClient(SecretStr("t"), f"{origin}/api/v1", requests_per_minute=60_000)
-        ended = await on_io(Watcher(client, 0.01, 0.01).until_over(Generation(id="g"), 5, lambda _: None))
+        ended = await on_io(Poller(client, 0.01, 0.01).wait_until_over(Generation(id="g"), 5, lambda _: None))
     assert ended.status is Status.COMPLETED
 
 
 async def test_one_hidden_generation_does_not_cost_a_walk_through_a_long_history() -> None:
-    asked: list[str] = []
+    requests: list[str] = []
 
-    def answer(request: Request) -> Reply:
-        asked.append(request.path)
+    def respond(request: Request) -> Reply:
+        requests.append(request.path)
         if "?" not in request.path:
-            over = sum("?" not in path for path in asked) > 4
+            over = sum("?" not in path for path in requests) > 4
             data: Any = {"id": "g", "type": "video", "status": "completed" if over else "processing"}
             return Reply(body=json.dumps({"data": {**data, "output": {"url": "https://media.example/g.mp4"}}}).encode())
         page = int(dict(parse_qsl(urlsplit(request.path).query)).get("page", 1))
@@ -304,21 +304,21 @@ async def test_one_hidden_generation_does_not_cost_a_walk_through_a_long_history
         meta = {"current_page": page, "last_page": 50, "per_page": 100, "total": 5000}
         return Reply(body=json.dumps({"data": others, "meta": meta}).encode())
 
-    with serving(answer) as origin:
+    with serving(respond) as origin:
         client = VeogenClient(SecretStr("t"), f"{origin}/api/v1", requests_per_minute=60_000)
         generation = Generation(id="g", type=Kind.VIDEO)
-        ended = await on_io(Watcher(client, POLL, POLL).until_over(generation, 20, lambda _: None))
+        ended = await on_io(Poller(client, POLL, POLL).wait_until_over(generation, 20, lambda _: None))
     assert ended.status is Status.COMPLETED
-    assert sum("?" in path for path in asked) <= 12
+    assert sum("?" in path for path in requests) <= 12
 
 
-# ---------------------------------------------------------------- looks that fail
+# ---------------------------------------------------------------- polls that fail
 
 
 @pytest.mark.parametrize(
     "fault", ["look-500", "look-dropped", "look-garbled", "look-html", "look-401", "look-404", "list-500", "look-429"]
 )
-async def test_a_failed_look_fails_no_generation(fault: str, account: Account) -> None:
+async def test_a_failed_poll_fails_no_generation(fault: str, account: Account) -> None:
     parameters: dict[str, Any] = {"retry_after": 0} if fault == "look-429" else {}
     account.sandbox.fault(fault, **parameters)
     made = [await account.buy(IMAGE), await account.buy(VIDEO)]
@@ -326,35 +326,35 @@ async def test_a_failed_look_fails_no_generation(fault: str, account: Account) -
     assert [generation.status for generation in done] == [Status.COMPLETED] * 2
 
 
-async def test_while_the_list_is_broken_the_generations_themselves_are_asked(account: Account) -> None:
+async def test_while_the_list_fails_the_generations_are_polled_by_their_ids(account: Account) -> None:
     account.sandbox.fault("list-500", times=None)
     done = await finished(account, await account.buy(VIDEO), await account.buy(VIDEO))
     assert [generation.status for generation in done] == [Status.COMPLETED] * 2
-    assert account.looks()["single"] >= 2
+    assert account.polls()["single"] >= 2
 
 
-async def test_a_list_that_was_broken_is_relied_on_again(account: Account) -> None:
+async def test_a_list_that_failed_is_used_again(account: Account) -> None:
     account.sandbox.fault("list-500", times=2)
     wait = asyncio.create_task(account.wait(await account.buy(VIDEO)))
-    assert await soon(lambda: account.looks()["single"] >= 1)
-    await account.after_looks(5)
-    singles = account.looks()["single"]
-    await account.after_looks(8)
-    assert account.looks()["single"] <= singles + 1  # old news for so long may be doubted once
+    assert await soon(lambda: account.polls()["single"] >= 1)
+    await account.after_polls(5)
+    singles = account.polls()["single"]
+    await account.after_polls(8)
+    assert account.polls()["single"] <= singles + 1  # a status unchanged for so long may be checked once
     account.sandbox.advance(LONG)
     assert (await wait).status is Status.COMPLETED
 
 
-async def test_a_broken_list_is_asked_seldom_and_makes_no_storm_of_single_looks(account: Account) -> None:
-    account.watcher = Watcher(account.client, 0.2, 0.2)
+async def test_a_failing_list_is_polled_rarely_and_causes_no_storm_of_single_polls(account: Account) -> None:
+    account.poller = Poller(account.client, 0.2, 0.2)
     account.sandbox.fault("list-500", times=None)
     made = await asyncio.gather(*(account.buy(VIDEO) for _ in range(20)))
     waits = [asyncio.create_task(account.wait(generation)) for generation in made]
-    assert await soon(lambda: account.looks()["single"] >= 20)
-    before = account.looks()
+    assert await soon(lambda: account.polls()["single"] >= 20)
+    before = account.polls()
     await asyncio.sleep(3)
-    after = account.looks()
-    # Looking at each of them with every poll would be 300.
+    after = account.polls()
+    # One poll of each per interval would be 300.
     assert after["single"] - before["single"] <= 80
     assert (after - before).total() - (after - before)["single"] <= 4
     account.sandbox.advance(LONG)
@@ -373,13 +373,13 @@ async def test_a_token_refused_again_and_again_ends_all_waits(account: Account) 
     made = [await account.buy(VIDEO), await account.buy(IMAGE)]
     ends = await asyncio.gather(*(account.wait(generation) for generation in made), return_exceptions=True)
     assert [type(end) for end in ends] == [AuthenticationError] * 2
-    assert account.looks().total() == 5
+    assert account.polls().total() == 5
     assert await account.idle()
     account.sandbox.advance(LONG)
     assert (await account.wait(made[0])).status is Status.COMPLETED
 
 
-async def test_an_id_written_otherwise_than_the_service_does_is_found_all_the_same(account: Account) -> None:
+async def test_an_id_in_another_spelling_than_the_services_is_found(account: Account) -> None:
     bought = await account.buy(VIDEO)
     otherwise = bought.model_copy(update={"id": bought.id.upper()})
 
@@ -396,105 +396,105 @@ async def test_an_id_written_otherwise_than_the_service_does_is_found_all_the_sa
 
 async def test_each_wait_gets_its_own_receipt_and_price_back(account: Account) -> None:
     bought = await account.buy(VIDEO)
-    stranger = Generation(id=bought.id)
-    told, mine = await finished(account, stranger, bought)
-    assert (told.receipt, mine.receipt) == (None, "v1-key")
+    without_receipt = Generation(id=bought.id)
+    reported, mine = await finished(account, without_receipt, bought)
+    assert (reported.receipt, mine.receipt) == (None, "v1-key")
     assert mine.price_usd == bought.price_usd is not None
 
 
-async def test_ids_that_nobody_knows_hold_up_nobody_else(account: Account) -> None:
-    nobodies = [asyncio.create_task(account.wait(Generation(id=f"no-such-id-{n}"))) for n in range(20)]
-    await account.after_looks(10)
+async def test_unknown_ids_do_not_delay_other_waits(account: Account) -> None:
+    unknown = [asyncio.create_task(account.wait(Generation(id=f"no-such-id-{n}"))) for n in range(20)]
+    await account.after_polls(10)
     started = time.monotonic()
     [done] = await finished(account, await account.buy(IMAGE))
     assert done.status is Status.COMPLETED
     assert time.monotonic() - started < 1
-    for nobody in nobodies:
-        nobody.cancel()
+    for wait in unknown:
+        wait.cancel()
 
 
-async def test_an_id_that_nobody_knows_is_for_a_person_in_the_end(account: Account) -> None:
+async def test_an_unknown_id_needs_manual_review_in_the_end(account: Account) -> None:
     started = time.monotonic()
-    with pytest.raises(PersonNeeded, match=r"no generation no-such-id(?s:.*)VEOGEN_BASE_URL") as caught:
+    with pytest.raises(PersonNeeded, match=r"generation no-such-id does not exist(?s:.*)VEOGEN_BASE_URL") as caught:
         await account.wait(Generation(id="no-such-id"))
     assert (caught.value.generation_id, caught.value.http_status) == ("no-such-id", 404)
     assert time.monotonic() - started > 20 * POLL
-    assert account.looks()["single"] == 5
+    assert account.polls()["single"] == 5
     assert await account.idle()
 
 
-async def test_an_id_that_is_not_known_at_times_is_waited_for(account: Account) -> None:
+async def test_an_id_that_is_unknown_for_a_moment_is_waited_for(account: Account) -> None:
     account.sandbox.fault("hidden-from-list", times=None)
     account.sandbox.fault("look-404", times=3)
     [done] = await finished(account, await account.buy(VIDEO))
     assert done.status is Status.COMPLETED
-    assert account.looks()["single"] >= 4
+    assert account.polls()["single"] >= 4
 
 
-# ---------------------------------------------------------------- who waits
+# ---------------------------------------------------------------- waiters
 
 
-async def test_with_nobody_waiting_nothing_is_asked(account: Account) -> None:
+async def test_without_a_waiter_no_request_is_made(account: Account) -> None:
     await account.buy(VIDEO)
     await asyncio.sleep(5 * POLL)
-    assert account.looks().total() == 0
+    assert account.polls().total() == 0
     [_] = await finished(account, await account.buy(VIDEO))
     assert await account.idle()
-    looks = account.looks()
+    polls = account.polls()
     await asyncio.sleep(5 * POLL)
-    assert account.looks() == looks
+    assert account.polls() == polls
 
 
 async def test_what_was_bought_and_is_never_waited_for_is_forgotten(account: Account) -> None:
     for number in range(3000):
-        account.watcher.bought(Generation(id=f"generation-{number}", type=Kind.IMAGE))
-    assert len(account.watcher._births) <= 1000
-    assert "generation-2999" in account.watcher._births
+        account.poller.note_purchase(Generation(id=f"generation-{number}", type=Kind.IMAGE))
+    assert len(account.poller._pending._bought_at) <= 1000
+    assert "generation-2999" in account.poller._pending._bought_at
 
 
 async def test_a_cancelled_wait_leaves_nothing_behind(account: Account) -> None:
     waits = [asyncio.create_task(account.wait(await account.buy(VIDEO))) for _ in range(5)]
-    await account.after_looks(1)
+    await account.after_polls(1)
     for wait in waits:
         wait.cancel()
     assert await account.idle()
-    looks = account.looks()
+    polls = account.polls()
     await asyncio.sleep(5 * POLL)
-    assert account.looks() == looks
+    assert account.polls() == polls
 
 
-async def test_a_cancelled_wait_does_not_keep_the_watcher_until_its_next_look(account: Account) -> None:
-    account.watcher = Watcher(account.client, 3600, 3600)
+async def test_a_cancelled_wait_does_not_keep_the_poller_until_its_next_poll(account: Account) -> None:
+    account.poller = Poller(account.client, 3600, 3600)
     wait = asyncio.create_task(account.wait(await account.buy(VIDEO)))
     await asyncio.sleep(0.1)
     wait.cancel()
     assert await account.idle()
 
 
-async def test_everybody_who_waits_for_the_same_generation_is_answered(account: Account) -> None:
+async def test_all_waiters_for_the_same_generation_get_it(account: Account) -> None:
     bought = await account.buy(VIDEO)
     impatient = asyncio.create_task(account.wait(bought, 0.2))
     leaving = asyncio.create_task(account.wait(bought))
-    await account.after_looks(2)
+    await account.after_polls(2)
     leaving.cancel()
     done = await finished(account, bought, bought, bought)
     assert {generation.status for generation in done} == {Status.COMPLETED}
     await asyncio.wait([impatient])
-    assert account.looks()["single"] == 0
+    assert account.polls()["single"] == 0
 
 
-async def test_a_wait_that_begins_as_another_ends_is_answered_too(account: Account) -> None:
-    # The first one's leaving must not take the second one's record with it.
+async def test_a_wait_that_begins_as_another_ends_is_resolved_too(account: Account) -> None:
+    # The end of the first wait must not remove the second one's record.
     bought = await account.buy(VIDEO)
     later: list[asyncio.Task[Generation]] = []
 
     async def story() -> list[Generation]:
-        def begin_again(told: Generation) -> None:
-            if told.status is Status.COMPLETED and not later:
-                again = account.watcher.until_over(bought, 5, lambda _: None)
+        def begin_again(reported: Generation) -> None:
+            if reported.status is Status.COMPLETED and not later:
+                again = account.poller.wait_until_over(bought, 5, lambda _: None)
                 later.append(asyncio.get_running_loop().create_task(again))
 
-        first = await account.watcher.until_over(bought, 5, begin_again)
+        first = await account.poller.wait_until_over(bought, 5, begin_again)
         return [first, await later[0]]
 
     account.sandbox.advance(LONG)
@@ -503,7 +503,7 @@ async def test_a_wait_that_begins_as_another_ends_is_answered_too(account: Accou
     assert await account.idle()
 
 
-async def test_a_look_begun_for_somebody_who_left_answers_whoever_waits_then(account: Account) -> None:
+async def test_a_poll_for_a_cancelled_waiter_serves_the_next_one(account: Account) -> None:
     account.sandbox.fault("hidden-from-list", times=2)
     slow = account.sandbox.fault("look-slow", seconds=0.5, after=2)
     bought = await account.buy(VIDEO)
@@ -511,21 +511,21 @@ async def test_a_look_begun_for_somebody_who_left_answers_whoever_waits_then(acc
     assert await soon(lambda: slow.applied == 1)
     first.cancel()
     second = asyncio.create_task(account.wait(bought))
-    await account.after_looks(6)
+    await account.after_polls(6)
     account.sandbox.advance(LONG)
     assert (await second).status is Status.COMPLETED
-    assert account.looks()["single"] == 1
+    assert account.polls()["single"] == 1
 
 
-async def test_looks_go_on_while_purchases_queue_for_their_turns() -> None:
+async def test_polls_go_on_while_purchases_queue_for_the_rate_limiter() -> None:
     with Sandbox(speed=60, requests_per_minute=120, tiny_media=True, image_seconds=10.0) as sandbox:
         account = Account(sandbox)
         account.client = VeogenClient(SecretStr(sandbox.token), sandbox.base_url, requests_per_minute=120 * 60)
-        account.watcher = Watcher(account.client, POLL, POLL)
+        account.poller = Poller(account.client, POLL, POLL)
         first = await account.buy(IMAGE)
 
         async def buy_more() -> None:
-            await account.client.turn_to_buy()
+            await account.client.acquire_for_purchase()
             await account.buy(IMAGE)
 
         queue = [asyncio.create_task(buy_more()) for _ in range(240)]

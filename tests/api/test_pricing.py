@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_veogen import Asset, GenerationRequest
-from prefect_veogen.api.pricing import check, quote
+from prefect_veogen.api.pricing import quote, validate
 from prefect_veogen.errors import InvalidRequest, Problem
 from prefect_veogen.models import CatalogueModel, Certainty
 
@@ -35,7 +35,7 @@ def clip(**fields: Any) -> GenerationRequest:
 
 def problems(model: CatalogueModel = CLIP, **fields: Any) -> list[Problem]:
     with pytest.raises(InvalidRequest) as caught:
-        check(clip(**fields), model)
+        validate(clip(**fields), model)
     return list(caught.value.problems)
 
 
@@ -47,8 +47,8 @@ def problems(model: CatalogueModel = CLIP, **fields: Any) -> list[Problem]:
         {"image_urls": ["https://example.org/a.png"], "take": "anything"},
     ],
 )
-def test_what_the_model_offers_passes(fields: dict[str, Any]) -> None:
-    check(clip(**fields), CLIP)
+def test_what_the_model_offers_is_valid(fields: dict[str, Any]) -> None:
+    validate(clip(**fields), CLIP)
 
 
 @pytest.mark.parametrize(
@@ -95,20 +95,20 @@ def test_the_nearest_is_found_whatever_the_case_of_the_models_own_spelling() -> 
     assert [problem.nearest for problem in problems(shouting, resolution="4k", mode="fun")] == ["4K", "FUN"]
 
 
-def test_all_problems_are_found_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     found = problems(aspect_ratio="1:1", duration=5, style="anime", mode="frame")
     assert [problem.field for problem in found] == ["aspect_ratio", "duration", "style"]
 
 
 def test_what_the_model_does_not_state_is_not_checked() -> None:
-    check(clip(aspect_ratio="1:7", resolution="9k", duration=99, mode="x", style="y", watermark=True), SILENT)
+    validate(clip(aspect_ratio="1:7", resolution="9k", duration=99, mode="x", style="y", watermark=True), SILENT)
 
 
-def test_asking_does_not_change_the_request() -> None:
+def test_validation_does_not_change_the_request() -> None:
     picture = Asset(uri="x", sha256="ab" * 32, size=1, content_type="image/png", generation_id="g")
     request = clip(resolution="4k", image_urls=[picture])
     before = request.receipt_key("https://x")
-    check(request, CLIP)
+    validate(request, CLIP)
     quote(request, CLIP)
     assert request.receipt_key("https://x") == before
 
@@ -148,7 +148,7 @@ def test_no_price_is_rounded(price: Decimal, factor: Decimal, seconds: int) -> N
 def test_the_nearest_choice_is_always_one_of_the_choices(choices: list[str], value: str) -> None:
     model = CatalogueModel(slug="m", modes=tuple(choices))
     try:
-        check(clip(mode=value), model)
+        validate(clip(mode=value), model)
     except InvalidRequest as error:
         assert error.problems[0].nearest in choices  # noqa: PT017 - both ends are right
     else:

@@ -64,15 +64,15 @@ def test_no_proxy_takes_names_addresses_and_networks(
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", PROXY)
     monkeypatch.setenv("NO_PROXY", no_proxy)
-    assert Proxies.from_environment().way_to(*url_parts(url)) == (None if direct else PROXY)
+    assert Proxies.from_environment().proxy_for(*url_parts(url)) == (None if direct else PROXY)
 
 
 def test_a_scheme_s_own_proxy_comes_before_the_one_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "everything:1")
     monkeypatch.setenv("HTTPS_PROXY", "https://secure:2")
     proxies = Proxies.from_environment()
-    assert proxies.way_to("http", "a", 80) == "http://everything:1"
-    assert proxies.way_to("https", "a", 443) == "https://secure:2"
+    assert proxies.proxy_for("http", "a", 80) == "http://everything:1"
+    assert proxies.proxy_for("https", "a", 443) == "https://secure:2"
 
 
 @pytest.mark.parametrize("network", ["", "fd00::/8", "127.0.0.0/8,fd00::/8"])
@@ -93,10 +93,10 @@ async def test_requests_go_through_the_proxy_or_past_it(network: str, monkeypatc
         await client.get_account()
 
         async def peer() -> str | None:
-            async with client.transport.media(f"{service_url}/a.png", {}) as answer:
-                return answer.peer
+            async with client.transport.media(f"{service_url}/a.png", {}) as response:
+                return response.peer
 
-        # The address that answered is the media host's own only where no proxy stands between.
+        # The peer's address is the media host's own only without a proxy.
         is_direct = "127" in network
         assert (await on_io(peer()) == "127.0.0.1") is is_direct
     assert through == ([] if is_direct else [f"{service_url}/api/v1/account", f"{service_url}/a.png"])
@@ -123,7 +123,7 @@ async def test_requests_go_through_the_proxy_or_past_it(network: str, monkeypatc
         ("SSLKEYLOGFILE", "/nowhere/keys", "No such file"),
     ],
 )
-async def test_a_setting_of_the_network_that_cannot_be_used_is_told_by_its_name(
+async def test_an_unusable_network_setting_is_reported_by_its_name(
     variable: str, value: str, says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(variable, value)
@@ -144,11 +144,11 @@ async def test_a_setting_of_the_network_that_cannot_be_used_is_told_by_its_name(
 async def test_requests_carry_the_name_of_the_product(ask: str) -> None:
     names: list[str] = []
 
-    def answer(request: Request) -> Reply:
+    def response(request: Request) -> Reply:
         names.append(request.headers["user-agent"])
         return Reply(200, {}, b'{"data": {}}')
 
-    with serving(answer) as url:
+    with serving(response) as url:
         client = client_at(f"{url}/api/v1")
 
         async def media() -> None:

@@ -303,7 +303,7 @@ async def test_a_page_instead_of_the_file_and_a_redirect_into_nothing_are_said_t
         "/moved.csv": Reply(302, {"Location": "http://127.0.0.1:99999/rows.csv"}),
     }
     with serving(lambda request: answers[request.path]) as origin:
-        for path, said in (("login.csv", "it is an HTML page"), ("moved.csv", "leads to, no valid link")):
+        for path, said in (("login.csv", "it is an HTML page"), ("moved.csv", "not a valid link")):
             with pytest.raises(ConfigurationError, match=said):
                 await read_manifest(f"{origin}/{path}")
 

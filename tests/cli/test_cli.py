@@ -320,7 +320,7 @@ def test_a_store_that_is_not_there_is_an_error(sandbox: Sandbox, run: Run, words
     Path("a-file").touch()
     code, out, err = run(*words, "--store", store)
     assert (code, out) == (1, "")
-    assert re.search(r"There is no store at .*/nowhere|a-file is a file|'' is no place to store things", err)
+    assert re.search(r"There is no store at .*/nowhere|a-file is a file|'' is not a valid store", err)
     assert "--store" in err
     assert not Path("nowhere").exists()
 

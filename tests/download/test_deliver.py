@@ -23,7 +23,7 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_veogen.api.http import MediaAnswer
+from prefect_veogen.api.http import MediaResponse
 from prefect_veogen.download.deliver import Delivery, deliver
 from prefect_veogen.download.transfer import Transfer
 from prefect_veogen.errors import DownloadBroken, GenerationFailed, MediaRejected, StoreRefused
@@ -35,7 +35,7 @@ from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import FAULTS, Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import S3Store, Store
-from prefect_veogen.store.s3 import PART_BYTES
+from prefect_veogen.store.s3_writer import PART_BYTES
 from tests.support.environments import s3_environment
 from tests.support.servers import Once, Reply, Request, relayed, serving
 
@@ -171,7 +171,7 @@ async def test_a_host_that_never_delivers_is_given_up_without_leftovers(fault: s
     assert len(media_requests(sandbox)) <= 8
     store = open_session().store
     assert leftovers(store) == 0
-    assert await store.find("assets/") == []
+    assert await store.list_objects("assets/") == []
     assert len(sandbox.bill) == 1
 
 
@@ -408,7 +408,7 @@ async def test_what_was_rejected_is_kept_with_a_note(fault: str, words: str, san
     note = json.loads(await content(store, f"{caught.value.kept_at}.json"))
     assert words in note["problem"]
     assert (note["size"], note["receipt"], note["generation_id"]) == (len(kept), generation.receipt, generation.id)
-    assert await store.find("assets/") == []
+    assert await store.list_objects("assets/") == []
     assert (await receipt_of(generation)).state is State.BOUGHT
 
 
@@ -419,7 +419,7 @@ async def test_nothing_at_all_is_not_said_to_be_kept(sandbox: Sandbox, store_url
         await delivered(generation)
     assert caught.value.kept_at is None
     assert "kept" not in str(caught.value)
-    assert await open_session().store.find("rejected/") == []
+    assert await open_session().store.list_objects("rejected/") == []
 
 
 async def test_the_same_bytes_are_kept_aside_once_however_often_they_are_served(
@@ -434,7 +434,7 @@ async def test_the_same_bytes_are_kept_aside_once_however_often_they_are_served(
         kept.add(caught.value.kept_at)
     store = open_session().store
     assert {str(store.key(str(uri))) for uri in kept} | {f"{store.key(str(uri))}.json" for uri in kept} == {
-        found.key for found in await store.find("rejected/")
+        found.key for found in await store.list_objects("rejected/")
     }
     assert (len(kept), leftovers(store)) == (1, 0)
 
@@ -448,8 +448,10 @@ async def test_large_rejected_bytes_are_kept_whole(body: bytes, sandbox: Sandbox
     store = open_session().store
     assert caught.value.kept_at is not None
     assert await content(store, caught.value.kept_at) == body
-    assert [found.size for found in await store.find("rejected/") if not found.key.endswith(".json")] == [len(body)]
-    assert await store.find("assets/") == []
+    assert [found.size for found in await store.list_objects("rejected/") if not found.key.endswith(".json")] == [
+        len(body)
+    ]
+    assert await store.list_objects("assets/") == []
     assert leftovers(store) == 0
 
 
@@ -463,7 +465,7 @@ async def nothing_is_kept_of(generation: Generation, bucket: str, monkeypatch: p
         await delivered(generation)
     store = open_session().store
     assert caught.value.kept_at is None
-    (note,) = await store.find("")
+    (note,) = await store.list_objects("")
     assert json.loads(await content(store, store.uri(note.key)))["kept"] is None
     assert leftovers(store) == 0
 
@@ -506,7 +508,7 @@ async def test_a_file_announced_above_the_limit_is_refused_without_a_trace(
     store = open_session().store
     assert "kept" not in str(caught.value)
     assert caught.value.kept_at is None
-    assert await store.find("") == []
+    assert await store.list_objects("") == []
     assert leftovers(store) == 0
 
 
@@ -540,7 +542,7 @@ async def test_of_a_file_that_turns_out_to_be_above_the_limit_the_same_beginning
     store = open_session().store
     assert await content(store, place) == TOO_LARGE[: LARGE + 1]
     assert json.loads(await content(store, f"{place}.json"))["kept"].startswith("the beginning of it")
-    assert len(await store.find("")) == 2
+    assert len(await store.list_objects("")) == 2
     assert leftovers(store) == 0
 
 
@@ -573,7 +575,7 @@ async def test_no_secret_gets_into_the_store(sandbox: Sandbox, store_url: str) -
     generation = await bought(sandbox, request)
     assert "hunter2" in str(generation.parameters)
     await delivered(generation)
-    everything = [await store.read(found.key) for found in await store.find("")]
+    everything = [await store.read(found.key) for found in await store.list_objects("")]
     assert len(everything) >= 4
     for document in everything:
         assert document is not None
@@ -661,13 +663,13 @@ async def test_a_delivery_that_is_cancelled_leaves_nothing_behind(sandbox: Sandb
     await asyncio.sleep(0.2)
     store = open_session().store
     assert leftovers(store) == 0
-    assert await store.find("assets/") == []
+    assert await store.list_objects("assets/") == []
     assert not (await delivered(generation)).reused
 
 
 async def received(transfer: Transfer, chunks: AsyncIterator[bytes]) -> None:
     try:
-        await transfer.receive(MediaAnswer(httpx.Response(200, content=chunks)))
+        await transfer.receive(MediaResponse(httpx.Response(200, content=chunks)))
     except BaseException:
         await transfer.abort()
         raise

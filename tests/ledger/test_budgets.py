@@ -223,7 +223,7 @@ def test_a_day_is_a_day_of_utc() -> None:
 async def test_any_name_is_a_budget_of_its_own(name: str, store: Store) -> None:
     await Budgets(store).reserve([Cap(name, Decimal(1))], "r1", Decimal("0.3"), "me")
     assert await committed(store, name) == Decimal("0.3")
-    assert all(found.key.startswith("budgets/") for found in await store.find(""))
+    assert all(found.key.startswith("budgets/") for found in await store.list_objects(""))
 
 
 @pytest.mark.parametrize(

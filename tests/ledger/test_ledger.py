@@ -20,7 +20,7 @@ from prefect_veogen.ledger.lease import Owner
 from prefect_veogen.ledger.receipt import Event, Reading, Receipt, RecordedInput, RecordedRequest, missing_part
 from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State
 from prefect_veogen.models import Asset, Generation, GenerationRequest, ReceiptKey
-from prefect_veogen.store import AlreadyThere, Changed, Store, open_store
+from prefect_veogen.store import AlreadyExists, Store, VersionConflict, open_store
 
 API = "https://veogen.studio/api/v1"
 FOX = GenerationRequest(model="gpt-4o-image", prompt="A red fox")
@@ -63,10 +63,10 @@ async def test_one_creator_and_one_mover_win(store: Store) -> None:
     made = await asyncio.gather(*(created(ledger) for _ in range(8)), return_exceptions=True)
     entries = [entry for entry in made if not isinstance(entry, BaseException)]
     assert len(entries) == 1
-    assert all(isinstance(entry, AlreadyThere) for entry in made if entry is not entries[0])
+    assert all(isinstance(entry, AlreadyExists) for entry in made if entry is not entries[0])
     moving = (ledger.send(entries[0], OWNER, None, {}) for _ in range(8))
     moved = await asyncio.gather(*moving, return_exceptions=True)
-    assert sorted(type(entry).__name__ for entry in moved) == ["Changed"] * 7 + ["Entry"]
+    assert sorted(type(entry).__name__ for entry in moved) == ["VersionConflict"] * 7 + ["Entry"]
 
 
 async def test_every_step_is_in_the_history(store: Store) -> None:
@@ -76,7 +76,7 @@ async def test_every_step_is_in_the_history(store: Store) -> None:
     assert [event.event for event in entry.receipt.history] == ["reserved", "sending", "unknown"]
     assert entry.receipt.history[-1].detail == "the response was lost"
     assert (entry.receipt.revision, entry.receipt.clock_offset_seconds) == (3, -3)
-    with pytest.raises(Changed):
+    with pytest.raises(VersionConflict):
         await ledger.doubt(stale, "again")
 
 
@@ -299,7 +299,7 @@ async def test_a_damaged_claim_is_not_taken_for_none(body: bytes, tmp_path: Path
     store = open_store(str(tmp_path))
     ledger = Ledger(store)
     await ledger.claim(receipt_for(), "gen-1")
-    (claim,) = await store.find("claims/")
+    (claim,) = await store.list_objects("claims/")
     await store.put(claim.key, body, "application/json")
     with pytest.raises(UnreadableReceipt, match="gen-1"):
         await ledger.claimant(API, "gen-1")

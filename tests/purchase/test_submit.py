@@ -434,7 +434,7 @@ async def test_a_generation_that_a_person_made_is_not_taken_for_a_lost_purchase(
     sandbox.fault("lost-answer-after-charge", times=1)
     client = open_session().client
     for _ in range(2):
-        await client.turn_to_buy()
+        await client.acquire_for_purchase()
         await client.create_generation({"model": FOX.model, "prompt": FOX.prompt})
     sandbox.fault("lost-answer-before-charge")
     with pytest.raises(UnknownSubmission, match="2 generations could be it") as caught:
@@ -448,7 +448,7 @@ async def test_a_generation_with_another_option_is_not_taken_for_a_lost_purchase
 ) -> None:
     request = FOX.model_copy(update={"aspect_ratio": "16:9"})
     client = open_session().client
-    await client.turn_to_buy()
+    await client.acquire_for_purchase()
     await client.create_generation(request.set_fields() | other)
     sandbox.fault("lost-answer-before-charge")
     with pytest.raises(UnknownSubmission, match="does not list it"):
@@ -687,7 +687,7 @@ async def test_a_request_the_model_does_not_take_is_refused_before_anything_is_w
     assert posts(sandbox) == 0
     store = open_session().store
     assert isinstance(store, LocalStore)
-    assert await store.find("") == []
+    assert await store.list_objects("") == []
 
 
 @pytest.mark.parametrize("fault", ["lost-answer-after-charge", "422", "500-before-charge"])
@@ -699,7 +699,7 @@ async def test_receipts_hold_no_secrets(fault: str, sandbox: Sandbox, store_url:
     store = open_session().store
     receipt = await receipt_of(request)
     assert receipt.links == {"image_urls": ("https://example.com/in.png",)}
-    for found in await store.find(""):
+    for found in await store.list_objects(""):
         document = await store.read(found.key)
         assert document is not None
         assert b"hunter2" not in document.body

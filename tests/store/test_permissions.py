@@ -26,7 +26,7 @@ from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from prefect_veogen.store.s3 import PART_BYTES
+from prefect_veogen.store.s3_writer import PART_BYTES
 from tests.support.upkeep import all_receipts, sweep
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -158,7 +158,7 @@ async def test_a_permission_that_is_missing_is_named_and_nothing_is_bought(
     assert len(sandbox.bill) == 0
 
 
-async def test_the_permission_which_only_clearing_up_needs_stops_nothing_and_is_named(
+async def test_the_permission_that_only_cleaning_up_needs_stops_nothing_and_is_named(
     guarded: Guarded,
     bucket_name: str,
     sandbox: Sandbox,
@@ -172,7 +172,7 @@ async def test_the_permission_which_only_clearing_up_needs_stops_nothing_and_is_
 
 
 @pytest.mark.parametrize("folder", ["assets", "claims", "rejected"])
-async def test_a_folder_closed_by_the_policy_is_named_and_nothing_is_bought(
+async def test_a_folder_denied_by_the_policy_is_named_and_nothing_is_bought(
     folder: str, guarded: Guarded, bucket_name: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work_as(guarded.user_with(policy_without(bucket=bucket_name, folder=folder)), monkeypatch)
@@ -189,7 +189,7 @@ async def test_a_folder_closed_by_the_policy_is_named_and_nothing_is_bought(
         ("VEOGEN_STORE", "s3://nobodys-bucket/x", "nobodys-bucket"),
     ],
 )
-async def test_what_is_wrong_with_the_setup_is_said_before_anything_is_bought(
+async def test_what_is_wrong_with_the_setup_is_reported_before_anything_is_bought(
     variable: str,
     value: str,
     says: str,

@@ -320,7 +320,7 @@ async def test_a_time_nobody_can_wait_is_refused_before_anything_is_bought(sandb
         (wait_at_once, "A Generation is needed, not a dict"),
         (download_at_once, "A Generation is needed, not a dict"),
         (lambda wrong: submit_at_once(CAT, credentials=wrong), "A VeogenCredentials is needed, not a dict"),
-        (lambda wrong: submit_at_once(CAT, store=wrong), "A dict is no place to store things"),
+        (lambda wrong: submit_at_once(CAT, store=wrong), "A dict is not a valid store"),
     ],
 )
 async def test_an_argument_of_another_kind_is_named_and_nothing_bought(

@@ -39,7 +39,7 @@ from prefect_veogen.session import open_session
 async def look() -> None:
     session = open_session()
     await joined_limit(session)
-    assert session.client.limiter.join is not None
+    assert session.client.limiter.acquire_shared is not None
     print("ready", flush=True)
     until = float(sys.stdin.readline())
     while time.time() < until:
@@ -129,13 +129,13 @@ def most_within(moments: list[datetime], seconds: float) -> int:
 async def test_a_joined_purchase_goes_through(name: str, sandbox: Sandbox) -> None:
     await create_limit(name, 6000)
     asset = await generate(PICTURE)
-    assert open_session().client.limiter.join is not None
+    assert open_session().client.limiter.acquire_shared is not None
     assert (len(sandbox.bill), asset.size > 0) == (1, True)
 
 
 @pytest.mark.server
 async def test_without_the_limit_each_process_keeps_its_own(name: str, sandbox: Sandbox) -> None:
-    assert (await joined_session()).client.limiter.join is None
+    assert (await joined_session()).client.limiter.acquire_shared is None
     await generate(PICTURE)
     assert len(sandbox.bill) == 1
 
@@ -222,7 +222,7 @@ def dead_server(sandbox: Sandbox) -> Iterator[None]:
 
 async def test_an_unreachable_server_stops_nothing(dead_server: None) -> None:
     session = await joined_session()
-    assert session.client.limiter.join is None
+    assert session.client.limiter.acquire_shared is None
     await session.client.get_account()
 
 
@@ -236,7 +236,7 @@ async def test_a_server_that_goes_away_meanwhile_stops_nothing(name: str, caplog
     ):
         async with asyncio.timeout(60):
             await session.client.get_account()
-    assert session.client.limiter.join is None
+    assert session.client.limiter.acquire_shared is None
     assert "can't be used" in caplog.text
 
 
@@ -247,7 +247,7 @@ async def test_a_server_that_never_answers_delays_by_seconds_and_does_not_stop(s
     ):
         async with asyncio.timeout(5):
             session = await joined_session()
-    assert session.client.limiter.join is None
+    assert session.client.limiter.acquire_shared is None
 
 
 @pytest.mark.slow
@@ -268,7 +268,7 @@ async def test_a_server_that_falls_silent_meanwhile_delays_by_seconds_and_does_n
         silent.set()
         async with asyncio.timeout(20):
             await session.client.get_account()
-    assert session.client.limiter.join is None
+    assert session.client.limiter.acquire_shared is None
     assert f"limit {name} can't be used" in caplog.text
 
 
@@ -287,7 +287,7 @@ async def test_a_pause_holds_a_joined_backlog_and_buying_goes_first_after_it(nam
     client.limiter.pause(1.5)
     await asyncio.sleep(0.3)
     before = len(order)
-    purchase = asyncio.create_task(use("purchase", client.turn_to_buy()))
+    purchase = asyncio.create_task(use("purchase", client.acquire_for_purchase()))
     await asyncio.sleep(0.7)
     assert (before, len(order)) == (before, before)
     await asyncio.gather(purchase, *looks)
@@ -297,4 +297,4 @@ async def test_a_pause_holds_a_joined_backlog_and_buying_goes_first_after_it(nam
 async def test_without_a_server_there_is_nobody_to_join(sandbox: Sandbox) -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert PREFECT_API_URL.value() is None
-        assert (await joined_session()).client.limiter.join is None
+        assert (await joined_session()).client.limiter.acquire_shared is None

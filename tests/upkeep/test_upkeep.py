@@ -25,7 +25,7 @@ from prefect.states import Cancelled
 
 from flows.sweep import sweep as sweep_flow
 from prefect_veogen import GenerationRequest, submit_generation, wait_for_generation
-from prefect_veogen.api.responses import Accepted
+from prefect_veogen.api.outcome import Accepted
 from prefect_veogen.errors import ConfigurationError, GenerationFailed, UnknownSubmission, VeogenError
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.ledger.budgets import Cap
