@@ -208,7 +208,7 @@ def _http_client(
 
 _UNTRUSTED = "CERTIFICATE_VERIFY_FAILED"
 _FOREIGN_AUTHORITY = (
-    "Nothing was bought. If a proxy of your network signs with an authority of its own, set SSL_CERT_FILE to a file "
+    "Nothing was sent. If a proxy of your network signs with an authority of its own, set SSL_CERT_FILE to a file "
     "that holds it (REQUESTS_CA_BUNDLE counts for S3 only), then run it again."
 )
 

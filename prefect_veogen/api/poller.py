@@ -389,7 +389,7 @@ class Watcher:
             if awaited.looks_without_output > _LOOKS_FOR_AN_OUTPUT:
                 message = f"Generation {told.id} is completed, but the service names no output for it"
                 self._end(awaited, OutputMissing(message, generation_id=told.id))
-        elif told.status is Status.UNKNOWN and told.status_text not in awaited.confirmed:
+        elif told.status is Status.UNRECOGNISED and told.status_text not in awaited.confirmed:
             # A list that contradicts the documentation: see, once, whether the generation itself does.
             awaited.singles_left = max(awaited.singles_left, 1)
         elif now >= awaited.doubt_at:

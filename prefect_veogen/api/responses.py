@@ -240,7 +240,7 @@ def generation_of(record: Any) -> Generation | None:
     parameters = record.get("parameters")
     return Generation(
         id=str(record["id"]),
-        status=_member(Status, status_text) or Status.UNKNOWN,
+        status=_member(Status, status_text) or Status.UNRECOGNISED,
         status_text=status_text,
         model=_text(record.get("model")),
         type=_member(Kind, _text(record.get("type"))),

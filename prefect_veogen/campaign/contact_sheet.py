@@ -17,7 +17,7 @@ from prefect_veogen.models import in_usd
 from prefect_veogen.process.io_loop import each, on_io
 
 if TYPE_CHECKING:
-    from prefect_veogen.campaign.run import CampaignItem, CampaignReport
+    from prefect_veogen.campaign.report import CampaignItem, CampaignReport
     from prefect_veogen.models import Asset
     from prefect_veogen.session import Session
 

@@ -127,7 +127,7 @@ def _how_sure(certainty: Certainty) -> str:
     return {
         Certainty.EXACT: "exact",
         Certainty.UPPER_BOUND: "at most",
-        Certainty.UNKNOWN: "the catalogue names no price",
+        Certainty.UNPRICED: "the catalogue names no price",
     }[certainty]
 
 

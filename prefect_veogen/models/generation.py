@@ -18,13 +18,13 @@ class Kind(StrEnum):
 
 
 class Status(StrEnum):
-    """Where a generation is; documented at /quickstart. UNKNOWN stands for any status the documentation lacks."""
+    """A generation's status, as documented at /quickstart; UNRECOGNISED is any that the documentation lacks."""
 
     PENDING = "pending"
     PROCESSING = "processing"
     COMPLETED = "completed"
     FAILED = "failed"
-    UNKNOWN = "unknown"
+    UNRECOGNISED = "unknown"
 
 
 AnyType = TypeVar("AnyType", bound=type[Any])
@@ -90,7 +90,7 @@ class Generation(Value):
     """
 
     id: Annotated[StrictStr, Field(min_length=1)]
-    status: Status = Status.UNKNOWN
+    status: Status = Status.UNRECOGNISED
     status_text: str | None = None
     model: str | None = None
     type: Kind | None = None
@@ -130,11 +130,11 @@ class CatalogueModel(Value):
 
 
 class Certainty(StrEnum):
-    """How sure a quote is."""
+    """How sure a quote is; UNPRICED where the service states no price."""
 
     EXACT = "exact"
     UPPER_BOUND = "upper bound"
-    UNKNOWN = "unknown"
+    UNPRICED = "unknown"
 
 
 class Quote(Value):

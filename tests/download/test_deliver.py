@@ -260,7 +260,7 @@ async def test_a_host_that_trickles_is_given_up(sandbox: Sandbox, monkeypatch: p
     monkeypatch.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", "0.3")
     generation = await bought(sandbox)
     sandbox.fault("media-slow", bytes_per_second=2000, times=None)
-    with pytest.raises(DownloadBroken, match="bytes came in"):
+    with pytest.raises(DownloadBroken, match="bytes arrived in"):
         await asyncio.wait_for(delivered(generation), 30)
     assert leftovers(open_session().store) == 0
 
@@ -459,7 +459,7 @@ EXPIRED = b"<html>This link works once"
 
 async def nothing_is_kept_of(generation: Generation, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
-    with pytest.raises(MediaRejected, match="could not be kept") as caught:
+    with pytest.raises(MediaRejected, match="could not be stored") as caught:
         await delivered(generation)
     store = open_session().store
     assert caught.value.kept_at is None

@@ -171,7 +171,7 @@ async def test_a_model_that_is_not_known_is_asked_for_once_not_once_a_row(sandbo
 
 async def test_rows_that_share_an_id_are_refused_however_they_were_made(sandbox: Sandbox) -> None:
     rows = await read_manifest(pictures(2))
-    with pytest.raises(InvalidManifest, match="'r1' is there 2 times"):
+    with pytest.raises(InvalidManifest, match="'r1' is used 2 times"):
         await make_campaign([*rows, rows[1]], name="twins")
     assert sandbox.requests == ()
 
