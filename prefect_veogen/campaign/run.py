@@ -1,4 +1,4 @@
-"""A campaign's rows: checked and priced together before the first purchase, then made independently of each other."""
+"""A campaign's rows: validated and priced together before the first purchase, then made independently."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ from flows.campaign import campaign
 from flows.image_then_animate import image_then_animate
 from flows.sweep import sweep
 from prefect_veogen import Asset
-from prefect_veogen.campaign.contact_sheet import MOST_TILES, Tile, page
+from prefect_veogen.campaign.contact_sheet import MAX_TILES, Tile, page
 from prefect_veogen.campaign.manifest import read_manifest
 from prefect_veogen.campaign.run import campaign_name
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InsufficientBalance, InvalidManifest
@@ -425,8 +425,8 @@ async def test_assets_that_are_gone_spoil_no_sheet(sandbox: Sandbox) -> None:
 
 def test_a_sheet_of_many_rows_says_how_many_it_leaves_out() -> None:
     asset = Asset(uri="s3://b/a.png", sha256="ab", size=1, content_type="image/png", generation_id="g")
-    items = tuple(CampaignItem(f"r{number}", ItemStatus.OK, (asset,)) for number in range(MOST_TILES + 20))
-    sheet = page(CampaignReport("large", items), [Tile(item, ()) for item in items[:MOST_TILES]])
+    items = tuple(CampaignItem(f"r{number}", ItemStatus.OK, (asset,)) for number in range(MAX_TILES + 20))
+    sheet = page(CampaignReport("large", items), [Tile(item, ()) for item in items[:MAX_TILES]])
     assert "… and 20 rows more." in sheet
     assert 'href="s3://b/a.png"' in sheet
 
