@@ -302,7 +302,7 @@ def test_a_wrong_manifest_is_told_row_by_row(sandbox: Sandbox, run: Run, tmp_pat
     code, out, err = run("plan", str(rows))
     assert (code, out) == (1, "")
     assert "row 1 (a): prompt" in err
-    assert "row 3 (b): id: is row 2's already" in err
+    assert "row 3 (b): id: is used by row 2 already" in err
 
 
 # ---------------------------------------------------------------- receipts

@@ -393,7 +393,7 @@ async def test_the_setting_opens_every_address(sandbox: Sandbox, monkeypatch: py
         ("media-html", "an HTML page"),
         ("media-html-as-media", "an HTML page"),
         ("media-json", "a JSON document"),
-        ("media-wrong-type", "image/png, where a video is due"),
+        ("media-wrong-type", "image/png, where a video is expected"),
         ("media-truncated-silently", "a truncated MP4"),
     ],
 )

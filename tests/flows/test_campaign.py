@@ -427,7 +427,7 @@ def test_a_sheet_of_many_rows_says_how_many_it_leaves_out() -> None:
     asset = Asset(uri="s3://b/a.png", sha256="ab", size=1, content_type="image/png", generation_id="g")
     items = tuple(CampaignItem(f"r{number}", ItemStatus.OK, (asset,)) for number in range(MAX_TILES + 20))
     sheet = page(CampaignReport("large", items), [Tile(item, ()) for item in items[:MAX_TILES]])
-    assert "… and 20 rows more." in sheet
+    assert "… and 20 more rows." in sheet
     assert 'href="s3://b/a.png"' in sheet
 
 
@@ -447,7 +447,7 @@ async def test_a_list_larger_than_prefect_keeps_of_a_run_is_made_all_the_same(sa
     async with get_client() as client:
         kept = (await client.read_flow_run(run_id)).parameters
     assert (kept["manifest"], kept["name"]) == ("300 rows, too many to be kept here", "long")
-    with pytest.raises(ConfigurationError, match="has no known ending"):
+    with pytest.raises(ConfigurationError, match="has an unknown file extension"):
         await campaign(kept["manifest"])
 
 
