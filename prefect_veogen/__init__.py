@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect_veogen.blocks import VeogenCredentials
-    from prefect_veogen.campaign.run import CampaignItem, CampaignReport
+    from prefect_veogen.campaign.report import CampaignItem, CampaignReport
     from prefect_veogen.models import Animated, Asset, Generation, GenerationRequest
     from prefect_veogen.settings import Settings
     from prefect_veogen.tasks.generation import download_asset, generate, submit_generation, wait_for_generation
@@ -19,8 +19,8 @@ else:
     _HOMES = {
         "Animated": "models",
         "Asset": "models",
-        "CampaignItem": "campaign.run",
-        "CampaignReport": "campaign.run",
+        "CampaignItem": "campaign.report",
+        "CampaignReport": "campaign.report",
         "Generation": "models",
         "GenerationRequest": "models",
         "Settings": "settings",

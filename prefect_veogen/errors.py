@@ -1,33 +1,36 @@
 """Everything that can go wrong, grouped by what the caller can do about it.
 
 VeogenError
-├── TryAgainLater              nothing was lost: repeat the same call
-│   ├── ServiceUnavailable     the service or the network did not answer a look
-│   ├── NotSent                the purchase surely did not reach the service
-│   ├── RateLimited            the service kept saying "too many requests"
+├── TryAgainLater              transient: repeat the same call; what is bought stays, and is not bought again
+│   ├── ServiceUnavailable     the service or the network did not respond
+│   ├── UnexpectedAnswer       the response can't be parsed, or is a redirect
+│   ├── NotSent                the request surely did not reach the service
+│   ├── RateLimited            the service kept responding "too many requests"
 │   ├── DownloadBroken         the media host broke off; the next try resumes or starts afresh
 │   └── StoreUnavailable       the bucket or directory could not be reached
 ├── ChangeTheRequest           the request as it stands will never be accepted
 │   ├── InvalidRequest         a field is wrong: see .problems
 │   ├── InvalidManifest        rows of a campaign are wrong: see .problems
-│   ├── ModelNotFound          the catalogue does not know the model
+│   ├── ModelNotFound          the catalogue does not list the model
 │   └── InputUnavailable       an asset used as an input can't be offered to the service
-├── ChangeTheSetup             the request is fine, the surroundings are not
-│   ├── ConfigurationError     a setting is missing or impossible
+├── ChangeTheSetup             the request is fine, its surroundings are not
+│   ├── ConfigurationError     a setting or an argument is missing or not valid
 │   ├── AuthenticationError    the token was refused
 │   ├── InsufficientBalance    the account can't pay
 │   ├── BudgetExceeded         the purchase would break a cap
-│   ├── StoreRefused           the bucket or directory is not ours to use: permission, credentials, name, region
+│   ├── StoreRefused           the bucket or directory refuses access: permission, credentials, name, region
 │   └── UnsafeStore            the store can't guard money (no conditional writes, no locks)
 ├── GenerationFailed           it ran and failed; not charged; running again may buy again
-│   └── ContentRejected        the service's text speaks of moderation
+│   └── ContentRejected        the service's text mentions moderation
 ├── StillRunning               paid for and running: the same call, made again, re-attaches
-└── PersonNeeded               money is involved and no safe step is left for a program
+└── PersonNeeded               it is about money, and needs manual review unless `next_step` says otherwise
     ├── UnknownSubmission      in doubt: the purchase may or may not have happened; mostly ends by itself in time
     ├── MediaRejected          what was served is not the media that was paid for
     ├── OutputMissing          completed, but without anything to download
-    ├── UnreadableReceipt      a record of the ledger is damaged or newer than this version
-    └── UnexpectedAnswer       the service answered in a way nobody can read
+    └── UnreadableReceipt      a record of the ledger is damaged, or newer than this version
+
+The tasks retry what is `retryable`: all of `TryAgainLater`, whose causes are transient, and `MediaRejected`: another
+download is free (unless a setting rejects it). All else would end the same way, or might buy again: the caller decides.
 """
 
 from __future__ import annotations
@@ -43,10 +46,10 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 
-# What is wrong with a value may be its size, so it is cut before it is written out.
+# What is wrong with a value may be its size, so it is cut before it is formatted.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
-_MOST_SHOWN = 50
+_MAX_PROBLEMS_SHOWN = 50
 _NEXT_STEP = "\nWhat to do: "
 
 
@@ -60,10 +63,12 @@ def _rebuild(cls: type[VeogenError], args: tuple[Any, ...], state: dict[str, Any
 class VeogenError(Exception):
     """Any failure of this package; catch it to catch them all.
 
-    `http_status` and `service_text` are the service's own words where it said any; `next_step` is what to do now.
+    `http_status` and `service_text` come from the service's response, if there was one; `next_step` is what to do now.
+    `retryable` says whether the tasks repeat what raised it: that is safe, and may help.
     """
 
     default_next_step: ClassVar[str] = ""
+    retryable: bool = False
 
     def __init__(
         self,
@@ -73,20 +78,20 @@ class VeogenError(Exception):
         http_status: int | None = None,
         service_text: str | None = None,
     ) -> None:
-        # Prefect keeps of a failed run's error only the class and the text, and makes it anew from these.
-        message, _, told = message.partition(_NEXT_STEP)
+        # Prefect stores only the class and the text of a failed run's error, and recreates it from these.
+        message, _, stored_step = message.partition(_NEXT_STEP)
         super().__init__(message)
         self.message = message
-        self.next_step = (told or self.default_next_step) if next_step is None else next_step
+        self.next_step = (stored_step or self.default_next_step) if next_step is None else next_step
         self.http_status = http_status
         self.service_text = service_text
 
     def __str__(self) -> str:
         text = self.message
-        said = self.service_text if self.service_text and self.service_text not in text else None
+        reason = self.service_text if self.service_text and self.service_text not in text else None
         status = None if self.http_status is None else f"HTTP {self.http_status}"
-        if told := ": ".join(part for part in (status, said) if part):
-            text += f" ({told})"
+        if response := ": ".join(part for part in (status, reason) if part):
+            text += f" ({response})"
         return f"{text}{_NEXT_STEP}{self.next_step}" if self.next_step else text
 
     # Prefect ships exceptions between processes, and Exception's own pickling forgets keyword arguments.
@@ -105,27 +110,32 @@ def with_masked_links(text: str) -> str:
 
 
 class TryAgainLater(VeogenError):
-    """Nothing was bought and nothing lost: repeat the same call."""
+    """A transient failure: repeat the same call. What is bought stays in the ledger, and is not bought again."""
 
-    default_next_step = "Run the same thing again in a moment; nothing was lost."
+    default_next_step = "Run the same thing again in a moment: what is bought already is not bought again."
+    retryable = True
 
 
 class ServiceUnavailable(TryAgainLater):
-    """The service or the network did not answer a look."""
+    """The service, the Prefect server or the network did not respond, or responded that it is in trouble."""
+
+
+class UnexpectedAnswer(TryAgainLater):
+    """The service's response can't be parsed (HTML, a missing field, a redirect): mostly a proxy's page."""
+
+    default_next_step = "Check VEOGEN_BASE_URL, then run it again: what is bought already is not bought again."
 
 
 class NotSent(TryAgainLater):
-    """The purchase surely did not reach the service, so repeating it is safe."""
+    """The request surely did not reach the service, so repeating it is safe."""
 
-    default_next_step = "Nothing was bought. Check the network and VEOGEN_BASE_URL, then run it again."
+    default_next_step = "Nothing was sent. Check the network and VEOGEN_BASE_URL, then run it again."
 
 
 class RateLimited(TryAgainLater):
-    """The service kept answering "too many requests"; `retry_after_seconds` is its last word."""
+    """The service kept responding "too many requests"; `retry_after_seconds` is its last `Retry-After`."""
 
-    default_next_step = (
-        "Nothing was bought. Lower VEOGEN_REQUESTS_PER_MINUTE, or join the workers with `prefect-veogen setup`."
-    )
+    default_next_step = "A 429 buys nothing. Lower VEOGEN_REQUESTS_PER_MINUTE, or run `prefect-veogen setup`."
 
     def __init__(self, message: str, *, retry_after_seconds: float | None = None, **facts: Any) -> None:
         super().__init__(message, **facts)
@@ -135,19 +145,19 @@ class RateLimited(TryAgainLater):
 class DownloadBroken(TryAgainLater):
     """The media host broke off or sent something else; the generation is paid for and stays downloadable."""
 
-    default_next_step = "Run it again: the download goes on with a fresh link, and nothing is bought again."
+    default_next_step = "Run it again: the download resumes with a fresh link, and nothing is bought again."
 
 
 class StoreUnavailable(TryAgainLater):
-    """The bucket or directory could not be read or written."""
+    """The bucket or directory could not be read or written; before a purchase or after it."""
 
     default_next_step = "Check VEOGEN_STORE, its credentials and its free space, then run it again."
 
 
 class ChangeTheRequest(VeogenError):
-    """The request as it stands will never be accepted; nothing was bought."""
+    """The request as it stands will never be accepted; it bought nothing."""
 
-    default_next_step = "Nothing was bought. Correct the request and run it again."
+    default_next_step = "A refused request buys nothing. Correct it and run it again."
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +171,7 @@ class Problem:
     nearest: Any = None
 
     def __post_init__(self) -> None:
-        # Errors are logged and kept, and a link's signature is a secret while it lasts.
+        # Errors are logged and stored, and a link's signature is a secret while it is valid.
         object.__setattr__(self, "value", _masked(self.value))
 
     def __str__(self) -> str:
@@ -196,15 +206,12 @@ def _shortened(value: Any) -> str:
 
 
 class InvalidRequest(ChangeTheRequest, ValueError):
-    """A field of the request is wrong; `problems` holds every one that was found, not only the first."""
+    """Fields of the request are wrong; `problems` holds all that were found, not only the first."""
 
     def __init__(self, problems: Sequence[Problem] | str, **facts: Any) -> None:
         self.problems = () if isinstance(problems, str) else tuple(problems)
-        if isinstance(problems, str):  # as Prefect keeps an error: its text
-            super().__init__(problems, **facts)
-            return
-        lines = "\n".join(f"  - {problem}" for problem in self.problems)
-        super().__init__(f"The request is not valid:\n{lines}", **facts)
+        text = "\n".join(["The request is not valid:", *(f"  - {problem}" for problem in self.problems)])
+        super().__init__(problems if isinstance(problems, str) else text, **facts)  # Prefect stores the text alone
 
 
 class InvalidManifest(ChangeTheRequest):
@@ -214,17 +221,15 @@ class InvalidManifest(ChangeTheRequest):
 
     def __init__(self, problems: Sequence[str], **facts: Any) -> None:
         self.problems = () if isinstance(problems, str) else tuple(problems)
-        if isinstance(problems, str):  # as Prefect keeps an error: its text
-            super().__init__(problems, **facts)
-            return
-        lines = [f"  - {problem}" for problem in self.problems[:_MOST_SHOWN]]
+        lines = [f"  - {problem}" for problem in self.problems[:_MAX_PROBLEMS_SHOWN]]
         if more := len(self.problems) - len(lines):
             lines.append(f"  … and {more} more")
-        super().__init__("\n".join([f"The manifest has {len(self.problems)} problem(s):", *lines]), **facts)
+        text = "\n".join([f"The manifest has {len(self.problems)} problem(s):", *lines])
+        super().__init__(problems if isinstance(problems, str) else text, **facts)  # Prefect stores the text alone
 
 
 class ModelNotFound(ChangeTheRequest):
-    """The service's catalogue does not know this model."""
+    """The service's catalogue does not list this model."""
 
     default_next_step = "Nothing was bought. `prefect-veogen models` lists what the service offers."
 
@@ -234,13 +239,13 @@ class InputUnavailable(ChangeTheRequest):
 
 
 class ChangeTheSetup(VeogenError):
-    """The request is fine, its surroundings are not; nothing was bought."""
+    """The request is fine, its surroundings are not: the account, a setting, a cap or the store."""
 
-    default_next_step = "Nothing was bought. Correct what is said above, then run it again."
+    default_next_step = "Correct what is said above, then run it again: what is bought already is not bought again."
 
 
 class ConfigurationError(ChangeTheSetup):
-    """A setting is missing or impossible."""
+    """A setting or an argument is missing or not valid."""
 
 
 class AuthenticationError(ChangeTheSetup):
@@ -290,29 +295,29 @@ class BudgetExceeded(ChangeTheSetup):
 
     @classmethod
     def without_a_price(cls, models: str) -> BudgetExceeded:
-        """Return the error for what can't be kept under a cap, because the service names no price for it."""
+        """Return the error for what can't be kept under a cap, because the service states no price for it."""
         return cls(
-            f"The service names no price for {models}, so that it can't be kept under a cap",
-            next_step="Nothing was bought. Take another model, or run this one without any cap.",
+            f"The service states no price for {models}, so that it can't be kept under a cap",
+            next_step="Nothing was bought. Choose another model, or run this one without any cap.",
         )
 
 
 class StoreRefused(ChangeTheSetup):
-    """The bucket or directory refuses us until somebody changes a permission, the credentials, its name or its region.
+    """The bucket or directory refuses access until its permissions, the credentials, its name or its region change.
 
-    What a purchase needs is proven before it. A permission that is withdrawn later may stop what is paid for already:
-    running again, once it is given back, finds that.
+    Access is proven before each purchase. A permission that is withdrawn later may interrupt what is paid for already;
+    the next run resumes that, once the permission is restored.
     """
 
     default_next_step = "Correct what is said above, then run it again: nothing was lost."
 
 
 STORE_TROUBLE = (StoreUnavailable, StoreRefused)
-"""All that a store which was fine before may raise: with money spent, neither may be the last word at once."""
+"""What a store that passed its check may raise later: once money is spent, neither may end the call at once."""
 
 
 class UnsafeStore(ChangeTheSetup):
-    """The store can't keep two workers from both buying: refused before any money moved."""
+    """The store can't keep two workers from both buying: refused before anything is bought."""
 
     default_next_step = "Use a store which honours If-None-Match and If-Match on PUT (AWS S3 does), or a directory."
 
@@ -330,25 +335,25 @@ class GenerationFailed(_AboutAGeneration):
 
 
 class ContentRejected(GenerationFailed):
-    """The generation failed, and the service's text speaks of moderation."""
+    """The generation failed, and the service's text mentions moderation."""
 
     default_next_step = "Nothing was charged. Change the prompt or the inputs: the same request will be refused again."
 
 
 class StillRunning(_AboutAGeneration):
-    """The wait is over, the generation is not: it is paid for, and the same call made again re-attaches to it."""
+    """The wait timed out, the generation goes on: it is paid for, and the same call made again re-attaches to it."""
 
     default_next_step = "Run it again: it re-attaches to this generation and buys nothing."
 
 
 class PersonNeeded(_AboutAGeneration):
-    """Money is involved and no step is left that a program may safely take."""
+    """Money is involved, and it needs manual review unless `next_step` says otherwise."""
 
 
 class UnknownSubmission(PersonNeeded):
     """The purchase may or may not have happened; `receipt` names the ledger's record of it.
 
-    Running again after `doubt_until` (UTC) ends the doubt by itself; where that is `None`, a person has to decide.
+    Running again after `doubt_until` (UTC) resolves it automatically; if that is `None`, it needs manual review.
     """
 
     def __init__(
@@ -369,31 +374,27 @@ class UnknownSubmission(PersonNeeded):
 class MediaRejected(PersonNeeded):
     """What was served is not the media that was paid for.
 
-    `kept_at` is where the served bytes lie, if any were read and could be kept. `setting` names the variable that
-    rejects it: until that is changed, a repetition ends the same way.
+    `kept_at` is where the served bytes are quarantined, if any were read and could be stored. `setting` names the
+    variable that rejects them: until that is changed, a repetition ends the same way, so that it is not retryable.
     """
 
     default_next_step = "Run it again for a fresh download: nothing is bought again."
+    retryable = True
 
     def __init__(self, message: str, *, kept_at: str | None = None, setting: str | None = None, **facts: Any) -> None:
         super().__init__(message, **facts)
         self.kept_at = kept_at
         self.setting = setting
+        self.retryable = setting is None
 
 
 class OutputMissing(PersonNeeded):
-    """The generation is completed and paid for, but the service names nothing to download."""
+    """The generation is completed and paid for, but the service gives no link to download."""
 
-    default_next_step = "Run it again later; if it stays so, show the generation's id to the service's support."
+    default_next_step = "Run it again later; if that does not help, show the generation's id to the service's support."
 
 
 class UnreadableReceipt(PersonNeeded):
     """A receipt is damaged or was written by a newer version: buying on would risk paying twice."""
 
-    default_next_step = "Nothing was bought. Update prefect-veogen, or restore the receipt if it was edited."
-
-
-class UnexpectedAnswer(PersonNeeded):
-    """The service answered in a way nobody can read (HTML instead of JSON, a missing field, a redirect)."""
-
-    default_next_step = "Check VEOGEN_BASE_URL, and whether the service has trouble; then run it again."
+    default_next_step = "Nothing is bought until it can be read: update prefect-veogen, or restore it if it was edited."

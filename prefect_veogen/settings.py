@@ -19,17 +19,17 @@ from prefect_veogen.models import normal_base_url
 
 _YEAR_SECONDS = 366 * 86400
 Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
-# Taken as unset, these would let things be bought without a cap, at the real service, or again beside another ledger.
-_ALMOST = 0.7
+_TYPO_CUTOFF = 0.7
+# Treated as unset, these would allow purchases without a cap, at the real service, or again with another ledger.
 _NEVER_EMPTY = ("budget_usd", "base_url", "store")
 _REPLACED = {"unknown_grace_seconds": "in_doubt_seconds", "buy_again_when_unknown": "in_doubt_seconds"}
 
 
 class Settings(BaseSettings):
-    """What the environment says, variables prefixed `VEOGEN_`; arguments and blocks come before it.
+    """The settings of the environment, variables prefixed `VEOGEN_`; arguments and blocks override them.
 
     Raises:
-        ConfigurationError: a variable has an impossible value, or a cap's name is misspelt; the message names it.
+        ConfigurationError: a variable's value is not valid, or a cap's name is misspelt; the message names it.
     """
 
     model_config = SettingsConfigDict(env_prefix="VEOGEN_", frozen=True, extra="ignore", env_ignore_empty=True)
@@ -45,26 +45,26 @@ class Settings(BaseSettings):
     requests_per_minute: Annotated[int, Field(ge=2, le=1_000_000)] = 120
     """The API's limit (/authentication), for all requests of the process together."""
     image_poll_seconds: Positive = 3
-    """How often images are looked at (/api-reference/generations/get)."""
+    """The poll interval of images (/api-reference/generations/get)."""
     video_poll_seconds: Positive = 5
-    """How often videos are looked at (/quickstart)."""
+    """The poll interval of videos (/quickstart)."""
     wait_timeout_seconds: Positive | None = None
     """How long to wait for a generation; unset: 10 minutes for an image, 30 for a video."""
     request_timeout_seconds: Positive = 60
-    """How long to wait for one answer of the API."""
+    """How long to wait for one response of the API."""
     budget_usd: Annotated[Decimal, Field(ge=0, le=1_000_000_000)] | None = None
     """What may be spent per UTC day by everyone who shares the store; unset: no cap."""
     in_doubt_seconds: float | Literal["never"] = 900
     """How long a purchase whose response was lost may stay in doubt before a proven absence lets the next run buy
     again: within this time the service is assumed to have dropped, or accepted and listed, what was sent to it.
-    "never": a person decides, always."""
+    "never": every doubt needs manual review."""
     allow_private_media: bool | None = None
     """Whether media may come from private addresses; unset: only if the API itself is at one, and never
     from link-local ones."""
     max_asset_bytes: Annotated[int, Field(gt=0, le=5 * 1024**4)] = 20 * 1024**3
     """The largest download accepted."""
     requests_limit_name: str = "veogen-requests"
-    """The Prefect global concurrency limit that joins all workers, if it exists."""
+    """The Prefect global concurrency limit that all workers share, if it exists."""
 
     def __init__(self, **values: object) -> None:
         _check_variables()
@@ -97,23 +97,23 @@ class Settings(BaseSettings):
 
 @cache
 def user_agent() -> str:
-    """Return the name under which all requests are made: `prefect-veogen/<version>`."""
+    """Return the User-Agent of all requests: `prefect-veogen/<version>`."""
     return f"prefect-veogen/{version('prefect-veogen')}"
 
 
 def _check_variables() -> None:
-    """Pass an environment whose variables mean what they seem to: a misspelt cap is no cap."""
+    """Reject variables that would not do what they seem to: a misspelt cap is no cap."""
     for variable, text in os.environ.items():
         prefix, name = variable[:7].upper(), variable[7:].lower()
         if prefix != "VEOGEN_":
             continue
         if name in _NEVER_EMPTY and not text.strip():
-            raise ConfigurationError(f"{variable} is set to nothing", next_step="Give it a value, or unset it.")
+            raise ConfigurationError(f"{variable} is empty", next_step="Give it a value, or unset it.")
         if name in Settings.model_fields:
             continue
-        if difflib.get_close_matches(name, ["budget_usd"], 1, _ALMOST):
+        if difflib.get_close_matches(name, ["budget_usd"], 1, _TYPO_CUTOFF):
             raise ConfigurationError(
-                f"There is no setting {variable}", next_step="Unset it, or rename it to VEOGEN_BUDGET_USD."
+                f"{variable} is not a setting", next_step="Unset it, or rename it to VEOGEN_BUDGET_USD."
             )
         if name in _REPLACED:
             _warn(variable, f"it was replaced by VEOGEN_{_REPLACED[name].upper()}")
@@ -124,7 +124,7 @@ def _check_variables() -> None:
 
 @cache
 def _warn(variable: str, hint: str | None) -> None:
-    # No error, for it may be another program's: Kubernetes makes VEOGEN_PORT of a service's name, for instance.
+    # Not an error, because it may be another program's: Kubernetes derives VEOGEN_PORT from a service's name.
     text = f"; {hint}" if hint else ""
     logging.getLogger("prefect_veogen").warning("%s is not a setting of prefect-veogen, and ignored%s", variable, text)
 

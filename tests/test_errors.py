@@ -7,6 +7,7 @@ import inspect
 import pickle
 import re
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import cloudpickle  # type: ignore[import-untyped]
@@ -51,6 +52,10 @@ def with_all_facts(kind: type[VeogenError]) -> VeogenError:
     return kind("It happened", **{name: FACTS[name] for name in known})
 
 
+def is_a(kind: type[VeogenError], name: str) -> bool:
+    return name in (parent.__name__ for parent in kind.__mro__)
+
+
 def drawn_tree() -> dict[str, str | None]:
     """Return each name of the drawing with the name that stands above it."""
     tree: dict[str, str | None] = {}
@@ -82,6 +87,39 @@ def test_every_error_says_what_to_do_by_standing_under_one_of_the_six_answers() 
         "StillRunning",
         "PersonNeeded",
     ]
+
+
+def test_the_readme_names_exactly_what_the_tasks_retry() -> None:
+    section = (Path(__file__).parents[1] / "README.md").read_text().partition("\n## Errors\n")[2].partition("\n## ")[0]
+    named = re.findall(r"`(\w+)`", section.partition("`retryable`")[2])
+    retryable = {kind.__name__ for kind in public_errors() if kind.retryable}
+    assert retryable == {kind.__name__ for name in named for kind in public_errors() if is_a(kind, name)}
+
+
+@pytest.mark.prefect
+@pytest.mark.parametrize("kind", public_errors())
+def test_the_tasks_retry_what_is_retryable(kind: type[VeogenError]) -> None:
+    from prefect.states import Failed
+
+    from prefect_veogen.tasks.generation import generate, may_be_repeated
+
+    run: Any = None
+    error = with_all_facts(kind)  # as one that a setting causes, where a setting can
+    assert may_be_repeated(generate, run, Failed(data=error)) is error.retryable
+    assert error.retryable is (kind.retryable and kind is not errors.MediaRejected)
+
+
+def test_media_that_a_setting_rejects_is_not_retryable_and_other_media_is() -> None:
+    assert errors.MediaRejected("It is HTML").retryable
+    assert not errors.MediaRejected("It is large", setting="VEOGEN_MAX_ASSET_BYTES").retryable
+
+
+def test_what_can_be_raised_after_a_purchase_never_says_that_nothing_was_bought() -> None:
+    kinds = [errors.VeogenError, errors.TryAgainLater, errors.ChangeTheRequest, errors.ChangeTheSetup]
+    kinds += [*errors.TryAgainLater.__subclasses__(), errors.AuthenticationError, errors.ConfigurationError]
+    kinds += [errors.StoreRefused, errors.StillRunning, errors.PersonNeeded, *errors.PersonNeeded.__subclasses__()]
+    for kind in kinds:
+        assert "othing was bought" not in f"{kind.__doc__} {kind.default_next_step}"
 
 
 @pytest.mark.parametrize("pickler", [pickle, cloudpickle])

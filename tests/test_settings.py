@@ -61,14 +61,14 @@ def test_a_cap_a_service_or_a_store_set_to_nothing_is_refused(
     name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"VEOGEN_{name.upper()}", text)
-    with pytest.raises(ConfigurationError, match=f"VEOGEN_{name.upper()} is set to nothing"):
+    with pytest.raises(ConfigurationError, match=f"VEOGEN_{name.upper()} is empty"):
         Settings()
 
 
 @pytest.mark.parametrize("misspelt", ["VEOGEN_BUDGET", "VEOGEN_BUDGET_US", "veogen_budgetusd", "VEOGEN_DAY_BUDGET_USD"])
 def test_a_misspelt_cap_is_refused_for_it_would_be_none(misspelt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(misspelt, "5")
-    with pytest.raises(ConfigurationError, match=f"no setting {misspelt}\n.*VEOGEN_BUDGET_USD"):
+    with pytest.raises(ConfigurationError, match=f"{misspelt} is not a setting\n.*VEOGEN_BUDGET_USD"):
         Settings()
 
 

@@ -253,7 +253,7 @@ class Poller:
             self._resolve(pending)
         elif reported.status is Status.COMPLETED:
             self._await_output(pending)
-        elif reported.status is Status.UNKNOWN and reported.status_text not in pending.confirmed_statuses:
+        elif reported.status is Status.UNRECOGNISED and reported.status_text not in pending.confirmed_statuses:
             # A list that contradicts the documentation: check once whether the generation itself does.
             pending.require_single_poll()
         elif now >= pending.recheck_at:

@@ -40,14 +40,14 @@ def quote(request: GenerationRequest, model: CatalogueModel) -> Quote:
     a reference video makes some models cheaper without saying by how much: that quote is an upper bound.
     """
     if model.price_usd is None:
-        return Quote(usd=None, certainty=Certainty.UNKNOWN)
+        return Quote(usd=None, certainty=Certainty.UNPRICED)
     certainty = Certainty.UPPER_BOUND if request.video_urls else Certainty.EXACT
     usd = model.price_usd * model.resolution_multipliers.get(request.resolution or "", Decimal(1))
     if model.multiply_by_duration:
         seconds = request.duration
         if seconds is None:
             if not model.durations:
-                return Quote(usd=None, certainty=Certainty.UNKNOWN)
+                return Quote(usd=None, certainty=Certainty.UNPRICED)
             seconds, certainty = max(model.durations), Certainty.UPPER_BOUND
         usd *= seconds
     return Quote(usd=usd, certainty=certainty)

@@ -59,7 +59,7 @@ def generation_of(record: Any) -> Generation | None:
     parameters = record.get("parameters")
     return Generation(
         id=str(record["id"]),
-        status=member(Status, status_text) or Status.UNKNOWN,
+        status=member(Status, status_text) or Status.UNRECOGNISED,
         status_text=status_text,
         model=text(record.get("model")),
         type=member(Kind, text(record.get("type"))),

@@ -1,1 +1,1 @@
-"""Many requests from a manifest, made together and each on its own."""
+"""Many requests from a manifest: checked together, made independently, reported row by row."""

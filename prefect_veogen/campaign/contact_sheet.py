@@ -1,6 +1,6 @@
-"""A campaign's pictures on one page, for people who would rather look than read.
+"""A campaign's pictures on one page.
 
-The page holds small copies of the pictures and of the clips' first frames, so that it can be opened anywhere, however
+The page embeds thumbnails of the pictures and of the clips' first frames, so that it can be opened anywhere, however
 private the store is. They need the `media` extra; without it the page links to the files instead.
 """
 
@@ -18,12 +18,12 @@ from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.process.io_loop import on_io
 
 if TYPE_CHECKING:
-    from prefect_veogen.campaign.run import CampaignItem, CampaignReport
+    from prefect_veogen.campaign.report import CampaignItem, CampaignReport
     from prefect_veogen.models import Asset
     from prefect_veogen.session import Session
 
-MOST_TILES = 100
-_AT_ONCE = 4
+MAX_TILES = 100
+_MAX_CONCURRENT = 4
 _STYLE = """
 body { font: 14px system-ui, sans-serif; margin: 24px; background: #f6f6f4; color: #222 }
 main { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 16px }
@@ -35,22 +35,22 @@ figcaption { overflow-wrap: anywhere } .failed, .blocked, .unknown { background:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One row on the sheet: how it ended and small JPEGs of its assets, as data links."""
+    """One row on the sheet: its outcome and thumbnails of its assets, as data links."""
 
     item: CampaignItem
     pictures: tuple[str, ...]
 
 
 async def make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
-    """Return tiles for the first rows; a picture that can't be made is left out."""
-    return await on_io(_make_tiles(session, items[:MOST_TILES]))
+    """Return tiles for the first rows; a thumbnail that can't be made is left out."""
+    return await on_io(_make_tiles(session, items[:MAX_TILES]))
 
 
 def page(report: CampaignReport, tiles: Sequence[Tile]) -> str:
-    """Return the sheet as one HTML page that needs nothing else."""
+    """Return the sheet as one self-contained HTML page."""
     figures = "\n".join(_figure(tile) for tile in tiles)
     left_out = len(report.items) - len(tiles)
-    more = f"<p>… and {left_out} rows more.</p>" if left_out else ""
+    more = f"<p>… and {left_out} more rows.</p>" if left_out else ""
     title = html.escape(str(report))
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
@@ -74,11 +74,11 @@ async def _make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[T
         pictures = [await _picture(session, asset) for asset in item.assets]
         return Tile(item, tuple(picture for picture in pictures if picture))
 
-    return await map_bounded(items, tile, _AT_ONCE)
+    return await map_bounded(items, tile, _MAX_CONCURRENT)
 
 
 async def _picture(session: Session, asset: Asset) -> str | None:
     try:
         return await thumbnail(session.store, asset)
     except VeogenError:
-        return None  # everything is made and paid for: a store that stumbles now must not spoil that
+        return None  # all is made and paid for: a failing store must not fail the sheet

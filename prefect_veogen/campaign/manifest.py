@@ -1,4 +1,4 @@
-"""A campaign's rows, from a list, a file or a link; every problem is told at once, nothing is guessed."""
+"""A campaign's rows, from a list, a file or a link; all problems are reported together, nothing is guessed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ TakeOf = Callable[[Any], Any]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One line of a campaign: what to make, and, if there is a `motion`, how to animate that picture."""
+    """One line of a campaign: the request for a picture and, with `motion`, how to animate it."""
 
     id: str
     request: GenerationRequest
@@ -60,19 +60,19 @@ async def read_manifest(manifest: Manifest, take: int | str = 1, take_of: TakeOf
 
     Raises:
         InvalidManifest: rows are wrong; all of them are named.
-        ConfigurationError: there is nothing to read.
+        ConfigurationError: there is no such file, or it can't be read.
     """
     take = take_of(take)
     found = parsed(*await _text(str(manifest))) if isinstance(manifest, str | Path) else manifest
     if isinstance(found, Mapping) and isinstance(found.get("rows"), list):
         found = found["rows"]
     if not isinstance(found, Sequence) or isinstance(found, str | bytes | bytearray):
-        raise InvalidManifest([f"it holds {type(found).__name__}, where a list of rows is due"])
+        raise InvalidManifest([f"it holds {type(found).__name__}, where a list of rows is expected"])
     return _rows(found, take, take_of)
 
 
 def placeholder_image(of: str = "") -> Asset:
-    """Return what stands for a picture that isn't made yet, where only the form of a request matters."""
+    """Return a stand-in for a picture that isn't made yet, where only the form of a request matters."""
     return Asset(uri="", sha256=f"of {of}", size=0, content_type="image/png", generation_id="")
 
 
@@ -80,12 +80,12 @@ def placeholder_image(of: str = "") -> Asset:
 
 
 async def _text(source: str) -> tuple[str, str]:
-    # A bucket's keys may hold anything; of other links, what follows a question mark is no part of the name.
+    # An S3 key may hold any character; in other links the query is not part of the name.
     path = without_secrets(source) if "://" in source and not source.lower().startswith("s3:") else source
     form = ENDINGS.get(Path(path).suffix.lower())
     if form is None:
         raise ConfigurationError(
-            f"The manifest {path} has no known ending", next_step=f"Name it one of: {', '.join(ENDINGS)}."
+            f"The manifest {path} has an unknown file extension", next_step=f"Name it one of: {', '.join(ENDINGS)}."
         )
     return await on_io(_read(source)), form
 
@@ -102,7 +102,7 @@ async def _read(source: str) -> str:
             body = await asyncio.to_thread(_file, source, source)
         case _:
             raise ConfigurationError(
-                f"There is no way to read {without_secrets(source)}",
+                f"{without_secrets(source)} is not a supported link",
                 next_step="Give a path or a link: http(s)://, s3:// or file://.",
             )
     if body is None:
@@ -127,7 +127,7 @@ def _file(source: str, path: str) -> bytes | None:
         return Path(path).expanduser().read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RuntimeError) as error:  # a directory, no name of a file, nobody's home
+    except (OSError, ValueError, RuntimeError) as error:  # a directory, an invalid file name, an unresolvable `~user`
         raise ConfigurationError(
             f"The manifest {source} can't be read: {getattr(error, 'strerror', error)}",
             next_step="Check its path, and who may read it.",
@@ -141,7 +141,7 @@ def _rows(records: Sequence[Any], take: int | str, take_of: TakeOf) -> list[Row]
     rows: list[Row] = []
     problems: list[str] = [] if records else ["it has no rows"]
     ids: dict[str, int] = {}
-    told: set[str] = set()
+    reported: set[str] = set()
     for number, record in enumerate(records, start=1):
         label = f"row {number}"
         try:
@@ -150,11 +150,11 @@ def _rows(records: Sequence[Any], take: int | str, take_of: TakeOf) -> list[Row]
             if _id_problem(identity) is None:
                 label += f" ({identity})"
                 if (first := ids.setdefault(str(identity), number)) != number:
-                    problems.append(f"{label}: id: is row {first}'s already")
-            # What is wrong with a heading is told once, not five thousand times.
+                    problems.append(f"{label}: id: is used by row {first} already")
+            # An unknown heading is reported once, not once per row.
             unknown = {name: fields.pop(name) for name in list(fields) if name not in _FIELDS}
-            problems += [f"{label}: {_unknown(name, unknown[name])}" for name in unknown if name not in told]
-            told |= unknown.keys()
+            problems += [f"{label}: {_unknown(name, unknown[name])}" for name in unknown if name not in reported]
+            reported |= unknown.keys()
             rows.append(_row(fields, take, take_of))
         except InvalidManifest as error:
             problems += [f"{label}: {problem}" for problem in error.problems]
@@ -165,10 +165,10 @@ def _rows(records: Sequence[Any], take: int | str, take_of: TakeOf) -> list[Row]
 
 def _fields(record: Any) -> dict[str, Any]:
     if not isinstance(record, Mapping):
-        raise InvalidManifest([f"is {type(record).__name__}, where a mapping of fields is due"])
+        raise InvalidManifest([f"is {type(record).__name__}, where a mapping of fields is expected"])
     fields = mapping((str(name).strip(), value) for name, value in record.items())
     if TWICE in fields.values():
-        raise InvalidManifest([f"{name}: is there twice" for name, value in fields.items() if value is TWICE])
+        raise InvalidManifest([f"{name}: is set twice" for name, value in fields.items() if value is TWICE])
     cells = {name: _cell(name, value) for name, value in fields.items()}
     return {name: value for name, value in cells.items() if value is not None}
 
@@ -178,7 +178,9 @@ def _row(fields: dict[str, Any], take: int | str, take_of: TakeOf) -> Row:
     motion = {name.removeprefix(MOTION): fields.pop(name) for name in list(fields) if name.startswith(MOTION)}
     wrong = _id_problem(identity)
     problems = [] if wrong is None else [str(Problem("id", identity, wrong))]
-    request = _collected(lambda: GenerationRequest(**fields | {"take": take_of(fields.get("take", take))}), problems)
+    request = _collect_problems(
+        lambda: GenerationRequest(**fields | {"take": take_of(fields.get("take", take))}), problems
+    )
     if motion:
         problems += _motion_problems(motion)
     if request is None or problems:
@@ -200,13 +202,13 @@ def _id_problem(value: Any) -> str | None:
 
 def _unknown(name: str, value: Any) -> Problem:
     nearest = next(iter(difflib.get_close_matches(name.lower(), _FIELDS, n=1)), None)
-    return Problem(name or "(no heading)", value, "is no field of a row", _FIELDS, nearest)
+    return Problem(name or "(no heading)", value, "is not a field of a row", _FIELDS, nearest)
 
 
 def _motion_problems(motion: dict[str, Any]) -> list[str]:
     problems = [] if "prompt" in motion else [f"{MOTION}prompt: is required by the other {MOTION} fields"]
-    # The picture isn't made yet, and says nothing about the other fields.
-    _collected(
+    # Without the picture, which isn't made yet and doesn't affect the other fields.
+    _collect_problems(
         lambda: GenerationRequest(**{"model": DEFAULT_MOTION_MODEL, "prompt": "-", **motion}), problems, prefix=MOTION
     )
     return problems
@@ -217,7 +219,7 @@ def _motion_of(request: GenerationRequest, motion: dict[str, Any]) -> dict[str, 
     return {"model": DEFAULT_MOTION_MODEL, **ratio, **motion}
 
 
-def _collected(
+def _collect_problems(
     make: Callable[[], GenerationRequest], problems: list[str], prefix: str = ""
 ) -> GenerationRequest | None:
     try:
@@ -230,14 +232,14 @@ def _collected(
 
 
 def _cell(name: str, value: Any) -> Any:
-    """Return a cell of a text format as the field's type, as far as it can be; the request judges the rest."""
+    """Return a cell of a text format as the field's type, as far as possible; the request validates the rest."""
     if not isinstance(value, str):
         return value
     text = with_plain_line_ends(value).strip()
     if not text:
         return None
     if name.removeprefix(MOTION) == "duration" or name == "take":
-        # 007 is no other spelling of 7: what looks different is another take, and another purchase.
+        # 007 is not another spelling of 7: it is another take, and another purchase.
         return int(text) if re.fullmatch(rf"0|-?[1-9][0-9]{{0,{MAX_DIGITS - 1}}}", text) else text
     if name in ("watermark", "private"):
         return True if text.lower() in _YES else False if text.lower() in _NO else text

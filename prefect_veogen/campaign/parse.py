@@ -1,4 +1,4 @@
-"""Records from text: CSV, JSON, JSON Lines or YAML, each read as it looks, in time and memory that fit its length."""
+"""Records from text: CSV, JSON, JSON Lines or YAML; each value is read as its text, in linear time and memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from prefect_veogen.errors import InvalidManifest
 
 ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".yaml": "yaml", ".yml": "yaml"}
 TWICE = object()
-"""Stands for the value of a name that is there twice, until somebody can tell whose it is."""
+"""Sentinel for the value of a duplicate key, until the row it belongs to is known."""
 
 _TAG, _TAGS, _NULLS = "tag:yaml.org,2002:", ("str", "seq", "map", "null"), ("", "~", "null", "Null", "NULL")
 # A list of rows of fields of links is 3 deep, and YAML's time grows with the square of the depth.
-_MOST_DEPTH = 20
-_MOST_CHARACTERS = 100_000  # a text may be referred to from every row
+_MAX_DEPTH = 20
+_MAX_CHARACTERS = 100_000  # an anchored text may be referred to from every row
 
 
 def parsed(text: str, form: str) -> Any:
-    """Return what the text says, in one of the forms of `ENDINGS`.
+    """Return the records of a text in one of the formats of `ENDINGS`.
 
     Raises:
-        InvalidManifest: it isn't written in that form.
+        InvalidManifest: it isn't valid in that format.
     """
     try:
         match form:
@@ -40,11 +40,11 @@ def parsed(text: str, form: str) -> Any:
             case _:
                 return _yaml(text)
     except (ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
-        raise InvalidManifest([f"it is no valid {form.upper()}: {error}"]) from None
+        raise InvalidManifest([f"it is not valid {form.upper()}: {error}"]) from None
 
 
 def mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
-    """Return pairs as a dict in which what is there twice is `TWICE`."""
+    """Return pairs as a dict in which the value of a duplicate key is `TWICE`."""
     found: dict[Any, Any] = {}
     for name, value in pairs:
         found[name] = TWICE if name in found else value
@@ -55,13 +55,13 @@ def _csv(text: str) -> list[Any]:
     table = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="(no heading)")
     names = [name.strip() for name in table.fieldnames or ()]
     if len(names) == 1 and (separator := re.search(r"[;\t|]", names[0])):
-        raise InvalidManifest([f"its cells are separated by {separator[0]!r}, where commas are due"])
+        raise InvalidManifest([f"its cells are separated by {separator[0]!r}, where commas are expected"])
     problems = [
         f"it has more than one column {name!r}" for name in sorted(set(names)) if name and names.count(name) > 1
     ]
     if problems:
         raise InvalidManifest(problems)
-    # Spreadsheets like to end with rows of nothing but commas.
+    # Spreadsheets often end with rows of nothing but commas.
     return [row for row in table if any(cell and str(cell).strip() for cell in row.values())]
 
 
@@ -76,25 +76,25 @@ def _json_lines(text: str) -> list[Any]:
         try:
             records += [_json(line)] if line.strip() else []
         except (ValueError, RecursionError) as error:
-            problems.append(f"line {number} is no valid JSON: {error}")
+            problems.append(f"line {number} is not valid JSON: {error}")
     if problems:
         raise InvalidManifest(problems)
     return records
 
 
 def _yaml(text: str) -> Any:
-    """Return what YAML says, as it looks: to YAML 1.1, 16:9 is the number 969, and 2026-11-24 no text."""
+    """Return the YAML document with all scalars as text: to YAML 1.1, 16:9 is the number 969, and 2026-11-24 a date."""
     anchored: dict[str | None, Any] = {}
     opened: list[tuple[Any, list[Any]]] = [(yaml.StreamStartEvent(), [])]
-    # Events, not nodes: these recurse, and unfold what is referred to, so that a few lines come to gigabytes.
+    # Events, not nodes: nodes recurse and expand aliases, so that a few lines become gigabytes.
     for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         match event:
             case yaml.AliasEvent():
                 if event.anchor not in anchored:
-                    raise _error(event, f"*{event.anchor} refers to nothing that ended before it")
+                    raise _error(event, f"*{event.anchor} refers to no complete anchor before it")
                 opened[-1][1].append(anchored[event.anchor])
             case yaml.CollectionStartEvent():
-                if len(opened) > _MOST_DEPTH:
+                if len(opened) > _MAX_DEPTH:
                     raise _error(event, "is nested too deeply")
                 opened.append((event, []))
             case yaml.ScalarEvent() | yaml.CollectionEndEvent():
@@ -110,28 +110,28 @@ def _yaml(text: str) -> Any:
 
 def _value(start: Any, values: list[Any]) -> Any:
     if start.tag not in (None, "!", *(_TAG + name for name in _TAGS)):
-        raise _error(start, f"the tag {start.tag[:60]} has no meaning here; write plain text")
+        raise _error(start, f"the tag {start.tag[:60]} is not supported; write plain text")
     match start:
         case yaml.SequenceStartEvent():
             return values
         case yaml.MappingStartEvent():
             return _merged(start, values[::2], values[1::2])
-    if len(start.value) > _MOST_CHARACTERS:
-        raise _error(start, f"is a text of {len(start.value)} characters; at most {_MOST_CHARACTERS} are allowed")
+    if len(start.value) > _MAX_CHARACTERS:
+        raise _error(start, f"is a text of {len(start.value)} characters; at most {_MAX_CHARACTERS} are allowed")
     is_null = start.tag == _TAG + "null" or (start.tag is None and start.implicit[0] and start.value in _NULLS)
     return None if is_null else start.value
 
 
 def _merged(start: yaml.Event, names: list[Any], values: list[Any]) -> dict[Any, Any]:
-    """Return a mapping of its own names and, for what these leave open, of the mappings that `<<` refers to."""
+    """Return a mapping with its own keys and those of the mappings that `<<` refers to; its own win."""
     if not all(isinstance(name, str | None) for name in names):
-        raise _error(start, "has a name that is no text")
+        raise _error(start, "has a key that is not text")
     own = mapping(zip(names, values, strict=True))
     referred = own.pop("<<", [])
     merged: dict[Any, Any] = {}
     for source in reversed(referred if isinstance(referred, list) else [referred]):
         if not isinstance(source, dict):
-            raise _error(start, "<< has to refer to mappings, and to be there once")
+            raise _error(start, "<< must refer to mappings, and be used once")
         merged |= source
     return merged | own
 

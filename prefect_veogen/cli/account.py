@@ -1,4 +1,4 @@
-"""`models` and `balance`: what the service offers, and what the account holds."""
+"""`models` and `balance`: the service's catalogue, and the account's balance."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def models(options: Namespace) -> int:
 
 
 def balance(options: Namespace) -> int:
-    """Write what the account holds."""
+    """Write the account's balance."""
     found = asyncio.run(_balance(connect(options).client))
     if options.json:
         write_json({"remaining_usd": found.remaining_usd, "spent_usd": found.spent_usd})
@@ -49,7 +49,7 @@ def balance(options: Namespace) -> int:
 
 
 async def _balance(client: VeogenClient) -> Balance:
-    # Where neither endpoint tells anything, asking once more gives the reason, or an answer without figures.
+    # Where neither endpoint states a balance, another request raises the reason, or gives a response without figures.
     return await balance_of(client) or await client.get_account()
 
 
@@ -57,11 +57,11 @@ async def _catalogue(client: VeogenClient) -> list[CatalogueModel]:
     found: dict[str, CatalogueModel] = {}
     page = 1
     while True:
-        answer = await client.list_models(page=page)
-        new = [model for model in answer.items if model.slug not in found]
+        listed = await client.list_models(page=page)
+        new = [model for model in listed.items if model.slug not in found]
         found.update((model.slug, model) for model in new)
-        # The page is not documented: a service which ignores `page` shows the same models again.
-        if not answer.has_more or not new:
+        # `page` is not documented: a service that ignores it lists the same models again.
+        if not listed.has_more or not new:
             return list(found.values())
         page += 1
 
@@ -79,7 +79,7 @@ def _is_per_second(model: CatalogueModel) -> bool:
 
 
 def _unit_prices(model: CatalogueModel) -> dict[str, Decimal | None]:
-    """Return the price by resolution, of a second where seconds are billed, else of a whole generation."""
+    """Return the price by resolution: per second where seconds are billed, else per generation."""
     one = 1 if _is_per_second(model) else None
     resolutions = model.resolutions or tuple(model.resolution_multipliers)
     return {name: _price(model, name, one) for name in resolutions} or {"": _price(model, None, one)}

@@ -1,4 +1,4 @@
-"""What the command line understands, with an example for everything."""
+"""The command line's commands and options, with an example for each."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from typing import Any
 _ABOUT = """Paid images and videos as safe steps of a Prefect pipeline."""
 
 _EXAMPLES = """\
-begin here:
+start here:
   prefect-veogen demo                        an image, then a video: offline, no account, no money
 
 with an account:
   export VEOGEN_API_TOKEN=...                veogen.studio → Settings → API Tokens
-  export VEOGEN_STORE=s3://bucket/prefix     where assets and receipts live; a path will do, too
-  prefect-veogen models                      what there is, and what it costs
+  export VEOGEN_STORE=s3://bucket/prefix     where assets and receipts live; or a path
+  prefect-veogen models                      what the service offers, and what it costs
   prefect-veogen plan rows.csv               what it would cost, before anything is bought
 
-`prefect-veogen COMMAND --help` tells more. None of these commands buys anything: flows do."""
+`prefect-veogen COMMAND --help` shows the details. None of these commands buys anything; flows do."""
 
 _EARLIEST = datetime(2020, 1, 1, tzinfo=UTC)
 
@@ -29,7 +29,7 @@ _SWEEP_STOPPED = "Stopped. Nothing was bought and nothing is lost: run it again 
 _DEMO_STOPPED = (
     "Stopped. The sandbox and Prefect's local server are gone; nothing is still running, nothing cost money."
 )
-_DECISION_STOPPED = "Stopped. `prefect-veogen receipts show KEY` tells whether the decision was still written down."
+_DECISION_STOPPED = "Stopped. `prefect-veogen receipts show KEY` shows whether the decision was recorded."
 
 
 def parser() -> argparse.ArgumentParser:
@@ -62,14 +62,14 @@ def _demo(commands: Any) -> None:
         "an image, then a video, in a minute: offline, no account, no money",
         "prefect-veogen demo\nprefect-veogen demo --keep     # and then try things on its sandbox yourself",
         about="Starts a sandbox and a private Prefect server, runs the flow image_then_animate on them, runs it once "
-        "more to show that nothing is bought twice, and leaves the picture and the clip for you to look at. Never "
-        "talks to the real service, whatever token is set.",
+        "more to show that nothing is bought twice, and leaves the picture and the clip for you to look at. It never "
+        "connects to the real service, whatever token is set.",
     )
     command.add_argument(
         "--store",
         metavar="DIR",
         default="veogen-demo",
-        help="each demo makes a new folder below (default: %(default)s)",
+        help="each demo creates a new folder in it (default: %(default)s)",
     )
     command.add_argument("--keep", action="store_true", help="leave the sandbox running until Ctrl-C")
     command.set_defaults(stopped=_DEMO_STOPPED)
@@ -82,12 +82,14 @@ def _models(commands: Any) -> None:
         "what the service offers, and what it costs",
         "prefect-veogen models\nprefect-veogen models veo-3.1-fast",
     )
-    command.add_argument("slug", nargs="?", metavar="MODEL", help="one model, with all it takes")
+    command.add_argument("slug", nargs="?", metavar="MODEL", help="one model, with its parameters and prices")
     _shared(command, "--credentials", "--base-url", "--json")
 
 
 def _balance(commands: Any) -> None:
-    command = _command(commands, "balance", "what the account holds and has spent", "prefect-veogen balance --json")
+    command = _command(
+        commands, "balance", "the account's balance, and what it has spent", "prefect-veogen balance --json"
+    )
     _shared(command, "--credentials", "--base-url", "--json")
 
 
@@ -102,7 +104,7 @@ def _plan(commands: Any) -> None:
         "Exit code 1 if something would be refused or could not be paid.",
     )
     command.add_argument("what", metavar="MODEL | MANIFEST", help="a model, or a CSV, JSON, JSONL or YAML file of rows")
-    command.add_argument("prompt", nargs="?", metavar="PROMPT", help="what to make; with a model")
+    command.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt, if the first argument is a model")
     for name in ("aspect-ratio", "resolution", "mode", "style"):
         command.add_argument(f"--{name}", metavar="TEXT")
     command.add_argument("--duration", type=int, metavar="SECONDS")
@@ -111,7 +113,7 @@ def _plan(commands: Any) -> None:
             f"--{kind}-url", action="append", dest=f"{kind}_urls", metavar="URL", help="may be repeated"
         )
     command.add_argument("--take", type=_take, default=1, help="a number or a name (default: 1)")
-    command.add_argument("--budget-usd", type=_amount, metavar="USD", help="also compare with this much")
+    command.add_argument("--budget-usd", type=_amount, metavar="USD", help="also compare with this cap")
     _shared(command, "--credentials", "--base-url", "--store", "--json")
 
 
@@ -119,36 +121,36 @@ def _receipts(commands: Any) -> None:
     command = _command(
         commands,
         "receipts",
-        "what was bought, and decisions about purchases whose answer was lost",
+        "what was bought, and decisions about purchases in doubt",
         "prefect-veogen receipts\n"
         "prefect-veogen receipts show KEY\n"
-        "prefect-veogen receipts adopt KEY GENERATION_ID     # that generation was it\n"
+        "prefect-veogen receipts adopt KEY GENERATION_ID     # it was that generation\n"
         "prefect-veogen receipts release KEY                 # it was never made; the next run buys",
     )
     _shared(command, "--store", "--json")
     actions = command.add_subparsers(dest="action", metavar="ACTION")
     listing = _command(
-        actions, "list", "all receipts of the store (the default)", "prefect-veogen receipts list --json"
+        actions, "list", "all receipts in the store (the default)", "prefect-veogen receipts list --json"
     )
     listing.add_argument("--state", metavar="STATE", help="only these, such as in-doubt")
-    show = _command(actions, "show", "one receipt, whole", "prefect-veogen receipts show v1-4be1c2")
-    show.add_argument("key", metavar="KEY", help="its key, or as much of it as is unique")
+    show = _command(actions, "show", "one receipt, with its history", "prefect-veogen receipts show v1-4be1c2")
+    show.add_argument("key", metavar="KEY", help="its key, or a unique prefix of it")
     adopt = _command(
         actions,
         "adopt",
-        "say which generation a lost purchase was; the next run uses it",
+        "record which generation a purchase in doubt was; the next run uses it",
         "prefect-veogen receipts adopt v1-4be1c2…-take-1 0193…",
     )
     adopt.add_argument("key", metavar="KEY")
     adopt.add_argument("generation_id", metavar="GENERATION_ID")
-    adopt.add_argument("--force", action="store_true", help="even if the generation shows other content than asked for")
+    adopt.add_argument("--force", action="store_true", help="even if the generation's content differs from the request")
     adopt.set_defaults(stopped=_DECISION_STOPPED)
     release = _command(
         actions,
         "release",
-        "say that a lost purchase was never made; the next run BUYS",
+        "record that a purchase in doubt was never made; the next run BUYS",
         "prefect-veogen receipts release v1-4be1c2…-take-1",
-        about="COSTS MONEY if it is wrong: the next run buys again. Look at the account's generations first.",
+        about="COSTS MONEY if it is wrong: the next run buys again. Check the account's generations first.",
     )
     release.add_argument("key", metavar="KEY")
     release.set_defaults(stopped=_DECISION_STOPPED)
@@ -161,10 +163,10 @@ def _sweep(commands: Any) -> None:
     command = _command(
         commands,
         "sweep",
-        "finish what dead or cancelled runs left behind; free",
+        "finish what killed or cancelled runs left behind; free",
         "prefect-veogen sweep",
-        about="Downloads what was paid for, finds purchases whose answer was lost, and gives back money that was set "
-        "aside for nothing. Safe beside working flows. Exit code 1 if a person must look.",
+        about="Downloads what was paid for, searches for purchases in doubt, and releases money that was reserved by "
+        "runs that died. Safe beside running flows. Exit code 1 if anything needs manual review.",
     )
     _shared(command, "--credentials", "--base-url", "--store", "--json")
     command.set_defaults(stopped=_SWEEP_STOPPED)
@@ -176,13 +178,13 @@ def _reconcile(commands: Any) -> None:
         "reconcile",
         "compare the receipts with the account's statement; free",
         "prefect-veogen reconcile --since 2026-11-01",
-        about="Exit code 1 if they don't add up. What another store or a person bought shows up as a difference, too.",
+        about="Exit code 1 if they don't add up. Purchases of another store or by hand show up as a difference, too.",
     )
     command.add_argument(
         "--since",
         type=_moment,
         metavar="DATE",
-        help="a date or time, UTC if nothing else is said (default: 30 days ago)",
+        help="a date or time, UTC unless it has an offset (default: 30 days ago)",
     )
     _shared(command, "--credentials", "--base-url", "--store", "--json")
 
@@ -193,11 +195,11 @@ def _setup(commands: Any) -> None:
         "setup",
         "prepare a Prefect server: one rate limit over all workers, and the credentials block",
         "prefect-veogen setup\n"
-        "prefect-veogen setup --results s3-bucket/media     # whoever has that bucket can read what flows return",
-        about="Creates or updates the global concurrency limit which joins the workers of one account under the API's "
+        "prefect-veogen setup --results s3-bucket/media     # who can read that bucket can read results",
+        about="Creates or updates the global concurrency limit that keeps all workers of one account under the API's "
         "rate limit (VEOGEN_REQUESTS_PER_MINUTE), and registers the block type VeogenCredentials. With --results, a "
-        "saved file system block becomes where the server's flows store their results by default, so that callers on "
-        "other machines can read them. Safe to repeat.",
+        "saved file system block becomes the default result storage of the server's flows, so that callers on "
+        "other machines can read them. Idempotent.",
     )
     command.add_argument(
         "--requests-per-minute", type=int, metavar="N", help="the account's limit (VEOGEN_REQUESTS_PER_MINUTE, 120)"
@@ -212,11 +214,11 @@ def _setup(commands: Any) -> None:
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples as they are written, and names and their meaning on one line."""
+    """Keeps the examples as they are written, and each name and its help on one line."""
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=32, width=100)
-        self._action_max_length = 13  # argparse forgets the indent of commands, and breaks the line of the longest
+        self._action_max_length = 13  # argparse ignores the indent of commands, and would wrap the longest
 
 
 def _command(commands: Any, name: str, summary: str, example: str, *, about: str = "") -> argparse.ArgumentParser:
@@ -245,7 +247,7 @@ _SHARED: dict[str, dict[str, Any]] = {
 
 def _shared(command: argparse.ArgumentParser, *names: str) -> None:
     for name in names:
-        # SUPPRESS, because an option may stand before or behind ACTION: the second parser must not undo the first.
+        # SUPPRESS, because an option may come before or after ACTION: the second parser must not reset it.
         command.add_argument(name, default=argparse.SUPPRESS, **_SHARED[name])
 
 
@@ -267,7 +269,9 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date such as 2026-11-01 or 2026-11-01T08:00+00:00") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a date such as 2026-11-01 or 2026-11-01T08:00+00:00"
+        ) from None
     moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
     if not _EARLIEST <= moment <= datetime.now(UTC):
         raise argparse.ArgumentTypeError(f"{text!r} is not between {_EARLIEST:%Y} and now: there is nothing to compare")
@@ -275,5 +279,5 @@ def _moment(text: str) -> datetime:
 
 
 def a_month_ago() -> datetime:
-    """Return what `reconcile` looks back to when nothing is said."""
+    """Return the default of `reconcile --since`."""
     return datetime.now(UTC) - timedelta(days=30)

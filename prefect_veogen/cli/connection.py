@@ -1,4 +1,4 @@
-"""Which account a command talks to: `--credentials`, else `VEOGEN_CREDENTIALS`, else the environment's token."""
+"""Which account a command uses: `--credentials`, else `VEOGEN_CREDENTIALS`, else the environment's token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def connect(options: Namespace, caps: tuple[Cap, ...] = ()) -> Session:
     """Return the session of a command's options; its requests share the limit of all other workers.
 
-    Of a block that is named, Prefect's server is asked.
+    A named block is loaded from the Prefect server.
     """
     session = _open(options, caps)
     share_limit(session)
@@ -28,7 +28,7 @@ def connect(options: Namespace, caps: tuple[Cap, ...] = ()) -> Session:
 def _open(options: Namespace, caps: tuple[Cap, ...]) -> Session:
     if options.credentials is None and Settings().credentials is None:
         return open_session(base_url=options.base_url, store=options.store, caps=caps)
-    # Only now, for Prefect's import takes seconds.
+    # Imported only here, because importing Prefect takes seconds.
     from prefect_veogen.tasks.credentials import resolve_credentials
 
     block = asyncio.run(resolve_credentials(options.credentials, "--credentials"))

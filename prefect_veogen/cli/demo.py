@@ -1,4 +1,4 @@
-"""`demo`: a stranger's first minute, offline. The sandbox runs here, the flow and its Prefect server in a child."""
+"""`demo`: the first minute, offline. The sandbox runs here, the flow and its Prefect server in a child process."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from prefect_veogen.sandbox import Sandbox
 
 PROMPTS = ("a lighthouse at dusk", "the beam turns, waves roll in")
-# How much faster the sandbox's clock runs: a clip that takes a minute or two is there in a few seconds.
+# How much faster the sandbox's clock runs: a clip that takes a minute or two is ready in a few seconds.
 SPEED = 30
-_PATIENCE_SECONDS = 5
+_TERMINATE_SECONDS = 5
 
 
 def demo(options: Namespace) -> int:
-    """Buy, wait for and download a picture and a clip in the sandbox, twice, and show what came of it."""
+    """Buy, wait for and download a picture and a clip in the sandbox, twice, and show the results."""
     signal.signal(signal.SIGTERM, _stop)
     progress = _Progress()
     say("A Veogen Studio of your own, offline: nothing here costs money.", "")
     with progress, _running_sandbox() as sandbox:
-        folder = _fresh_folder(options.store)
+        folder = _make_folder(options.store)
         progress.done(f"The sandbox runs at {sandbox.base_url}, with {in_usd(sandbox.balance_usd)} of play money")
-        told = _run(sandbox, folder, progress)
-        image, video = Asset(**told["image"]), Asset(**told["video"])
+        assets = _run(sandbox, folder, progress)
+        image, video = Asset(**assets["image"]), Asset(**assets["video"])
         progress.close()
         _show(sandbox, folder, image, video)
         if options.keep:
@@ -55,11 +55,11 @@ def demo(options: Namespace) -> int:
 
 
 def _run(sandbox: Sandbox, folder: Path, progress: _Progress) -> dict[str, Any]:
-    """Run the flow twice and return what it made; leave no process behind, however this ends."""
+    """Run the flow twice and return its assets; leave no process behind, however this ends."""
     progress.doing("Starting Prefect's local server, private to this demo (takes some 20 seconds)")
     log = folder / "prefect.log"
     made: list[dict[str, Any]] = []
-    problem: dict[str, Any] = {"error": "it ended without a word"}
+    problem: dict[str, Any] = {"error": "it ended without a message"}
     with tempfile.TemporaryDirectory(prefix="veogen-demo-") as scratch, _child(sandbox, folder, scratch, log) as child:
         assert child.stdout is not None
         for line in child.stdout:
@@ -68,13 +68,13 @@ def _run(sandbox: Sandbox, folder: Path, progress: _Progress) -> dict[str, Any]:
                     progress.done("Prefect's local server is up")
                     progress.doing(f"Running the flow {FLOW}")
                 case {"log": text}:
-                    progress.tell(text.replace(folder.as_uri(), _shown(folder)))
+                    progress.note(text.replace(folder.as_uri(), _shown(folder)))
                 case {"error": _} as problem:
                     pass
                 case assets if made:
                     made.append(assets)
                     progress.done("The same flow, run again, found both and bought nothing")
-                    break  # nothing that is still to come from there is of interest
+                    break  # what the child still writes is not needed
                 case assets:
                     made.append(assets)
                     progress.done(f"The flow {FLOW} is completed")
@@ -89,14 +89,14 @@ def _run(sandbox: Sandbox, folder: Path, progress: _Progress) -> dict[str, Any]:
 
 @contextmanager
 def _child(sandbox: Sandbox, folder: Path, scratch: str, log: Path) -> Iterator[subprocess.Popen[str]]:
-    with log.open("w", encoding="utf-8") as told:
+    with log.open("w", encoding="utf-8") as errors:
         child = subprocess.Popen(  # noqa: S603 - this Python, our module, our prompts
             [sys.executable, "-m", "prefect_veogen.cli.demo_run", *PROMPTS],
             env=_environment(sandbox, folder, scratch),
-            cwd=scratch,  # a prefect.toml or .env of the user's may point Prefect somewhere else
+            cwd=scratch,  # a prefect.toml or .env in the user's directory may configure another server
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=told,
+            stderr=errors,
             encoding="utf-8",
             start_new_session=True,
         )
@@ -107,11 +107,11 @@ def _child(sandbox: Sandbox, folder: Path, scratch: str, log: Path) -> Iterator[
 
 
 def _end(child: subprocess.Popen[str]) -> None:
-    """End the child and its Prefect server, which are a session of their own."""
+    """Stop the child and its Prefect server, which are a session of their own."""
     if child.poll() is None:
         child.terminate()
         with suppress(subprocess.TimeoutExpired):
-            child.wait(_PATIENCE_SECONDS)
+            child.wait(_TERMINATE_SECONDS)
     if hasattr(os, "killpg"):
         with suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -124,7 +124,7 @@ def _end(child: subprocess.Popen[str]) -> None:
 
 
 def _environment(sandbox: Sandbox, folder: Path, scratch: str) -> dict[str, str]:
-    """Return an environment without a trace of the user's account, Prefect server or proxy."""
+    """Return an environment without the user's account, Prefect server and proxy."""
     inherited = {
         name: value
         for name, value in os.environ.items()
@@ -163,8 +163,8 @@ def _running_sandbox() -> Iterator[Sandbox]:
         sandbox.stop()
 
 
-def _fresh_folder(store: str) -> Path:
-    """Return a new, empty folder: a demo always buys, and never meets the receipts of the one before."""
+def _make_folder(store: str) -> Path:
+    """Return a new, empty folder: a demo always buys, whatever receipts earlier ones left."""
     place = open_store(store)
     if not isinstance(place, LocalStore):
         raise ConfigurationError(f"The demo writes into a directory, not to {store}", next_step="Give --store DIR.")
@@ -177,7 +177,8 @@ def _fresh_folder(store: str) -> Path:
             continue
         except OSError as error:
             raise ConfigurationError(
-                f"Nothing can be written to {parent}: {error.strerror}", next_step="Give another place: --store DIR."
+                f"Nothing can be written to {parent}: {error.strerror}",
+                next_step="Give another directory: --store DIR.",
             ) from None
         else:
             return parent / f"run-{number}"
@@ -191,7 +192,7 @@ def _stop(*_: object) -> None:
 
 
 class _Progress:
-    """Says what is going on: a line that turns into the next one on a terminal, plain lines in a pipe."""
+    """Shows the progress: one changing line on a terminal, plain lines in a pipe."""
 
     def __init__(self) -> None:
         self._out = console()
@@ -205,7 +206,7 @@ class _Progress:
         self.close()
 
     def doing(self, text: str) -> None:
-        """Show what goes on now."""
+        """Show the current step."""
         if not self._out.is_terminal:
             self._out.print(f"  ... {text}", soft_wrap=True)
         elif self._status is None:
@@ -214,18 +215,18 @@ class _Progress:
         else:
             self._status.update(text)
 
-    def tell(self, text: str) -> None:
-        """Show something that happened on the way."""
+    def note(self, text: str) -> None:
+        """Show an event within the current step."""
         self._out.print(f"      {text}", style="dim", soft_wrap=True)
 
     def done(self, text: str) -> None:
-        """Show what is finished, and how long it took."""
+        """Show a finished step, and how long it took."""
         now = time.monotonic()
         self._out.print(f"  ok  {text} ({now - self._since:.1f} s)", soft_wrap=True)
         self._since = now
 
     def close(self) -> None:
-        """Take the line away that says what goes on."""
+        """Remove the line of the current step."""
         if self._status is not None:
             self._status.stop()
         self._status = None

@@ -36,10 +36,10 @@ _FIELDS = (
 
 
 def plan(options: Namespace) -> int:
-    """Write what it would cost; 1 if something would be refused or could not be paid."""
+    """Write what the requests would cost; return 1 if any would be refused or could not be paid."""
     cap = Cap.of("this plan", options.budget_usd)
     session = connect(options, () if cap is None else (cap,))
-    made = asyncio.run(on_io(_made(session, options)))
+    made = asyncio.run(on_io(_make(session, options)))
     if options.json:
         write_json(_described(made))
     else:
@@ -47,13 +47,14 @@ def plan(options: Namespace) -> int:
     return 0 if made.is_affordable and not made.problems else 1
 
 
-async def _made(session: Session, options: Namespace) -> Plan:
+async def _make(session: Session, options: Namespace) -> Plan:
     fields = {name: getattr(options, name) for name in _FIELDS}
     if options.prompt is None:
         rows = await _rows(options, [name for name, value in fields.items() if value is not None])
         return await make_plan(session, await requests_of(session, rows))
     return await make_plan(
-        session, [GenerationRequest(model=options.what, prompt=options.prompt, take=_take_now(options.take), **fields)]
+        session,
+        [GenerationRequest(model=options.what, prompt=options.prompt, take=_fill_in_take(options.take), **fields)],
     )
 
 
@@ -64,14 +65,14 @@ async def _rows(options: Namespace, given: list[str]) -> list[Row]:
             next_step="Write it into the rows, or plan one request: give a model and a prompt.",
         )
     try:
-        return await read_manifest(options.what, options.take, _take_now)
+        return await read_manifest(options.what, options.take, _fill_in_take)
     except ConfigurationError as error:
         error.next_step = f"{error.next_step} If it is a model: give a prompt, too.".lstrip()
         raise
 
 
-def _take_now(take: int | str) -> int | str:
-    """Return a take of a schedule as a run of this moment would have it."""
+def _fill_in_take(take: int | str) -> int | str:
+    """Return a take with `{scheduled:…}` filled in as a run started now would."""
     return take_of_slot(take, datetime.now(UTC))
 
 
@@ -101,7 +102,7 @@ def _write(made: Plan) -> None:
     seen: list[GenerationRequest] = []
     rows = []
     for number, item in enumerate(made.items, start=1):
-        rows.append((str(number), item.request.model, shortened(item.request.prompt), *_told(item, seen)))
+        rows.append((str(number), item.request.model, shortened(item.request.prompt), *_price_and_note(item, seen)))
         seen.append(item.request.unsigned())
     table(("#", "MODEL", "PROMPT", "PRICE", ""), rows, right=("#", "PRICE"))
     for number, item in enumerate(made.items, start=1):
@@ -115,19 +116,19 @@ def _write(made: Plan) -> None:
         say("This can't be paid: it costs more than is left.", style="red")
 
 
-def _told(item: PlanItem, seen: list[GenerationRequest]) -> tuple[str, str]:
+def _price_and_note(item: PlanItem, seen: list[GenerationRequest]) -> tuple[str, str]:
     if item.problem is not None:
         return "-", "would be refused"
     if item.already_bought:
-        return in_usd(item.usd), "the same as above" if item.request.unsigned() in seen else "bought already"
-    return in_usd(item.usd), "" if item.certainty is Certainty.EXACT else _how_sure(item.certainty)
+        return in_usd(item.usd), "same as above" if item.request.unsigned() in seen else "already bought"
+    return in_usd(item.usd), "" if item.certainty is Certainty.EXACT else _note_on(item.certainty)
 
 
-def _how_sure(certainty: Certainty) -> str:
+def _note_on(certainty: Certainty) -> str:
     return {
         Certainty.EXACT: "exact",
         Certainty.UPPER_BOUND: "at most",
-        Certainty.UNKNOWN: "the catalogue names no price",
+        Certainty.UNPRICED: "the catalogue states no price",
     }[certainty]
 
 
@@ -138,4 +139,4 @@ def _total(made: Plan) -> str:
         case Certainty.UPPER_BOUND:
             return f"at most {in_usd(made.total_usd)}"
         case _:
-            return f"at least {in_usd(made.total_usd)}: not every price is known"
+            return f"at least {in_usd(made.total_usd)}: some prices are unknown"

@@ -1,4 +1,4 @@
-"""`receipts`, `sweep` and `reconcile`: looking after what was bought."""
+"""`receipts`, `sweep` and `reconcile`: show, finish and check what was bought."""
 
 from __future__ import annotations
 
@@ -36,16 +36,20 @@ def receipts(options: Namespace) -> int:
         case "adopt":
             adopting = decisions.adopt(_session(options), options.key, options.generation_id, force=options.force)
             receipt = asyncio.run(on_io(adopting))
-            return _decided(options, receipt, "The next run of this request uses that generation and buys nothing.")
+            return _report_decision(
+                options, receipt, "The next run of this request uses that generation and buys nothing."
+            )
         case "release":
             receipt = asyncio.run(on_io(decisions.release(_offline_session(options), options.key)))
-            return _decided(options, receipt, "The next run of this request buys.")
-        case _:
+            return _report_decision(options, receipt, "The next run of this request buys.")
+        case "list" | None:
             return _list(options)
+        case action:
+            raise NotImplementedError(action)
 
 
 def sweep(options: Namespace) -> int:
-    """Finish what can be finished; 1 if a person must look."""
+    """Finish what can be finished; return 1 if anything needs manual review."""
     session = _session(options)
     swept = asyncio.run(on_io(sweep_store(session)))
     if options.json:
@@ -61,7 +65,7 @@ def sweep(options: Namespace) -> int:
 
 
 def reconcile(options: Namespace) -> int:
-    """Compare; 1 if it doesn't add up."""
+    """Compare the receipts with the statement; return 1 if they don't add up."""
     session = _session(options)
     found = asyncio.run(on_io(reconcile_statement(session, options.since or a_month_ago())))
     if options.json:
@@ -82,10 +86,10 @@ def reconcile(options: Namespace) -> int:
         return 0
     say(*found.damaged, style="bold")
     if found.only_in_ledger:
-        say("Bought by this store, but not on the statement:", style="bold")
+        say("In this store's receipts, but not on the statement:", style="bold")
         table(_HEADS, [_row(receipt) for receipt in found.only_in_ledger], right=("PRICE",))
     if found.only_in_statement:
-        say("On the statement, but bought by nobody who uses this store:", style="bold")
+        say("On the statement, but not in this store's receipts:", style="bold")
         rows = [
             (
                 f"{charge.created_at:%Y-%m-%d %H:%M}" if charge.created_at else "?",
@@ -119,7 +123,7 @@ def _list(options: Namespace) -> int:
         table(_HEADS, [_row(item) for item in found], right=("PRICE",))
         say(
             "",
-            f"{len(found)} receipts, {in_usd(_paid(found))} paid. All about one: prefect-veogen receipts show KEY",
+            f"{len(found)} receipts, {in_usd(_paid(found))} paid. Details: prefect-veogen receipts show KEY",
         )
     for error in damaged:
         complain(error)
@@ -128,7 +132,7 @@ def _list(options: Namespace) -> int:
 
 def _show(options: Namespace) -> int:
     session = _offline_session(options)
-    found = asyncio.run(on_io(_by_beginning(session, options.key)))
+    found = asyncio.run(on_io(_find_by_prefix(session, options.key)))
     if options.json:
         write_json(found)
         return 0
@@ -159,14 +163,14 @@ def _show(options: Namespace) -> int:
     return 0
 
 
-async def _by_beginning(session: Session, beginning: str) -> Receipt:
-    entry = await session.ledger.read(beginning)
+async def _find_by_prefix(session: Session, prefix: str) -> Receipt:
+    entry = await session.ledger.read(prefix)
     if entry is not None:
         return entry.receipt
-    keys = [key for key in await session.ledger.keys() if key.startswith(beginning)]
+    keys = [key for key in await session.ledger.keys() if key.startswith(prefix)]
     if len(keys) != 1:
         raise ConfigurationError(
-            f"{len(keys) or 'No'} receipts begin with {beginning}",
+            f"{len(keys) or 'No'} receipts begin with {prefix}",
             next_step="`prefect-veogen receipts` lists them; check VEOGEN_STORE.",
         )
     entry = await session.ledger.read(keys[0])
@@ -184,7 +188,7 @@ def _state(text: str) -> State:
     )
 
 
-def _decided(options: Namespace, receipt: Receipt, consequence: str) -> int:
+def _report_decision(options: Namespace, receipt: Receipt, consequence: str) -> int:
     if options.json:
         write_json(receipt)
     else:
@@ -212,21 +216,21 @@ def _paid(found: list[Receipt]) -> Decimal:
 
 
 def _session(options: Namespace) -> Session:
-    return _with_a_store(connect(options))
+    return _check_store(connect(options))
 
 
 def _offline_session(options: Namespace) -> Session:
-    """Return a session for looking at the store alone: the service is asked nothing, so that no token is needed."""
+    """Return a session for commands that read the store alone: no request to the service, so no token needed."""
     token = Settings().api_token or SecretStr("none-needed")
-    return _with_a_store(open_session(token=token, store=options.store))
+    return _check_store(open_session(token=token, store=options.store))
 
 
-def _with_a_store(session: Session) -> Session:
-    """Pass a session whose store is there: of a misspelt one, all would seem well."""
+def _check_store(session: Session) -> Session:
+    """Validate that the session's store exists: a misspelt one would look empty, and so in order."""
     store = session.store
     if isinstance(store, LocalStore) and not store.root.is_dir():
         raise ConfigurationError(
             f"There is no store at {store.root}",
-            next_step="Check --store and VEOGEN_STORE; the first purchase makes a new one.",
+            next_step="Check --store and VEOGEN_STORE; the first purchase creates a new one.",
         )
     return session

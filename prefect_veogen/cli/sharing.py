@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
-# Where Prefect looks for its settings, and what stands there if a server is set up. To see one that isn't costs a slow
-# start, no more.
+# Where Prefect reads its settings, and what they contain if a server is configured. A false positive only costs a slow
+# start.
 _VARIABLES = ("PREFECT_API_URL", "PREFECT_PROFILES_PATH")
 _PROFILES = "profiles.toml"
 _FILES = {
@@ -25,22 +25,22 @@ _FILES = {
 
 
 def share_limit(session: Session) -> None:
-    """Let the session's requests take turns with all other workers', if `prefect-veogen setup` was run."""
+    """Let the session's requests share all workers' rate limit, if `prefect-veogen setup` was run."""
     if not may_have_server():
         return
-    # Only now, for Prefect's import takes seconds.
+    # Imported only here, because importing Prefect takes seconds.
     from prefect_veogen.tasks.shared_limit import joined_limit
 
     asyncio.run(joined_limit(session))
 
 
 def may_have_server() -> bool:
-    """Tell whether a Prefect server may be set up here, without importing Prefect, which would know."""
+    """Return whether a Prefect server may be configured here, without importing Prefect."""
     return any(map(os.environ.get, _VARIABLES)) or any(_names_server(*file) for file in _FILES.items())
 
 
-def _names_server(name: str, by: str) -> bool:
+def _names_server(name: str, pattern: str) -> bool:
     folder = os.environ.get("PREFECT_HOME") or "~/.prefect" if name == _PROFILES else "."
-    with contextlib.suppress(OSError, RuntimeError):  # it can't be read, or there is no home
-        return re.search(by, (Path(folder).expanduser() / name).read_text(errors="replace")) is not None
+    with contextlib.suppress(OSError, RuntimeError):  # unreadable, or no home directory
+        return re.search(pattern, (Path(folder).expanduser() / name).read_text(errors="replace")) is not None
     return False

@@ -1,4 +1,4 @@
-"""What the commands write: tables and sentences for people, JSON for programs, both plain when piped."""
+"""The commands' output: tables and sentences for people, JSON for programs, both plain when piped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        raise  # noqa: PLE0704 - called while handling it; rich would end the program, `main` knows better
+        raise  # noqa: PLE0704 - called while handling it; rich would exit with 1, `main` handles it
 
 
 def console() -> Console:
@@ -36,24 +36,24 @@ def write_json(value: Any) -> None:
 
 
 def say(*lines: str, style: str | None = None) -> None:
-    """Write lines for a person."""
+    """Write lines of text."""
     out = console()
     for line in lines:
         out.print(Text(line, style=style or ""), soft_wrap=True)
 
 
 def complain(error: VeogenError) -> None:
-    """Write an error and what to do about it, where errors belong."""
+    """Write an error and its next step to stderr."""
     lines = [f"Error: {error}"]
     if isinstance(error, UnknownSubmission) and error.candidates:
-        lines.append(f"Generations that could be it: {', '.join(error.candidates)}")
+        lines.append(f"Candidate generations: {', '.join(error.candidates)}")
     sys.stderr.write("".join(f"{line}\n" for line in lines))
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequence[str] = ()) -> None:
-    """Write a table without frames; the heads named in `right` have figures below them.
+    """Write a table without frames; the columns named in `right` are aligned to the right.
 
-    The last column is never cut or folded, so that a path or a key in it can be copied as it stands.
+    The last column is never cut or wrapped, so that a path or a key in it can be copied.
     """
     lines = [tuple(heads), *(tuple(row) for row in rows)]
     widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
@@ -63,15 +63,15 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, right: Sequenc
             say("  ".join(cells).rstrip(), style="bold" if number == 0 else None)
 
 
-def _padded(cell: str, width: int, to_the_right: bool) -> str:  # noqa: FBT001 - a column is one or the other
+def _padded(cell: str, width: int, align_right: bool) -> str:  # noqa: FBT001 - a column is one or the other
     space = " " * (width - cell_len(cell))
-    return space + cell if to_the_right else cell + space
+    return space + cell if align_right else cell + space
 
 
-def shortened(text: str, most: int = 48) -> str:
+def shortened(text: str, max_characters: int = 48) -> str:
     """Return a text on one line, with an ellipsis if it is long."""
     line = " ".join(text.split())
-    return line if len(line) <= most else f"{line[: most - 1]}…"
+    return line if len(line) <= max_characters else f"{line[: max_characters - 1]}…"
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
-"""What a host did to a file for the journey (Content-Encoding), undone piece by piece.
+"""Content-Encoding, decoded piece by piece.
 
-We ask for `identity`, and some hosts encode all the same. However little was sent, no more than a piece of what it
-turns into is ever held in memory.
+We request `identity`, and some hosts encode all the same. However high the compression ratio, only one bounded piece of
+the output is ever in memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _PIECE_BYTES = 256 * 1024
 _MAX_CODINGS = 3
-# Bucket uploads leave this one behind as a label; the bytes themselves were never in that form.
-_SAY_NOTHING = ("", "identity", "none", "aws-chunked")
+# `aws-chunked` is left over from uploads; the stored bytes are not encoded.
+_NO_OPS = ("", "identity", "none", "aws-chunked")
 _GZIP_MAGIC = b"\x1f\x8b"
 # RFC 9659: what a recipient of zstd has to be able to hold.
 _MAX_ZSTD_WINDOW = 8 * 1024 * 1024
-# A block of 128 KiB may be sent in four bytes, so that pieces are small where the decoder can't be told to pause.
+# Four bytes may encode a block of 128 KiB, and this decoder can't limit its output: so its input is sliced.
 _ZSTD_SLICE_BYTES = 256
 
 
@@ -31,36 +31,36 @@ class Undecodable(Exception):
 
 
 class Decoder(ABC):
-    """Undoes one encoding of one file."""
+    """Decodes one file."""
 
     @abstractmethod
     def decode(self, data: bytes) -> Iterator[bytes]:
-        """Yield what the next bytes turn into, in pieces of bounded size.
+        """Yield the next bytes decoded, in pieces of bounded size.
 
         Raises:
-            Undecodable: they are not what they claim to be.
+            Undecodable: they are not valid in this encoding.
         """
 
     @property
     @abstractmethod
     def has_ended(self) -> bool:
-        """Whether everything has come."""
+        """Whether the end of the encoded data was reached."""
 
 
 def content_codings(headers: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what was done to a body, in this order; nothing if it came as it is."""
+    """Return the codings that were applied to a body, in this order; empty if there are none."""
     stated = (coding.strip().lower() for coding in headers.get("content-encoding", "").split(","))
-    return tuple(coding.removeprefix("x-") for coding in stated if coding not in _SAY_NOTHING)
+    return tuple(coding.removeprefix("x-") for coding in stated if coding not in _NO_OPS)
 
 
 def decoder_of(codings: tuple[str, ...]) -> Decoder:
-    """Return what undoes the codings.
+    """Return the decoder for the codings.
 
     Raises:
-        Undecodable: there is no way to.
+        Undecodable: one is not supported, or there are too many.
     """
     if len(codings) > _MAX_CODINGS:
-        raise Undecodable(f"{len(codings)} encodings, one over the other")
+        raise Undecodable(f"{len(codings)} stacked encodings")
     decoders = []
     for coding in reversed(codings):
         make = _DECODERS.get(coding)
@@ -86,7 +86,7 @@ class _Several(Decoder):
 
 
 class _Gzip(Decoder):
-    """One or several members, and maybe padding, which says nothing."""
+    """One or several members, maybe followed by padding, which is ignored."""
 
     def __init__(self) -> None:
         self._engine = zlib.decompressobj(wbits=31)
@@ -95,7 +95,7 @@ class _Gzip(Decoder):
     def decode(self, data: bytes) -> Iterator[bytes]:
         while data:
             if self._engine.eof:
-                # Another member, unless it is padding; its mark may come in two pieces.
+                # Another member, unless it is padding; its magic number may be split over two pieces.
                 data = self._behind + data
                 self._behind = data[:2]
                 if self._behind != _GZIP_MAGIC:
@@ -110,7 +110,7 @@ class _Gzip(Decoder):
 
 
 class _Deflate(Decoder):
-    """In a zlib wrapper, as it should be, or without one, as some servers send it."""
+    """In a zlib wrapper, as specified, or raw, as some servers send it."""
 
     def __init__(self) -> None:
         self._beginning = b""
@@ -140,14 +140,14 @@ def _inflated(engine: Any, data: bytes) -> Iterator[bytes]:
         if piece:
             yield piece
         data = engine.unconsumed_tail
-        # What was taken in may not all have come out: a full piece can have more behind it.
+        # A full piece may have more output pending.
         if engine.eof or not (data or len(piece) == _PIECE_BYTES):
             return
 
 
 class _Brotli(Decoder):
     def __init__(self) -> None:
-        library = _installed("brotli", "br")
+        library = _import("brotli", "br")
         self._engine, self._error = library.Decompressor(), library.error
 
     def decode(self, data: bytes) -> Iterator[bytes]:
@@ -169,7 +169,7 @@ class _Brotli(Decoder):
 
 class _Zstd(Decoder):
     def __init__(self) -> None:
-        library = _installed("zstandard", "zstd")
+        library = _import("zstandard", "zstd")
         self._error = library.ZstdError
         self._engine = library.ZstdDecompressor(max_window_size=_MAX_ZSTD_WINDOW).decompressobj()
 
@@ -189,7 +189,7 @@ class _Zstd(Decoder):
         return bool(self._engine.eof)
 
 
-def _installed(library: str, coding: str) -> Any:
+def _import(library: str, coding: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError:

@@ -1,4 +1,4 @@
-"""Small copies of assets, for pages which have to show them without a link to a private store.
+"""Thumbnails of assets, for pages that show them without a link to a private store.
 
 They need Pillow and PyAV (`pip install "prefect-veogen[media]"`); without them there are none.
 """
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from prefect_veogen.models import Asset
     from prefect_veogen.store import Store
 
-_MOST_BYTES = 64 * 1024 * 1024
+_MAX_BYTES = 64 * 1024 * 1024
 _WIDTH = 240
-# Each is read whole and decoded: hundreds of downloads at once must neither fill the memory nor hold up the ledger.
+# Each is read whole and decoded: hundreds at once must neither fill the memory nor delay the ledger's requests.
 _places = ConcurrencyLimit(2)
 
 
 async def thumbnail(store: Store, asset: Asset) -> str | None:
-    """Return a picture's or a clip's first frame's small JPEG as a data link, `None` if it can't be made."""
+    """Return a small JPEG of a picture or a clip's first frame as a data link; `None` if it can't be made."""
     key = store.key(asset.uri)
-    if key is None or asset.size > _MOST_BYTES:
+    if key is None or asset.size > _MAX_BYTES:
         return None
     async with _places():
         document = await store.read(key)
@@ -48,6 +48,6 @@ def _small(body: bytes, content_type: str) -> str | None:
         image.thumbnail((_WIDTH, _WIDTH))
         small = io.BytesIO()
         image.save(small, "JPEG", quality=70)
-    except Exception:  # noqa: BLE001 - decoders fail in many ways, and a small copy is a courtesy
+    except Exception:  # noqa: BLE001 - decoders fail in many ways, and a thumbnail is optional
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"

@@ -1,4 +1,4 @@
-"""The bytes of one file on their way into the store: digested and judged while they pass, invisible until committed."""
+"""The bytes of one file on their way into the store: digested and inspected in one pass, invisible until committed."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
     from prefect_veogen.store import Writer
 
 _BATCH_BYTES = 1024 * 1024
-# A host that lets less through in the time in which a request has to be answered is taken for one that broke off.
+# A host that sends less within the request timeout counts as one that broke off.
 LEAST_BYTES = 64 * 1024
 
 
 class Restart(Exception):
-    """The host offers another file than the one begun: start at its first byte."""
+    """The host serves another version of the file than the one begun: start at its first byte."""
 
 
 class TooLarge(Exception):
-    """The host announces more than is taken; nothing of it was read."""
+    """The host announces more than the limit; nothing was read."""
 
 
 class Transfer:
     """The bytes received so far of one version of a file, on their way into the store."""
 
-    def __init__(self, session: Session, kind: Kind | None, key_for: Callable[[str], str], aside: str) -> None:
-        self.aside = aside
+    def __init__(self, session: Session, kind: Kind | None, key_for: Callable[[str], str], quarantine_key: str) -> None:
+        self.quarantine_key = quarantine_key
         self._store = session.store
-        self._most = session.settings.max_asset_bytes
-        self._patience_seconds = session.settings.request_timeout_seconds
+        self._max_bytes = session.settings.max_asset_bytes
+        self._timeout_seconds = session.settings.request_timeout_seconds
         self._kind = kind
         self._key_for = key_for
         self._writer: Writer | None = None
@@ -76,8 +76,8 @@ class Transfer:
 
     @property
     def is_cut(self) -> bool:
-        """Whether what was taken is only the beginning of a file that is too large."""
-        return max(self.size, self._received) > self._most
+        """Whether what was received is only the beginning of a file that is too large."""
+        return max(self.size, self._received) > self._max_bytes
 
     @property
     def content_type(self) -> str:
@@ -96,33 +96,33 @@ class Transfer:
         return self._inspector.extension
 
     def headers(self) -> dict[str, str]:
-        """Return what to ask for: everything, or the rest of the very file that was begun."""
+        """Return the request headers for everything, or for the rest of the version that was begun."""
         if not self.size or self.validator is None:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self.validator}
 
     async def receive(self, answer: MediaResponse) -> None:
-        """Take what an answer brings, to its end.
+        """Receive a response to its end.
 
         Raises:
             ResponseLost: it broke off.
-            Restart: it is not the rest of the file that was begun, or not encoded as it says.
-            TooLarge: it would be too much.
-            NotMedia: it is too much.
+            Restart: it is not the rest of the version that was begun, or not encoded as its headers say.
+            TooLarge: it announces more than the limit.
+            NotMedia: it exceeds the limit.
         """
         self._begin(answer)
-        async with contextlib.aclosing(_ahead(_batched(answer.chunks(), self._patience_seconds))) as batches:
+        async with contextlib.aclosing(_read_ahead(_batched(answer.chunks(), self._timeout_seconds))) as batches:
             async for batch in batches:
                 self._received += len(batch)
                 await self._take_decoded(batch)
         if self.length is not None and self._received < self.length:
-            raise ResponseLost(f"{self._received} of {self.length} bytes came")
+            raise ResponseLost(f"{self._received} of {self.length} bytes arrived")
         if self.length is not None and self._received > self.length:
             raise Restart
         if self._decoder is not None and not self._decoder.has_ended:
             if self.length is None:
-                raise ResponseLost("what came ends in the middle of its encoding")
-            self._take_as_it_is("it ends in its middle")
+                raise ResponseLost("the response ends in the middle of its encoding")
+            self._restart_undecoded("its end is missing")
 
     def _begin(self, answer: MediaResponse) -> None:
         headers = answer.headers
@@ -130,22 +130,22 @@ class Transfer:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", "").strip())
             if found is None or int(found[1]) != self.size or (self.length and found[2] not in ("*", str(self.length))):
                 raise Restart
-            # A host that knows no If-Range sends the rest of whatever the file is now.
+            # A host without If-Range support sends the rest of whatever version the file is now.
             if not _is_same_file(self._whole_headers, headers) or content_codings(headers) != self._codings:
                 raise Restart
             return
         if self.size:
-            # The whole file again: it changed, or the host knows no ranges.
+            # The whole file again: it changed, or the host does not support ranges.
             raise Restart
         self._whole_headers = headers
         self._codings = content_codings(headers)
         self._decoder = self._decoder_for(headers)
-        # Lengths, ranges and digests count what is encoded, which isn't what is stored.
+        # Lengths, ranges and digests count encoded bytes; the store holds decoded ones.
         self.validator = None if self._decoder else _validator(headers)
         length = headers.get("content-length", "")
         self.length = int(length) if length.isdigit() else None
-        if self.length is not None and self.length > self._most:
-            raise TooLarge(f"announces {self.length} bytes, more than {self._most} (VEOGEN_MAX_ASSET_BYTES)")
+        if self.length is not None and self.length > self._max_bytes:
+            raise TooLarge(f"announces {self.length} bytes, more than {self._max_bytes} (VEOGEN_MAX_ASSET_BYTES)")
         self.content_type_claimed = headers.get("content-type")
         self._stated_sha256 = None if self._decoder else _stated_sha256(headers)
 
@@ -158,8 +158,8 @@ class Transfer:
             self._undecodable = str(reason)
             return None
 
-    def _take_as_it_is(self, reason: str) -> NoReturn:
-        """Start again without decoding: some hosts label what they never encoded, and a person is to see the rest."""
+    def _restart_undecoded(self, reason: str) -> NoReturn:
+        """Restart without decoding: some hosts label what they never encoded; anything else is to be quarantined."""
         self._undecodable = reason
         raise Restart
 
@@ -168,49 +168,49 @@ class Transfer:
             async for piece in _decoded(self._decoder, batch):
                 await self._take(piece)
         except Undecodable as reason:
-            self._take_as_it_is(str(reason))
-        if self.is_cut:  # not of its own size, but of what is read to come to it
+            self._restart_undecoded(str(reason))
+        if self.is_cut:  # by its encoded size
             raise self._too_much()
 
     async def decoded(self, answer: MediaResponse) -> AsyncIterator[bytes]:
-        """Yield what another answer brings, in the form in which the first one was judged.
+        """Yield another response of the same file, decoded as the first one was.
 
         Raises:
             ResponseLost: it broke off, or can't be decoded.
         """
         decoder = self._decoder and decoder_of(self._codings)
-        async for chunk in _unless_too_slow(answer.chunks(), self._patience_seconds):
+        async for chunk in _reject_trickle(answer.chunks(), self._timeout_seconds):
             try:
                 async for piece in _decoded(decoder, chunk):
                     yield piece
             except Undecodable as reason:
-                raise ResponseLost(f"what comes can't be decoded: {reason}") from None
+                raise ResponseLost(f"the response can't be decoded: {reason}") from None
 
     def _too_much(self) -> NotMedia:
-        return NotMedia(f"more than {self._most} bytes (VEOGEN_MAX_ASSET_BYTES)")
+        return NotMedia(f"more than {self._max_bytes} bytes (VEOGEN_MAX_ASSET_BYTES)")
 
     async def _take(self, batch: bytes) -> None:
-        # Wherever its pieces end, of a file that is too large the same is taken each time, and so it is kept once.
-        batch = batch[: self._most + 1 - self.size]
-        # Bytes that can't be what was paid for are read to their end all the same: a person is to see them whole.
+        # A file that is too large is always cut at the same byte, however it is chunked: it is quarantined once.
+        batch = batch[: self._max_bytes + 1 - self.size]
+        # Bytes that can't be what was paid for are still read to their end: they are quarantined whole.
         self.size += len(batch)
         if self._writer is None:
             self._first += batch
-            await asyncio.to_thread(self._judge, batch)
+            await asyncio.to_thread(self._inspect, batch)
         else:
-            judging = asyncio.create_task(asyncio.to_thread(self._judge, batch))
+            inspecting = asyncio.create_task(asyncio.to_thread(self._inspect, batch))
             try:
-                # Whoever is cancelled here aborts next, which must not overtake a write that is still going on.
+                # A task cancelled here aborts next, which must not overtake a write in progress.
                 await self._writer.write(batch)
             finally:
-                await judging
+                await inspecting
         if self.is_cut:
             raise self._too_much()
         if self._writer is None and (self._problem is not None or self._inspector.is_recognised):
-            await self._opened()
+            await self._open()
 
     def finish(self) -> None:
-        """Judge the file as a whole.
+        """Verify the file as a whole.
 
         Raises:
             NotMedia: it is not what was paid for.
@@ -225,11 +225,11 @@ class Transfer:
             sent = ", ".join(self._codings)
             raise NotMedia(f"{problem}, sent as {sent}, which can't be decoded: {self._undecodable}") from None
         if self._stated_sha256 is not None and self._stated_sha256 != self.sha256:
-            raise NotMedia("bytes which do not have the digest that their own header states")
+            raise NotMedia("bytes whose digest differs from the one in their header")
 
     async def commit(self) -> str:
         """Make the object visible and return its etag."""
-        return await (await self._opened()).commit()
+        return await (await self._open()).commit()
 
     async def abort(self) -> None:
         """Leave nothing in the store."""
@@ -237,23 +237,23 @@ class Transfer:
             await self._writer.abort()
             self._writer = None
 
-    async def set_aside(self) -> bool:
-        """Put what was received where a person can look at it; `False` if the store could not."""
+    async def quarantine(self) -> bool:
+        """Move what was received into quarantine; `False` if the store could not."""
         if self._writer is None:
-            await self._store.put(self.aside, bytes(self._first), "application/octet-stream")
+            await self._store.put(self.quarantine_key, bytes(self._first), "application/octet-stream")
             return True
-        return await self._writer.quarantine(self.aside)
+        return await self._writer.quarantine(self.quarantine_key)
 
-    async def _opened(self) -> Writer:
+    async def _open(self) -> Writer:
         if self._writer is None:
             is_media = self._problem is None
-            key = self._key_for(self.extension) if is_media else self.aside
+            key = self._key_for(self.extension) if is_media else self.quarantine_key
             self._writer = self._store.writer(key, self.content_type if is_media else "application/octet-stream")
             await self._writer.write(bytes(self._first))
             self._first.clear()
         return self._writer
 
-    def _judge(self, batch: bytes) -> None:
+    def _inspect(self, batch: bytes) -> None:
         self._digest.update(batch)
         if self._problem is None:
             try:
@@ -271,12 +271,12 @@ async def _decoded(decoder: Decoder | None, chunk: bytes) -> AsyncIterator[bytes
         yield piece
 
 
-async def _batched(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
-    """Yield larger pieces, and what came before a connection broke too."""
+async def _batched(chunks: AsyncIterator[bytes], timeout_seconds: float) -> AsyncIterator[bytes]:
+    """Yield larger pieces, including what arrived before a connection broke."""
     batch: list[bytes] = []
     size = 0
     try:
-        async for chunk in _unless_too_slow(chunks, patience_seconds):
+        async for chunk in _reject_trickle(chunks, timeout_seconds):
             batch.append(chunk)
             size += len(chunk)
             if size >= _BATCH_BYTES:
@@ -290,41 +290,41 @@ async def _batched(chunks: AsyncIterator[bytes], patience_seconds: float) -> Asy
         yield b"".join(batch)
 
 
-async def _unless_too_slow(chunks: AsyncIterator[bytes], patience_seconds: float) -> AsyncIterator[bytes]:
-    """Yield what comes; our own pauses are not the host's.
+async def _reject_trickle(chunks: AsyncIterator[bytes], timeout_seconds: float) -> AsyncIterator[bytes]:
+    """Yield the chunks; only time spent waiting for the host counts.
 
     Raises:
-        ResponseLost: too little came in the time in which a request has to be answered.
+        ResponseLost: too little arrived within the timeout.
     """
-    waited, came = 0.0, 0
+    waited, arrived = 0.0, 0
     while True:
-        asked_at = time.monotonic()
+        began = time.monotonic()
         chunk = await anext(chunks, None)
-        waited += time.monotonic() - asked_at
+        waited += time.monotonic() - began
         if chunk is None:
             return
-        came += len(chunk)
+        arrived += len(chunk)
         yield chunk
-        if waited > patience_seconds:
-            if came < LEAST_BYTES:
-                raise ResponseLost(f"only {came} bytes came in {waited:.0f} seconds")
-            waited, came = 0.0, 0
+        if waited > timeout_seconds:
+            if arrived < LEAST_BYTES:
+                raise ResponseLost(f"only {arrived} bytes arrived in {waited:.0f} seconds")
+            waited, arrived = 0.0, 0
 
 
-async def _ahead(batches: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
-    """Yield the pieces while the next one is already being read, so that reads and writes overlap."""
-    coming = asyncio.ensure_future(anext(batches, None))
+async def _read_ahead(batches: AsyncIterator[bytes]) -> AsyncGenerator[bytes, None]:
+    """Yield the pieces while the next one is being read, so that reads and writes overlap."""
+    upcoming = asyncio.ensure_future(anext(batches, None))
     try:
-        while (batch := await coming) is not None:
-            coming = asyncio.ensure_future(anext(batches, None))
+        while (batch := await upcoming) is not None:
+            upcoming = asyncio.ensure_future(anext(batches, None))
             yield batch
     finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
+        upcoming.cancel()
+        await asyncio.gather(upcoming, return_exceptions=True)
 
 
 def _validator(headers: Mapping[str, str]) -> str | None:
-    """Return what names this version of the file, if it is something a request can say again: that must be ASCII."""
+    """Return the validator of this version of the file if it is usable in If-Range, which must be ASCII."""
     etag, modified = headers.get("etag", ""), headers.get("last-modified", "")
     if etag.startswith('"') and etag.isascii():
         return etag
@@ -332,7 +332,7 @@ def _validator(headers: Mapping[str, str]) -> str | None:
 
 
 def _is_same_file(whole: Mapping[str, str], rest: Mapping[str, str]) -> bool:
-    """Tell whether a part's headers belong to the file that was begun, as far as they say."""
+    """Return whether a part's headers match the version that was begun, as far as they can be compared."""
     for name in ("etag", "last-modified"):
         if name in whole and name in rest:
             return whole[name] == rest[name]

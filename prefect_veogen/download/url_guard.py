@@ -1,4 +1,4 @@
-"""Which addresses media may be fetched from: the service's word or a redirect must not lead into our own network."""
+"""The SSRF guard: a link of the service, or a redirect, must not lead to a private address."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def output_link(session: Session, generation: Generation) -> str | None:
-    """Return the whole link to a generation's output; `None` if there is no output."""
+    """Return the absolute link to a generation's output; `None` if there is no output."""
     return None if generation.output is None else absolute_url(session.client.base_url, generation.output.url)
 
 
@@ -33,21 +33,21 @@ def output_link(session: Session, generation: Generation) -> str | None:
 async def open_media(
     session: Session, url: str, headers: Mapping[str, str], *, ours: bool = False
 ) -> AsyncIterator[MediaResponse]:
-    """Open a media link, without any credentials, where it or its redirects lead to a place media may come from.
+    """Open a media link, without any credentials, following redirects; each address is checked.
 
-    `ours` is for links of our own bucket, which may well have a private address here and a public one elsewhere.
+    `ours` is for links of our own bucket, which may have a private address here and a public one elsewhere.
 
     Raises:
-        MediaRejected: it leads where no media of the service can be.
-        ResponseLost: there is no answer that could be read.
+        MediaRejected: it leads to an address that is not allowed.
+        ResponseLost: there was no whole response, or a redirect that is not followed.
     """
     for _ in range(_MAX_REDIRECTS + 1):
         if not ours:
             await check_address(session, url)
         async with session.client.transport.media(url, headers) as answer:
             if answer.status not in _REDIRECTS:
-                # A name may resolve to one address when it is checked, and to another one when it is connected to.
-                peer = answer.peer  # asked for once: a connection that is reset meanwhile has none any more
+                # DNS rebinding: a name may resolve to another address when it is connected to than when it was checked.
+                peer = answer.peer  # read once: a connection that is reset meanwhile has none
                 if not ours and peer is not None:
                     await _check(session, url_parts(url)[1], [_parsed(peer)])
                 yield answer
@@ -60,31 +60,30 @@ async def open_media(
 
 
 async def check_address(session: Session, url: str) -> None:
-    """Pass a link to a public address; private ones only if a setting says so or the API itself is at one.
+    """Validate that a link leads to a public address; a private one needs the setting, or an API at a private one.
 
-    An API at a private address is no excuse for link-local ones, where clouds keep their credentials, nor for what
-    can't be one host: these need the setting.
+    Link-local addresses, where clouds serve credentials, and multicast or unspecified ones always need the setting.
 
     Raises:
-        MediaRejected: the link leads where no media of the service can be.
+        MediaRejected: the link leads to an address that is not allowed.
     """
     scheme, host, port = url_parts(url)
     if scheme not in ("http", "https") or not host:
         raise MediaRejected(
-            f"The service names {url[:80]!r} as the place of its output, which is not a valid http(s) link"
+            f"The service gives {url[:80]!r} as the link to its output, which is not a valid http(s) link"
         )
     await _check(session, host, await _addresses(host, port))
 
 
 async def _check(session: Session, host: str, found: Sequence[_Address]) -> None:
     allowed = session.settings.allow_private_media
-    if allowed is None and not any(map(_is_no_host, found)):
+    if allowed is None and not any(map(_needs_setting, found)):
         allowed = any(map(_is_private, await _addresses(*url_parts(session.client.base_url)[1:])))
     if not allowed and any(map(_is_private, found)):
         raise MediaRejected(
             f"The service's output leads to the private address {host}",
             setting="VEOGEN_ALLOW_PRIVATE_MEDIA",
-            next_step="Nothing was read. If your service really is in your own network, set "
+            next_step="Nothing was read. If your service is in your own network, set "
             "VEOGEN_ALLOW_PRIVATE_MEDIA=true and run it again: nothing is bought again.",
         )
 
@@ -93,12 +92,12 @@ async def _addresses(host: str, port: int) -> list[_Address]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):
-        return []  # whatever answers all the same is judged by its own address
+        return []  # a peer that responds all the same is checked by its own address
     return [_parsed(str(info[4][0])) for info in found]
 
 
 def _parsed(text: str) -> _Address:
-    """Return an address; of an IPv6 one that stands for an IPv4 one, or leads to it by a gateway, the latter."""
+    """Return an address; for an IPv6 address that maps to or tunnels an IPv4 one, the IPv4 address."""
     address = ipaddress.ip_address(text.partition("%")[0])
     if isinstance(address, ipaddress.IPv4Address):
         return address
@@ -112,5 +111,5 @@ def _is_private(address: _Address) -> bool:
     return not address.is_global or address.is_multicast
 
 
-def _is_no_host(address: _Address) -> bool:
+def _needs_setting(address: _Address) -> bool:
     return address.is_link_local or address.is_multicast or address.is_unspecified

@@ -1,4 +1,4 @@
-"""The values that everything else passes around: frozen, printable, picklable, without any I/O."""
+"""The values of the domain: frozen, printable, picklable, without any I/O."""
 
 from prefect_veogen.models.generation import (
     Animated,

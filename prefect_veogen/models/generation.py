@@ -1,4 +1,4 @@
-"""What the service makes, offers and asks for it: generations, assets, models and quotes; frozen, without any I/O."""
+"""Generations, assets, catalogue models and quotes; frozen, without any I/O."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class Kind(StrEnum):
 
 
 class Status(StrEnum):
-    """Where a generation is; documented at /quickstart. UNKNOWN stands for any status the documentation lacks."""
+    """A generation's status, as documented at /quickstart; UNRECOGNISED is any that the documentation lacks."""
 
     PENDING = "pending"
     PROCESSING = "processing"
     COMPLETED = "completed"
     FAILED = "failed"
-    UNKNOWN = "unknown"
+    UNRECOGNISED = "unknown"
 
 
 AnyType = TypeVar("AnyType", bound=type[Any])
 
 
 def named_by_the_package(cls: AnyType) -> AnyType:
-    """Let stored results name a class by where users import it from, which stays when the code inside moves."""
+    """Make stored results name a class by its public import, which stays when the code moves."""
     cls.__module__ = "prefect_veogen"
     return cls
 
@@ -57,7 +57,7 @@ class Asset(Value):
     price_usd: Decimal | None = None
     model: str | None = None
     source_url: str | None = None
-    """The service's own link to the same bytes, without its query; it may have gone stale."""
+    """The service's own link to the same bytes, without its query; it may have expired."""
 
 
 @named_by_the_package
@@ -76,7 +76,7 @@ Money = Annotated[Decimal, BeforeValidator(_as_money)]
 
 
 class Output(Value):
-    """Where the service offers the finished media; how long its links live is not documented."""
+    """The service's link to the finished media; how long it stays valid is not documented."""
 
     url: str
     content_type: str | None = None
@@ -90,7 +90,7 @@ class Generation(Value):
     """
 
     id: Annotated[StrictStr, Field(min_length=1)]
-    status: Status = Status.UNKNOWN
+    status: Status = Status.UNRECOGNISED
     status_text: str | None = None
     model: str | None = None
     type: Kind | None = None
@@ -105,14 +105,14 @@ class Generation(Value):
 
     @property
     def is_over(self) -> bool:
-        """Tell whether the service will not change it any more (/api-reference/generations/get)."""
+        """Whether the status is final (/api-reference/generations/get)."""
         return self.status in (Status.COMPLETED, Status.FAILED)
 
 
 class CatalogueModel(Value):
-    """One model of the service's catalogue: what it takes and costs, as far as the service states it.
+    """One model of the service's catalogue: its parameters and prices, as far as the service states them.
 
-    `None` means "not stated": nothing is checked against it. Shape: /api-reference/models/get.
+    `None` means "not stated": nothing is validated against it. Shape: /api-reference/models/get.
     """
 
     slug: str
@@ -130,15 +130,15 @@ class CatalogueModel(Value):
 
 
 class Certainty(StrEnum):
-    """How sure a quote is."""
+    """How sure a quote is; UNPRICED where the service states no price."""
 
     EXACT = "exact"
     UPPER_BOUND = "upper bound"
-    UNKNOWN = "unknown"
+    UNPRICED = "unknown"
 
 
 class Quote(Value):
-    """What a request would cost; `usd` is None only when nothing can be said."""
+    """What a request would cost; `usd` is None only where the service states no price."""
 
     usd: Decimal | None
     certainty: Certainty

@@ -1,4 +1,4 @@
-"""The ledger's key of a purchase: the one place that knows how it is written."""
+"""The ledger's key of a purchase: the only place that knows its format."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ KEY_VERSION = "v1"
 
 
 class ReceiptKey(NamedTuple):
-    """The ledger's key of a purchase, in parts; nothing else knows how it is written.
+    """The ledger's key of a purchase, in parts.
 
-    `visible` covers what the service shows of a generation, so that receipts which could be confused when a purchase
-    is in doubt are listed side by side; `content` covers the whole request; `take` tells its versions apart.
+    `visible` digests what the service shows of a generation, so that receipts which could be confused when a purchase
+    is in doubt share a prefix; `content` digests the whole request; `take` distinguishes its versions.
     """
 
     visible: str
@@ -23,7 +23,7 @@ class ReceiptKey(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> ReceiptKey:
-        """Return the parts of a key as it is written."""
+        """Return the parts of a key."""
         _version, visible, content, take = text.split("-", 3)
         return cls(visible, content, take)
 
@@ -32,35 +32,35 @@ class ReceiptKey(NamedTuple):
 
     @property
     def family(self) -> str:
-        """The beginning which keys of purchases that look the same from outside share."""
+        """The prefix shared by the keys of all purchases that the service's list can't distinguish."""
         return f"{KEY_VERSION}-{self.visible}-"
 
     @property
     def content_key(self) -> str:
-        """The beginning which the keys of all takes of a request share."""
+        """The prefix shared by the keys of all takes of a request."""
         return f"{self.family}{self.content}"
 
     @staticmethod
     def reservation(key: str, attempt: int) -> str:
-        """Return what an attempt of the purchase of that key is called in the budgets."""
+        """Return the name under which an attempt of that purchase reserves money in the budgets."""
         return f"{key}#{attempt}"
 
     @staticmethod
     def of_reservation(name: str) -> str:
-        """Return the key of the purchase for which money is reserved under a name."""
+        """Return the key of the purchase that reserved money under a name."""
         return name.rpartition("#")[0]
 
 
 def digest(value: Any) -> str:
-    """Return what stands for a JSON-ready value in a key."""
+    """Return the SHA-256 of a JSON-ready value, in hex."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def take_part(take: int | str) -> str:
-    """Return a take as it stands in a key."""
+    """Return the part of a key for a take."""
     text = str(take)
-    # Keys are file names too: what a case-blind or strict file system could confuse goes in as a digest.
+    # Keys are file names too: a take that a case-insensitive or strict file system could confuse is digested.
     if re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,39}", text):
         return f"take-{text}"
     return f"take.{hashlib.sha256(text.encode()).hexdigest()[:16]}"

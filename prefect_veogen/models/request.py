@@ -1,4 +1,4 @@
-"""What to make: a request, validated as far as its form tells, and what identifies it."""
+"""A request: validated as far as is possible without the catalogue, and what identifies it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_IMAGES_OF_MODEL = {"gpt-image-2": 16}  # /api-reference/models/gpt-image-2
 
 
 def _as_tuple(value: Any) -> Any:
-    # Not any iterable: the order is part of what is bought, and a set has another one in every process.
+    # Not any iterable: the order is part of what is bought, and a set's differs between processes.
     if not isinstance(value, list | tuple):
         raise ValueError("must be a list of URLs or Assets")
     return tuple(value)
@@ -112,9 +112,9 @@ class GenerationRequest(Value):
     @field_validator("image_urls", "video_urls", "audio_urls")
     @classmethod
     def _urls(cls, inputs: tuple[Input, ...] | None, info: ValidationInfo) -> tuple[Input, ...] | None:
-        most = MAX_IMAGES_OF_MODEL.get(info.data.get("model", ""), MAX_IMAGES)
-        if info.field_name == "image_urls" and inputs and len(inputs) > most:
-            raise ValueError(f"holds {len(inputs)} images; at most {most} are allowed")
+        max_images = MAX_IMAGES_OF_MODEL.get(info.data.get("model", ""), MAX_IMAGES)
+        if info.field_name == "image_urls" and inputs and len(inputs) > max_images:
+            raise ValueError(f"holds {len(inputs)} images; at most {max_images} are allowed")
         for position, value in enumerate(inputs or ()):
             if isinstance(value, str) and (problem := text_problem(value) or _link_problem(value)):
                 raise ValueError(f"item {position} ({with_masked_links(value)[:60]!r}) {problem}")
@@ -126,7 +126,7 @@ class GenerationRequest(Value):
         if isinstance(take, str) and not take.strip():
             raise ValueError("must not be empty")
         if isinstance(take, str) and re.search("[{}]", take):
-            raise ValueError("holds braces; pass it through prefect_veogen.schedule.take_of_slot, which fills them in")
+            raise ValueError("contains braces; prefect_veogen.schedule.take_of_slot fills them in")
         return take
 
     def set_fields(self) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class GenerationRequest(Value):
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     def unsigned(self) -> Self:
-        """Return the request with its links without their signatures: to be compared or kept, not to be sent."""
+        """Return the request with unsigned links: for comparing and storing, not for sending."""
         links = {
             name: tuple(item if isinstance(item, Asset) else without_signature(item) for item in value)
             for name, value in self.set_fields().items()
@@ -157,14 +157,14 @@ class GenerationRequest(Value):
 
 def _link_problem(url: str) -> str | None:
     if re.search(r"[,;]https?://", url):
-        return "holds two links; separate them by spaces"
+        return "contains two links; separate them by spaces"
     try:
         parts = urlsplit(url)
         if re.fullmatch(r"https?://\S+", url) and parts.hostname and parts.port != 0:
             return None
-    except ValueError:  # brackets that hold no address, or a port that is none
+    except ValueError:  # an invalid address in brackets, or an invalid port
         pass
-    return "is no http:// or https:// URL; give a public URL or an Asset"
+    return "is not a valid http:// or https:// URL; give a public URL or an Asset"
 
 
 def _identity(value: Any) -> Any:
@@ -175,7 +175,7 @@ def _identity(value: Any) -> Any:
 
 _WORDS = {
     "missing": "is required",
-    "extra_forbidden": "is no field of a generation request",
+    "extra_forbidden": "is not a field of a generation request",
     "string_type": "must be text",
     "string_too_short": "must not be empty",
     "string_unicode": HALF_A_CHARACTER,
@@ -198,17 +198,17 @@ def _problems_of(error: ValidationError) -> list[Problem]:
                 message = "must be text or a whole number"
             case (_, int(position), *_):
                 message = f"item {position}: must be a URL or an Asset"
-        value = None if item["type"] == "missing" else _kept(item["input"])
+        value = None if item["type"] == "missing" else _picklable(item["input"])
         allowed = tuple(GenerationRequest.model_fields) if item["type"] == "extra_forbidden" else None
         nearest = next(iter(difflib.get_close_matches(field, allowed or (), n=1)), None)
         found.setdefault(field, Problem(field, value, message, allowed, nearest))
     return list(found.values())
 
 
-def _kept(value: Any) -> Any:
-    """Return what an error may carry along to another process: the value, or its text if it can't be pickled."""
+def _picklable(value: Any) -> Any:
+    """Return the value if it can be pickled, else its text: errors travel between processes."""
     try:
         pickle.dumps(value)
-    except Exception:  # noqa: BLE001 - any object may have been handed in, with any way of refusing
+    except Exception:  # noqa: BLE001 - any object may have been passed, and raise anything
         return reprlib.repr(value)
     return value

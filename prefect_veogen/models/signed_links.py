@@ -1,7 +1,7 @@
-"""Links with a signature: what of them names the file, and what only permits to read it for a while.
+"""Signed links: the part that identifies the file, and the parameters that only grant access for a while.
 
-A storage signs a link anew each time it is asked for one. The parameters of the signature identify nothing, and as long
-as they are valid they are a secret.
+Each request for a link gets a new signature. Its parameters identify nothing, and they are a secret while they are
+valid.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from urllib.parse import unquote_plus
 
 
 class _Scheme(NamedTuple):
-    """One way to sign: the parameters that prove it was used, and, as a pattern, all that belong to it."""
+    """One signature scheme: the parameters that prove its use, and a pattern for all of its parameters."""
 
     proof: tuple[frozenset[str], ...]
     parameters: str
@@ -45,7 +45,7 @@ _SCHEMES = (
 
 
 def without_signature(link: str) -> str:
-    """Return a link without the parameters that sign it; one that isn't signed comes back exactly as it is."""
+    """Return a link without its signature's parameters; an unsigned one is returned unchanged."""
     address, mark, rest = link.partition("?")
     query, hash_sign, fragment = rest.partition("#")
     parts = [(_name(part), part) for part in query.split("&")]

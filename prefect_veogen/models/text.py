@@ -1,4 +1,4 @@
-"""Texts as people and services write them: what can be sent, what means the same, what must not be shown."""
+"""Texts: validated, normalised, formatted, and stripped of secrets."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from decimal import Decimal
 
 MAX_DIGITS = 18
 
-HALF_A_CHARACTER = "holds half a character (a lone surrogate), which can't be sent"
+HALF_A_CHARACTER = "contains half a character (a lone surrogate), which can't be sent"
 
 
 def with_plain_line_ends(text: str) -> str:
@@ -16,16 +16,16 @@ def with_plain_line_ends(text: str) -> str:
 
 
 def text_problem(text: str) -> str | None:
-    """Return why a text can't be sent, if there is a reason."""
+    """Return why a text can't be sent; `None` if it can."""
     if re.search("[\ud800-\udfff]", text):
         return HALF_A_CHARACTER
     if control := re.search(r"[^\t\n\r -~\xa0-\U0010ffff]", text):
-        return f"holds the control character {control[0]!r}; remove it"
+        return f"contains the control character {control[0]!r}; remove it"
     return None
 
 
 def in_usd(amount: Decimal | None) -> str:
-    """Return an amount as people write it: all its digits, but at least cents."""
+    """Return an amount as text: all its digits, but at least cents."""
     if amount is None:
         return "unknown"
     whole, _, cents = f"{abs(amount).normalize():f}".partition(".")
@@ -42,7 +42,7 @@ def normal_base_url(base_url: str) -> str:
 
 
 def without_secrets(url: str) -> str:
-    """Return a link without what may be a secret in it: query, fragment, user and password."""
+    """Return a link without the parts that may be secret: query, fragment, user and password."""
     address = url.partition("?")[0].partition("#")[0]
     scheme, separator, rest = address.partition("://")
     host, slash, path = rest.partition("/")

@@ -57,7 +57,7 @@ class Plan:
     def certainty(self) -> Certainty:
         """How sure the total is: as sure as its least sure item."""
         found = {item.certainty for item in self.items if item.problem is None}
-        return next((level for level in (Certainty.UNKNOWN, Certainty.UPPER_BOUND) if level in found), Certainty.EXACT)
+        return next((level for level in (Certainty.UNPRICED, Certainty.UPPER_BOUND) if level in found), Certainty.EXACT)
 
     @property
     def problems(self) -> tuple[PlanItem, ...]:
@@ -99,7 +99,7 @@ async def _item(session: Session, request: GenerationRequest, *, bought: bool) -
     try:
         price = await priced(session, request)
     except ChangeTheRequest as problem:
-        return PlanItem(request, None, Certainty.UNKNOWN, problem=problem)
+        return PlanItem(request, None, Certainty.UNPRICED, problem=problem)
     return PlanItem(request, price.usd, price.certainty)
 
 

@@ -30,10 +30,8 @@ from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.contact_sheet import make_tiles, page
 from prefect_veogen.campaign.manifest import Manifest, Row
 from prefect_veogen.campaign.manifest import read_manifest as _read_manifest
+from prefect_veogen.campaign.report import CampaignItem, CampaignReport, ItemStatus
 from prefect_veogen.campaign.run import (
-    CampaignItem,
-    CampaignReport,
-    ItemStatus,
     campaign_name,
     check_ids,
     check_rows,

@@ -21,7 +21,7 @@ from prefect.utilities.visualization import get_task_viz_tracker
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.download.deliver import deliver
-from prefect_veogen.errors import ConfigurationError, MediaRejected, TryAgainLater, UnexpectedAnswer
+from prefect_veogen.errors import ConfigurationError, VeogenError
 from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.models import Asset, Generation, GenerationRequest, in_usd
 from prefect_veogen.process.io_loop import on_io
@@ -47,10 +47,8 @@ _PROCESS = f"process-{uuid4().hex[:12]}"
 
 
 def may_be_repeated(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry what is safe and may help; an error that needs a change or a person is not going to go away."""
-    if isinstance(state.data, MediaRejected) and state.data.setting is not None:
-        return False
-    return isinstance(state.data, TryAgainLater | MediaRejected | UnexpectedAnswer)
+    """Retry what `prefect_veogen.errors` calls retryable, and says why."""
+    return isinstance(state.data, VeogenError) and state.data.retryable
 
 
 # For tasks which buy nothing: a blip must not end a run before it began, nor after all is paid for.
@@ -103,7 +101,7 @@ async def submit_generation(
 
     Raises:
         ChangeTheRequest, ChangeTheSetup: nothing was bought.
-        TryAgainLater: nothing was bought, and the task's retries are used up.
+        TryAgainLater: a transient failure, and the task's retries are used up; running again never buys twice.
         UnknownSubmission: it may have been bought, and a person must look; running again looks again.
     """
     _check_request(request)

@@ -124,9 +124,9 @@ def test_validation_does_not_change_the_request() -> None:
         (PER_SECOND, {"duration": 15, "resolution": "4k"}, "13.50", Certainty.EXACT),
         (PER_SECOND, {}, "4.50", Certainty.UPPER_BOUND),
         (PER_SECOND, {"duration": 8, "video_urls": ["https://example.org/a.mp4"]}, "2.40", Certainty.UPPER_BOUND),
-        (PER_SECOND.model_copy(update={"durations": None}), {}, None, Certainty.UNKNOWN),
+        (PER_SECOND.model_copy(update={"durations": None}), {}, None, Certainty.UNPRICED),
         (PER_SECOND.model_copy(update={"durations": None}), {"duration": 10}, "3.00", Certainty.EXACT),
-        (SILENT, {"duration": 8}, None, Certainty.UNKNOWN),
+        (SILENT, {"duration": 8}, None, Certainty.UNPRICED),
     ],
 )
 def test_a_price_is_base_times_resolution_times_seconds(

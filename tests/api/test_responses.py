@@ -42,7 +42,7 @@ def test_a_documented_status_is_read(status: str) -> None:
 @pytest.mark.parametrize("status", ["queued", "cancelled", "COMPLETED", 7, "", None, ["failed"], True])
 def test_an_undocumented_status_ends_nothing(status: Any) -> None:
     generation = read_generation(response({"data": {"id": "g", "status": status}}))
-    assert generation.status is Status.UNKNOWN
+    assert generation.status is Status.UNRECOGNISED
     assert not generation.is_over
 
 

@@ -185,7 +185,7 @@ async def test_yaml_refers_to_what_stands_elsewhere(tmp_path: Path) -> None:
 )
 async def test_yaml_has_no_tags_but_those_of_text(value: str, tmp_path: Path) -> None:
     (problem,) = await problems_in(tmp_path, "rows.yaml", f"- id: a\n  prompt: {value}")
-    assert problem.startswith("it is no valid YAML: line 2: the tag ")
+    assert problem.startswith("it is not valid YAML: line 2: the tag ")
 
 
 @pytest.mark.parametrize("level", ["[{0}]", "{{<<: [{0}]}}", "{{x: [{0}]}}"])
@@ -243,8 +243,8 @@ async def test_it_may_be_a_link_that_redirects_and_whose_signature_is_never_show
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("", "no known ending"),
-        ("rows", "no known ending"),
+        ("", "unknown file extension"),
+        ("rows", "unknown file extension"),
         ("rows.xlsx", ".csv, .json"),
         ("gone.csv", "no manifest at gone.csv"),
         ("gone/gone.csv", "no manifest at gone/gone.csv"),
@@ -272,7 +272,7 @@ async def test_what_is_no_file_is_told_by_its_name(source: str, tmp_path: Path) 
 @pytest.mark.parametrize("manifest", [None, 5, b"rows.csv", {"rows": 3}, {}, {"a", "b"}])
 async def test_what_is_no_list_is_refused_as_an_argument_too(manifest: Any) -> None:
     (problem,) = await problems_of(manifest)
-    assert "where a list of rows is due" in problem
+    assert "where a list of rows is expected" in problem
 
 
 async def test_rows_below_a_heading_are_rows_as_an_argument_too() -> None:
@@ -286,8 +286,8 @@ async def test_rows_below_a_heading_are_rows_as_an_argument_too() -> None:
         ("http://user:s3cret@xn--zzzzzz99999/rows.csv", "no valid link"),
         ("http://user:s3cret@h/\ud800.csv", "no valid link"),
         ("http://user:s3cret@127.0.0.1:9/rows.csv", "can't be read"),
-        ("http://user:s3cret@h/rows?sig=s3cret", "The manifest http://h/rows has no known ending"),
-        ("ftp://user:s3cret@h/rows.csv?sig=s3cret", "There is no way to read ftp://h/rows.csv"),
+        ("http://user:s3cret@h/rows?sig=s3cret", "The manifest http://h/rows has an unknown file extension"),
+        ("ftp://user:s3cret@h/rows.csv?sig=s3cret", "ftp://h/rows.csv is not a supported link"),
     ],
 )
 async def test_a_link_that_cannot_be_followed_is_named_without_its_secrets(source: str, said: str) -> None:
@@ -313,29 +313,29 @@ async def test_a_page_instead_of_the_file_and_a_redirect_into_nothing_are_said_t
     [
         ("rows.csv", "", "no rows"),
         ("rows.csv", "id,model,prompt\n", "no rows"),
-        ("rows.csv", "id;model;prompt\na;gpt-4o-image;b\n", "separated by ';', where commas are due"),
+        ("rows.csv", "id;model;prompt\na;gpt-4o-image;b\n", "separated by ';', where commas are expected"),
         ("rows.csv", "id\tmodel\na\tgpt-4o-image\n", r"separated by '\t'"),
         ("rows.csv", "id,model,prompt,prompt\na,gpt-4o-image,b,c\n", "more than one column 'prompt'"),
-        ("rows.csv", 'id,model,prompt\na,gpt-4o-image,"b', "no valid CSV"),
+        ("rows.csv", 'id,model,prompt\na,gpt-4o-image,"b', "not valid CSV"),
         ("rows.csv", b"\xff\xfei\x00d\x00", "not UTF-8"),
         ("rows.json", b"\xe9", "not UTF-8"),
-        ("rows.json", "[{]", "no valid JSON"),
-        ("rows.json", "[" * 100_000, "no valid JSON"),
+        ("rows.json", "[{]", "not valid JSON"),
+        ("rows.json", "[" * 100_000, "not valid JSON"),
         ("rows.json", "[]", "no rows"),
         ("rows.json", '"rows"', "str, where a list"),
         ("rows.json", '{"rows": 3}', "dict, where a list"),
         ("rows.json", "[3]", "row 1: is int"),
-        ("rows.jsonl", '{"id": 1}\n{\n\n[\n', "line 2 is no valid JSON"),
-        ("rows.jsonl", '{"id": 1}\n{\n\n[\n', "line 4 is no valid JSON"),
-        ("rows.yaml", "a: [", "no valid YAML"),
+        ("rows.jsonl", '{"id": 1}\n{\n\n[\n', "line 2 is not valid JSON"),
+        ("rows.jsonl", '{"id": 1}\n{\n\n[\n', "line 4 is not valid JSON"),
+        ("rows.yaml", "a: [", "not valid YAML"),
         ("rows.yaml", "", "NoneType, where a list"),
         ("rows.yaml", "[]\n---\n[]", "more than one document"),
         ("rows.yaml", "[" * 100_000, "nest"),
         ("rows.yaml", "- " * 100_000, "is nested too deeply"),
         pytest.param("rows.yaml", f"- &a {'x' * 100_001}", "line 1: is a text of 100001 characters", id="long-text"),
-        ("rows.yaml", "- &a [*a]", "line 1: *a refers to nothing that ended before it"),
-        ("rows.yaml", "- {id: a}\n- {<<: a}", "line 2: << has to refer to mappings"),
-        ("rows.yaml", "- {[a]: b}", "line 1: has a name that is no text"),
+        ("rows.yaml", "- &a [*a]", "line 1: *a refers to no complete anchor before it"),
+        ("rows.yaml", "- {id: a}\n- {<<: a}", "line 2: << must refer to mappings"),
+        ("rows.yaml", "- {[a]: b}", "line 1: has a key that is not text"),
     ],
 )
 async def test_what_is_no_table_of_rows_is_refused(name: str, text: str | bytes, said: str, tmp_path: Path) -> None:
@@ -361,9 +361,9 @@ async def test_every_problem_of_every_row_is_told_at_once_with_number_and_id(tmp
         "row 2 (b): motion_prompt: is required by the other motion_ fields",
         "row 2 (b): motion_duration: must be a whole number (got '8.5')",
         "row 3: id: is required",
-        "row 3: image_urls: item 0 ('ftp://a.b/c.png') is no http:// or https:// URL",
-        "row 4 (a): id: is row 1's already",
-        "row 4 (a): (no heading): is no field of a row (got ['one', 'two']); allowed: id, model, prompt",
+        "row 3: image_urls: item 0 ('ftp://a.b/c.png') is not a valid http:// or https:// URL",
+        "row 4 (a): id: is used by row 1 already",
+        "row 4 (a): (no heading): is not a field of a row (got ['one', 'two']); allowed: id, model, prompt",
     ]
     assert len(told) == len(expected)
     for problem, begin in zip(told, expected, strict=True):
@@ -375,7 +375,7 @@ async def test_what_is_wrong_with_a_heading_is_told_once_and_long_lists_of_probl
     text = f"ID,model,prompt,Dauer,id,\n{rows}"
     with pytest.raises(InvalidManifest) as caught:
         await read_manifest(rows_in(tmp_path, "rows.csv", text))
-    unknown = [problem for problem in caught.value.problems if "is no field of a row" in problem]
+    unknown = [problem for problem in caught.value.problems if "is not a field of a row" in problem]
     assert [problem.partition(": is")[0] for problem in unknown] == ["row 1: ID", "row 1: Dauer", "row 1: (no heading)"]
     assert "motion_style; nearest: id" in unknown[0]
     assert len(caught.value.problems) == 2003
@@ -393,8 +393,8 @@ async def test_what_is_wrong_with_a_heading_is_told_once_and_long_lists_of_probl
         (1.0, "must be text or a whole number"),
         pytest.param(10**5000, "has more than 18 digits", id="huge"),
         pytest.param("x" * 201, "is 201 characters long; at most 200", id="long"),
-        pytest.param("\ud800", "holds half a character", id="surrogate"),
-        ("a\x1b[31m", "holds the control character"),
+        pytest.param("\ud800", "contains half a character", id="surrogate"),
+        ("a\x1b[31m", "contains the control character"),
         ("a\nb", "must be one line"),
     ],
 )
@@ -413,7 +413,7 @@ async def test_an_id_is_a_short_text_or_a_whole_number(identity: Any, said: str)
     ],
 )
 async def test_a_field_that_is_there_twice_is_told_of_its_row(name: str, text: str, tmp_path: Path) -> None:
-    assert (await problems_in(tmp_path, name, text))[0] == "row 1: prompt: is there twice"
+    assert (await problems_in(tmp_path, name, text))[0] == "row 1: prompt: is set twice"
 
 
 async def test_only_what_looks_like_a_number_is_one() -> None:
@@ -431,7 +431,7 @@ async def test_takes_are_filled_in_by_whom_it_was_told() -> None:
 
 async def test_the_id_of_a_wrong_row_is_taken_too() -> None:
     told = await problems_of([{"id": "a"}, {"id": "a", "model": "gpt-4o-image", "prompt": "fine"}])
-    assert "row 2 (a): id: is row 1's already" in told
+    assert "row 2 (a): id: is used by row 1 already" in told
 
 
 @pytest.mark.parametrize(
@@ -441,8 +441,8 @@ async def test_the_id_of_a_wrong_row_is_taken_too() -> None:
         ("aspectratio", "nearest: aspect_ratio"),
         ("motion_promt", "nearest: motion_prompt"),
         ("motion_durations", "nearest: motion_duration"),
-        ("motion_take", "motion_take: is no field of a row"),
-        ("motion_image_urls", "motion_image_urls: is no field of a row"),
+        ("motion_take", "motion_take: is not a field of a row"),
+        ("motion_image_urls", "motion_image_urls: is not a field of a row"),
     ],
 )
 async def test_an_unknown_field_is_refused_with_the_nearest_known_one(field: str, nearest: str) -> None:

@@ -24,7 +24,8 @@ import pytest
 from PIL import Image
 from prefect.client.orchestration import get_client
 
-from prefect_veogen.cli import main
+from prefect_veogen.cli import function_of, main
+from prefect_veogen.cli.arguments import parser
 from prefect_veogen.errors import UnknownSubmission
 from prefect_veogen.models import GenerationRequest
 from prefect_veogen.process.io_loop import on_io
@@ -88,6 +89,17 @@ def lost(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, request: GenerationR
 
 
 # ---------------------------------------------------------------- help and usage
+
+
+def test_every_command_has_a_function_of_its_own() -> None:
+    listed = set(re.findall(r"^    (\w+) {2,}", parser().format_help(), re.MULTILINE))
+    assert listed == {*COMMANDS, "sandbox"}
+    assert [function_of(command).__name__ for command in COMMANDS] == list(COMMANDS)
+
+
+def test_a_command_without_a_function_is_an_error_and_runs_no_other() -> None:
+    with pytest.raises(KeyError, match="forgotten"):
+        function_of("forgotten")
 
 
 @pytest.mark.parametrize("words", [[], *([command] for command in (*COMMANDS, "sandbox"))], ids=str)
@@ -241,8 +253,8 @@ def test_a_plan_of_a_manifest_knows_what_is_bought_and_what_is_double(
     assert [Decimal(item["usd"]) for item in items] == [0, Decimal("0.02"), Decimal("0.3"), 0, Decimal("0.18")]
     assert [item["already_bought"] for item in items] == [True, False, False, True, False]
     told = run("plan", str(rows))[1].splitlines()
-    assert told[1].endswith("bought already")
-    assert told[4].endswith("the same as above")
+    assert told[1].endswith("already bought")
+    assert told[4].endswith("same as above")
     assert "Total: $0.50" in told
 
 
@@ -290,7 +302,7 @@ def test_a_wrong_manifest_is_told_row_by_row(sandbox: Sandbox, run: Run, tmp_pat
     code, out, err = run("plan", str(rows))
     assert (code, out) == (1, "")
     assert "row 1 (a): prompt" in err
-    assert "row 3 (b): id: is row 2's already" in err
+    assert "row 3 (b): id: is used by row 2 already" in err
 
 
 # ---------------------------------------------------------------- receipts
@@ -417,7 +429,7 @@ def test_reconcile_adds_up_until_somebody_else_buys(sandbox: Sandbox, run: Run) 
     sandbox.advance(300)
     code, out, _ = run("reconcile")
     assert code == 1
-    assert "On the statement, but bought by nobody who uses this store:" in out
+    assert "On the statement, but not in this store's receipts:" in out
     code, out, _ = run("reconcile", "--json", "--since", "2020-01-01")
     told = json.loads(out)
     assert (code, told["adds_up"], told["ledger_usd"], told["receipts"]) == (1, False, "0.02", 1)

@@ -260,7 +260,7 @@ async def test_a_host_that_trickles_is_given_up(sandbox: Sandbox, monkeypatch: p
     monkeypatch.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", "0.3")
     generation = await bought(sandbox)
     sandbox.fault("media-slow", bytes_per_second=2000, times=None)
-    with pytest.raises(DownloadBroken, match="bytes came in"):
+    with pytest.raises(DownloadBroken, match="bytes arrived in"):
         await asyncio.wait_for(delivered(generation), 30)
     assert leftovers(open_session().store) == 0
 
@@ -393,7 +393,7 @@ async def test_the_setting_opens_every_address(sandbox: Sandbox, monkeypatch: py
         ("media-html", "an HTML page"),
         ("media-html-as-media", "an HTML page"),
         ("media-json", "a JSON document"),
-        ("media-wrong-type", "image/png, where a video is due"),
+        ("media-wrong-type", "image/png, where a video is expected"),
         ("media-truncated-silently", "a truncated MP4"),
     ],
 )
@@ -461,7 +461,7 @@ EXPIRED = b"<html>This link works once"
 
 async def nothing_is_kept_of(generation: Generation, bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
-    with pytest.raises(MediaRejected, match="could not be kept") as caught:
+    with pytest.raises(MediaRejected, match="could not be stored") as caught:
         await delivered(generation)
     store = open_session().store
     assert caught.value.kept_at is None

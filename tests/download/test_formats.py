@@ -462,9 +462,9 @@ def test_a_damaged_byte_of_a_png_is_noticed_wherever_it_is() -> None:
         (b"<?xml version='1.0'?><Error><Code>AccessDenied</Code></Error>", "an XML document"),
         (b"<Error><Code>AccessDenied</Code></Error>", "an XML document"),
         (b"Not found", "plain text ('Not found' …)"),
-        (b"\x1f\x8b\x08\0" * 30, "bytes of no known media format (1f 8b 08 00"),
+        (b"\x1f\x8b\x08\0" * 30, "bytes of an unknown media format (1f 8b 08 00"),
         (b"\x89PNG\r\n\x1a\n\0\0\0\0IEND\xaeB`\x82", "a PNG without a picture in it"),
-        (b"RIFF\x24\0\0\0WAVEfmt " + bytes(40), "bytes of no known media format"),
+        (b"RIFF\x24\0\0\0WAVEfmt " + bytes(40), "bytes of an unknown media format"),
     ],
 )
 def test_what_is_no_media_is_named_in_plain_words(content: bytes, words: str) -> None:
@@ -474,7 +474,7 @@ def test_what_is_no_media_is_named_in_plain_words(content: bytes, words: str) ->
 
 @pytest.mark.parametrize("name", REAL)
 def test_the_wrong_kind_is_refused(name: str) -> None:
-    due, words = (Kind.VIDEO, "a video is due") if name in PICTURES else (Kind.IMAGE, "an image is due")
+    due, words = (Kind.VIDEO, "a video is expected") if name in PICTURES else (Kind.IMAGE, "an image is expected")
     assert verdict(real(name), due) == f"{REAL[name]}, where {words}"
 
 

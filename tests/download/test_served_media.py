@@ -205,7 +205,7 @@ async def test_a_label_on_what_was_never_encoded_keeps_nothing_out(encoding: str
     [
         ("compress", b"\x1f\x9d\x90" + bytes(range(200)), "an unknown encoding"),
         ("gzip", gzip.compress(PNG)[:-8] + bytes(8), "incorrect data check"),
-        ("gzip", gzip.compress(PNG)[:-9], "ends in its middle"),
+        ("gzip", gzip.compress(PNG)[:-9], "its end is missing"),
         ("gzip, gzip, gzip, gzip", gzip.compress(PNG), "4 encodings"),
     ],
 )

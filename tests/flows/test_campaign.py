@@ -37,7 +37,7 @@ from flows.campaign import campaign
 from flows.image_then_animate import image_then_animate
 from flows.sweep import sweep
 from prefect_veogen import Asset
-from prefect_veogen.campaign.contact_sheet import MOST_TILES, Tile, page
+from prefect_veogen.campaign.contact_sheet import MAX_TILES, Tile, page
 from prefect_veogen.campaign.manifest import read_manifest
 from prefect_veogen.campaign.run import campaign_name
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InsufficientBalance, InvalidManifest
@@ -171,7 +171,7 @@ async def test_a_model_that_is_not_known_is_asked_for_once_not_once_a_row(sandbo
 
 async def test_rows_that_share_an_id_are_refused_however_they_were_made(sandbox: Sandbox) -> None:
     rows = await read_manifest(pictures(2))
-    with pytest.raises(InvalidManifest, match="'r1' is there 2 times"):
+    with pytest.raises(InvalidManifest, match="'r1' is used 2 times"):
         await make_campaign([*rows, rows[1]], name="twins")
     assert sandbox.requests == ()
 
@@ -425,9 +425,9 @@ async def test_assets_that_are_gone_spoil_no_sheet(sandbox: Sandbox) -> None:
 
 def test_a_sheet_of_many_rows_says_how_many_it_leaves_out() -> None:
     asset = Asset(uri="s3://b/a.png", sha256="ab", size=1, content_type="image/png", generation_id="g")
-    items = tuple(CampaignItem(f"r{number}", ItemStatus.OK, (asset,)) for number in range(MOST_TILES + 20))
-    sheet = page(CampaignReport("large", items), [Tile(item, ()) for item in items[:MOST_TILES]])
-    assert "… and 20 rows more." in sheet
+    items = tuple(CampaignItem(f"r{number}", ItemStatus.OK, (asset,)) for number in range(MAX_TILES + 20))
+    sheet = page(CampaignReport("large", items), [Tile(item, ()) for item in items[:MAX_TILES]])
+    assert "… and 20 more rows." in sheet
     assert 'href="s3://b/a.png"' in sheet
 
 
@@ -447,7 +447,7 @@ async def test_a_list_larger_than_prefect_keeps_of_a_run_is_made_all_the_same(sa
     async with get_client() as client:
         kept = (await client.read_flow_run(run_id)).parameters
     assert (kept["manifest"], kept["name"]) == ("300 rows, too many to be kept here", "long")
-    with pytest.raises(ConfigurationError, match="has no known ending"):
+    with pytest.raises(ConfigurationError, match="has an unknown file extension"):
         await campaign(kept["manifest"])
 
 

@@ -185,7 +185,7 @@ def test_takes_of_a_request_share_the_content_key_and_lookalikes_its_beginning()
     [
         ("model", "", "must not be empty"),
         ("model", 7, "must be text"),
-        pytest.param("model", "gpt\ud83d", "holds half a character", id="model-surrogate"),
+        pytest.param("model", "gpt\ud83d", "contains half a character", id="model-surrogate"),
         ("model", "gpt\x00", r"control character '\x00'"),
         ("prompt", " \n", "empty"),
         pytest.param(
@@ -208,17 +208,17 @@ def test_takes_of_a_request_share_the_content_key_and_lookalikes_its_beginning()
         ("video_urls", ["https://example.org/a b.mp4"], "item 0"),
         ("audio_urls", ["https://example.org/a.mp3", 7], "item 1: must be a URL or an Asset"),
         ("audio_urls", [{"uri": "https://example.org/a.mp3"}], "item 0: must be a URL or an Asset"),
-        ("image_urls", ["https://a/1.png,https://a/2.png"], "holds two links; separate them by spaces"),
+        ("image_urls", ["https://a/1.png,https://a/2.png"], "contains two links; separate them by spaces"),
         ("image_urls", ["https://a/1.png", "https://a/2.png;https://a/3.png"], "item 1 ('https://a/2.png;https://a/3"),
-        ("image_urls", ["http://[::1"], "is no http:// or https:// URL"),
-        ("image_urls", ["http://a:99999/"], "is no http:// or https:// URL"),
-        ("image_urls", ["http://user@/a.png"], "is no http:// or https:// URL"),
-        ("image_urls", ["https://a/\x00.png"], r"item 0 ('https://a/\x00.png') holds the control character"),
+        ("image_urls", ["http://[::1"], "is not a valid http:// or https:// URL"),
+        ("image_urls", ["http://a:99999/"], "is not a valid http:// or https:// URL"),
+        ("image_urls", ["http://user@/a.png"], "is not a valid http:// or https:// URL"),
+        ("image_urls", ["https://a/\x00.png"], r"item 0 ('https://a/\x00.png') contains the control character"),
         ("take", "  ", "empty"),
         ("take", 1.5, "must be text or a whole number"),
         ("take", True, "must be text or a whole number"),
         ("take", "{scheduled:%Y-%m-%d}", "prefect_veogen.schedule.take_of_slot"),
-        ("take", "a}", "holds braces"),
+        ("take", "a}", "contains braces"),
         pytest.param("take", 10**5000, "digits", id="take-huge"),
         pytest.param("duration", 10**5000, "digits", id="duration-huge"),
     ],
@@ -283,7 +283,7 @@ def test_a_request_inside_another_model_tells_its_problems_there() -> None:
     class Order(BaseModel):
         wanted: GenerationRequest
 
-    with pytest.raises(ValidationError, match=r"promt: is no field .*nearest: prompt"):
+    with pytest.raises(ValidationError, match=r"promt: is not a field .*nearest: prompt"):
         Order.model_validate({"wanted": WRONG})
 
 
@@ -294,7 +294,7 @@ def test_a_flow_takes_a_request_as_a_parameter_and_names_what_is_wrong_with_it()
     flow = Flow(wanted)
     parameters = flow.validate_parameters({"request": {"model": "m", "prompt": "p", "image_urls": ["https://x/y"]}})
     assert parameters["request"] == request(model="m", prompt="p", image_urls=["https://x/y"])
-    with pytest.raises(ParameterTypeError, match=r"promt: is no field .*nearest: prompt"):
+    with pytest.raises(ParameterTypeError, match=r"promt: is not a field .*nearest: prompt"):
         flow.validate_parameters({"request": WRONG})
 
 

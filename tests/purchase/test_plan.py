@@ -82,7 +82,7 @@ async def test_a_price_says_how_sure_it_is(fields: dict[str, Any], usd: str, cer
 
 async def test_a_price_the_service_does_not_name_is_unknown_and_never_zero(nameless_price: None) -> None:
     plan = await planned(picture(), caps=(CAP,))
-    assert (plan.items[0].usd, plan.certainty, plan.problems) == (None, Certainty.UNKNOWN, ())
+    assert (plan.items[0].usd, plan.certainty, plan.problems) == (None, Certainty.UNPRICED, ())
 
 
 async def test_a_total_is_as_sure_as_its_least_sure_item() -> None:

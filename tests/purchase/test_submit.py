@@ -665,7 +665,7 @@ async def test_nothing_is_bought_beside_a_receipt_that_cannot_be_read(body: byte
     session = open_session()
     key = FOX.receipt_key(session.client.base_url)
     await session.store.put(f"receipts/{key}.json", body, "application/json")
-    with pytest.raises(UnreadableReceipt, match="Nothing was bought"):
+    with pytest.raises(UnreadableReceipt, match="Nothing is bought"):
         await purchase()
     assert posts(sandbox) == 0
 

@@ -48,7 +48,7 @@ RESULTS = [
         "spring",
         (
             CampaignItem("a", ItemStatus.OK, (PICTURE,), Decimal("0.10")),
-            CampaignItem("b", ItemStatus.UNKNOWN, error="why", undelivered_usd={"g": Decimal("0.3")}),
+            CampaignItem("b", ItemStatus.UNSETTLED, error="why", undelivered_usd={"g": Decimal("0.3")}),
         ),
     ),
     [Swept("key", State.SENDING, State.STORED, "found")],

@@ -1,7 +1,7 @@
-"""Whether bytes are the media they claim to be, judged by their content alone while they stream by.
+"""Whether bytes are the media they claim to be, decided by their content alone while they stream.
 
-What a file says of itself (name, Content-Type) proves nothing: error pages are served as `.mp4` with status 200. Each
-format here has a structure whose end is known, so a truncated file is noticed, and so is what stands behind the end.
+A file's name and Content-Type prove nothing: error pages are served as `.mp4` with status 200. Each format here has a
+structure whose end is known, so that truncation is noticed, and so are bytes behind the end.
 """
 
 from prefect_veogen.download.formats.inspector import Inspector

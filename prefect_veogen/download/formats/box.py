@@ -19,7 +19,7 @@ class Box(NamedTuple):
 
 
 def box_of(header: bytes, start: int) -> Box | None:
-    """Return the box whose first 16 bytes these are; `None` if they can't be one's."""
+    """Return the box that begins with these 16 bytes; `None` if they are not a valid header."""
     if len(header) < 8:
         return None
     size, name, length = int.from_bytes(header[:4], "big"), header[4:8], 8
@@ -35,7 +35,7 @@ def box_of(header: bytes, start: int) -> Box | None:
 
 
 def next_box(stream: Stream, end: int) -> Reading[Box | None]:
-    """Enter the next box of those that a box holds; `None` behind the last one."""
+    """Enter the next box inside a box; `None` after the last one."""
     if end - stream.position < 8:
         return None
     box = box_of((yield from stream.peek(16)), stream.position)

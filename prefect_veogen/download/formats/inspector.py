@@ -1,4 +1,4 @@
-"""The judge of one file: which format it is, whether it is whole, and what stands behind its end."""
+"""The inspection of one file: its format, whether it is complete, and what follows its end."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _HEAD_BYTES = 64
 
 
 class Inspector:
-    """Judges one file of a kind, chunk by chunk, in constant memory."""
+    """Inspects one file of a kind, chunk by chunk, in constant memory."""
 
     def __init__(self, kind: Kind | None) -> None:
         self._stream = Stream(kind)
@@ -48,12 +48,12 @@ class Inspector:
 
     @property
     def bytes_behind_end(self) -> int:
-        """How many bytes follow the end of the media, where no decoder looks; known when the file is finished."""
+        """How many bytes follow the end of the media, where no decoder reads; known when the file is finished."""
         return 0 if self._end is None else self.size - self._end
 
     @property
     def content_credentials(self) -> str | None:
-        """`c2pa` if the file carries a signed manifest of where it comes from."""
+        """`c2pa` if the file carries a signed manifest of its provenance."""
         return self._stream.content_credentials
 
     def feed(self, chunk: bytes) -> None:
@@ -68,7 +68,7 @@ class Inspector:
             self._read_on()
 
     def finish(self) -> None:
-        """Judge the file as a whole, after its last byte.
+        """Verify the file as a whole, after its last byte.
 
         Raises:
             NotMedia: it is empty, truncated or damaged.
@@ -117,4 +117,4 @@ def _description(head: bytes) -> str:
         return "a JSON document"
     if head and all(byte in b"\t\n\r" or 32 <= byte < 127 for byte in head):
         return f"plain text ({head.decode('ascii').strip()[:40]!r} …)"
-    return f"bytes of no known media format ({head[:12].hex(' ')} …)"
+    return f"bytes of an unknown media format ({head[:12].hex(' ')} …)"

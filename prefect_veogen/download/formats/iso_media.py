@@ -1,4 +1,4 @@
-"""ISO base media (MP4, MOV, AVIF, HEIC): boxes of length and name, one behind the other, and what is needed of them.
+"""ISO base media (MP4, MOV, AVIF, HEIC): boxes of length and name, in sequence, and the indices that point into them.
 
 A box may run to the end of the file without saying how far that is, and some files point from an index to bytes which
 no box counts. So the indices are read too, and what they point to has to be there.
@@ -22,16 +22,16 @@ _AVIF = {b"avif", b"avis"}
 _HEIC = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"}
 _PICTURE = {b"mif1", b"mif2", b"mif3", b"msf1", b"miaf"}
 _QUICKTIME = b"qt  "
-# What QuickTime wrote before there were brands may begin with any of these.
+# QuickTime files from before there were brands may begin with any of these.
 _FIRST_BOXES = {b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot"}
-# What stands at the top of a file. A box by another name, if it isn't whole, is no part of the media but a tail.
+# Boxes at the top level. A box by another name, if it is incomplete, is not part of the media but a tail.
 _TOP_BOXES = _FIRST_BOXES | {b"ftyp", b"styp", b"moof", b"mfra", b"meta", b"uuid", b"udta", b"sidx", b"ssix", b"prft"}
 _TOP_BOXES |= {b"emsg", b"pdin", b"PICT", b"idat", b"imda", b"etyp", b"otyp"}
 _C2PA = bytes.fromhex("d8fec3d61b0e483c92975828877ec481")
 
 
 def begins_iso_media(head: bytes) -> bool:
-    """Tell whether a file begins like ISO base media."""
+    """Return whether a file begins like ISO base media."""
     return head[4:8] == b"ftyp" or (head[4:8] in _FIRST_BOXES and head[0] < 32)
 
 
@@ -52,18 +52,18 @@ def read_iso_media(stream: Stream) -> Reading[None]:
             stream.tail_at = start
         if stream.tail_at is not None:
             yield from stream.rest()
-    contents.judge(stream)
+    contents.verify(stream)
 
 
 def _begins_tail(header: bytes, box: Box | None) -> bool:
-    """Tell whether no part of a file that is complete so far can begin like this."""
+    """Return whether a file that is complete so far can't continue like this."""
     if box is None:
         return not (len(header) > 4 and any(name.startswith(header[4:8]) for name in _TOP_BOXES))
     return box.name == b"ftyp"
 
 
 def _read_brands(stream: Stream) -> Reading[None]:
-    """Find out what kind of file it is."""
+    """Recognise the format by its brands."""
     stream.label = "MP4 file"
     box = box_of((yield from stream.peek(16)), 0)
     if box is None:
@@ -75,7 +75,7 @@ def _read_brands(stream: Stream) -> Reading[None]:
         stream.damaged()
     yield from stream.skip(box.begin)
     text = yield from stream.exactly(box.end - box.begin)
-    # Behind the first brand comes its version, then the brands of all readers that can make sense of the file.
+    # The first brand is followed by its version, then by all compatible brands.
     stream.recognise(*_type_of(text[:4], {text[place : place + 4] for place in range(8, len(text) - 3, 4)}))
 
 
@@ -93,7 +93,7 @@ def _type_of(first: bytes, others: set[bytes]) -> tuple[str, str, str]:
 
 
 class _Contents:
-    """What was seen of a file."""
+    """The boxes seen so far."""
 
     def __init__(self, *, is_picture: bool) -> None:
         self._is_picture = is_picture
@@ -105,7 +105,7 @@ class _Contents:
 
     @property
     def is_complete(self) -> bool:
-        """Whether what was seen is enough for a decoder."""
+        """Whether the boxes so far are enough for a decoder."""
         return not self._missing and not self._lacks_fragment
 
     @property
@@ -115,7 +115,7 @@ class _Contents:
         return [name for name in ("moov", "mdat") if name.encode() not in self._seen]
 
     def read(self, stream: Stream, box: Box) -> Reading[bool]:
-        """Read a box, and tell whether it is whole."""
+        """Read a box, and return whether it is complete."""
         yield from stream.skip(box.begin - stream.position)
         if box.name == b"moov":
             yield from read_film(stream, box.end, self._tracks)
@@ -133,8 +133,8 @@ class _Contents:
             self._lacks_fragment = box.name != b"mdat"
         return True
 
-    def judge(self, stream: Stream) -> None:
-        """Judge the file, which was read to its end.
+    def verify(self, stream: Stream) -> None:
+        """Verify the file, which was read to its end.
 
         Raises:
             NotMedia: something is missing.
@@ -145,7 +145,7 @@ class _Contents:
             )
         if self._lacks_fragment or self._items_end > stream.position:
             stream.truncated()
-        # Elsewhere the boxes themselves say how far the data go, and an index may point into other files.
+        # Otherwise the boxes themselves state where the data end, and an index may point into other files.
         if (self._is_open_ended or stream.tail_at is not None) and self._tracks.end > stream.position:
             stream.truncated()
         if not self._is_picture and not self._tracks.show_video:

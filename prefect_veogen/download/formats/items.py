@@ -1,4 +1,4 @@
-"""The pictures in an AVIF or HEIC file: where the index of its items points to."""
+"""The pictures in an AVIF or HEIC file: where the index of its items points."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """JPEG: segments with a length, and scans without one, which run until the next marker.
 
 Thumbnails and whole other pictures (Exif, multi-picture) may stand inside segments, so that only walking over these by
-their length finds the picture's own end. Everything behind it, such as the film of a motion photo, is a tail.
+their length finds the picture's own end. Everything after it, such as the film of a motion photo, is a tail.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def read_jpeg(stream: Stream) -> Reading[None]:
     yield from stream.skip(2)
     has_scan = False
     while True:
-        # As decoders do: what stands between segments, where nothing should, is passed over.
+        # As decoders do: bytes between segments, where there should be none, are skipped.
         marker = (yield from stream.skip_past(_MARKER, 2))[1:]
         if marker == _END:
             break

@@ -59,7 +59,7 @@ def _read_header(stream: Stream) -> Reading[None]:
 
 
 def _has_video(stream: Stream, end: int) -> Reading[bool]:
-    """Read a segment, and tell whether there is a video track in it."""
+    """Read a segment, and return whether it has a video track."""
     has_video = False
     while stream.position < end:
         if end >= _UNKNOWN and not (yield from stream.peek(1)):
@@ -78,7 +78,7 @@ def _has_video(stream: Stream, end: int) -> Reading[bool]:
             has_video = (yield from _tracks_show_video(stream, min(end, stream.position + element.length))) or has_video
         elif element.length < _UNKNOWN:
             yield from stream.skip(min(element.length, end - stream.position))
-        # A cluster without a length is entered: what it holds ends where the next element of the segment begins.
+        # A cluster without a length is entered: it ends where the next element of the segment begins.
     return has_video
 
 
@@ -96,7 +96,7 @@ def _tracks_show_video(stream: Stream, end: int) -> Reading[bool]:
 
 
 def _next_element(stream: Stream) -> Reading[_Element | None]:
-    """Return the next element, not taken yet; `None` if the bytes there can't be one."""
+    """Return the next element without consuming it; `None` if the bytes are not a valid one."""
     start = yield from stream.peek(12)
     if not start:
         stream.truncated()

@@ -1,7 +1,7 @@
-"""A file that is pushed in chunk by chunk and read as if it were all there.
+"""A file that is pushed in chunk by chunk and read as if it were complete.
 
-A format's reader is a generator which pauses wherever it needs bytes that haven't come yet, so that it never depends on
-how a file was cut into chunks, and holds no more of it than what it is about to read.
+A format's reader is a generator that pauses wherever it needs bytes that haven't arrived yet, so that it never depends
+on how a file was chunked, and buffers no more of it than what it is about to read.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 
 class NotMedia(Exception):
-    """The bytes are not what they should be; the text says what they look like."""
+    """The bytes are not the expected media; the text says what they look like."""
 
 
 class Stream:
-    """The bytes of one file, and what its reader finds out about it."""
+    """The bytes of one file, and what its reader has found in it."""
 
     def __init__(self, kind: Kind | None) -> None:
         self._kind = kind
@@ -37,7 +37,7 @@ class Stream:
         self.content_credentials: str | None = None
         self.tail_at: int | None = None
 
-    # ---- the side of whoever has the bytes
+    # ---- for the producer of the bytes
 
     def push(self, chunk: bytes) -> None:
         """Add the next bytes."""
@@ -46,15 +46,15 @@ class Stream:
         self._offset = 0
 
     def close(self) -> None:
-        """Say that no more bytes come."""
+        """Mark the end of the file."""
         self._ended = True
 
     @property
     def held(self) -> int:
-        """How many bytes are kept in memory."""
+        """How many bytes are buffered."""
         return len(self._buffer)
 
-    # ---- the side of a format's reader
+    # ---- for a format's reader
 
     @property
     def position(self) -> int:
@@ -62,23 +62,25 @@ class Stream:
         return self._passed + self._offset
 
     def recognise(self, content_type: str, extension: str, label: str) -> None:
-        """Note what the file is.
+        """Record the file's format.
 
         Raises:
             NotMedia: a file of another kind is expected.
         """
         if self._kind is not None and not content_type.startswith(f"{self._kind.value}/"):
-            raise NotMedia(f"{content_type}, where {'an image' if self._kind.value == 'image' else 'a video'} is due")
+            raise NotMedia(
+                f"{content_type}, where {'an image' if self._kind.value == 'image' else 'a video'} is expected"
+            )
         self.content_type, self.extension, self.label = content_type, extension, label
 
     def peek(self, count: int) -> Reading[bytes]:
-        """Return the next bytes without taking them; fewer at the end of the file."""
+        """Return the next bytes without consuming them; fewer at the end of the file."""
         while self._available < count and not self._ended:
             yield
         return self._buffer[self._offset : self._offset + count]
 
     def exactly(self, count: int) -> Reading[bytes]:
-        """Take so many bytes."""
+        """Consume `count` bytes."""
         data = yield from self.peek(count)
         if len(data) < count:
             self.truncated()
@@ -86,24 +88,24 @@ class Stream:
         return data
 
     def number(self, count: int) -> Reading[int]:
-        """Take a big-endian number of so many bytes."""
+        """Consume a big-endian number of `count` bytes."""
         return int.from_bytes((yield from self.exactly(count)), "big")
 
-    def some(self, most: int) -> Reading[bytes]:
-        """Take at least one byte, and as many as are there."""
+    def some(self, max_bytes: int) -> Reading[bytes]:
+        """Consume at least one byte, and up to `max_bytes` of those that are buffered."""
         if not (yield from self.peek(1)):
             self.truncated()
-        data = self._buffer[self._offset : self._offset + most]
+        data = self._buffer[self._offset : self._offset + max_bytes]
         self._offset += len(data)
         return data
 
     def skip(self, count: int) -> Reading[None]:
-        """Pass over so many bytes."""
+        """Skip `count` bytes."""
         if not (yield from self.skip_up_to(count)):
             self.truncated()
 
     def skip_up_to(self, count: int) -> Reading[bool]:
-        """Pass over so many bytes, and tell whether there were as many."""
+        """Skip up to `count` bytes, and return whether there were as many."""
         while count > 0:
             if not (yield from self.peek(1)):
                 return False
@@ -113,7 +115,7 @@ class Stream:
         return True
 
     def skip_past(self, pattern: re.Pattern[bytes], longest: int) -> Reading[bytes]:
-        """Pass over everything up to the next match, of at most `longest` bytes, and return that."""
+        """Skip to the end of the next match, which has at most `longest` bytes, and return the match."""
         while True:
             if found := pattern.search(self._buffer, self._offset):
                 self._offset = found.end()
@@ -124,16 +126,16 @@ class Stream:
             yield
 
     def rest(self) -> Reading[None]:
-        """Pass over everything there is."""
+        """Skip to the end of the file."""
         while (yield from self.peek(1)):
             self._offset = len(self._buffer)
 
     def truncated(self) -> NoReturn:
-        """Say that bytes are missing at the end."""
+        """Raise `NotMedia`: bytes are missing at the end."""
         raise NotMedia(f"a truncated {self.label}")
 
     def damaged(self, detail: str = "") -> NoReturn:
-        """Say that bytes can't mean anything where they stand."""
+        """Raise `NotMedia`: the bytes here are not valid in this format."""
         raise NotMedia(f"a damaged {self.label}{f' ({detail})' if detail else ''}")
 
     @property

@@ -1,4 +1,4 @@
-"""The tracks of an MP4 or QuickTime file: what they show, and where their indices point to."""
+"""The tracks of an MP4 or QuickTime file: what they show, and where their indices point."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from prefect_veogen.download.formats.stream import Reading, Stream
 
 _PICTURES = {b"vide", b"pict", b"MPEG"}
-# Which boxes hold those that matter, so that no nesting can be deeper than this.
+# Which boxes contain relevant ones: the nesting is never deeper than this.
 _HOLDS = {b"moov": {b"trak", b"cmov"}, b"trak": {b"mdia"}, b"mdia": {b"hdlr", b"minf"}, b"minf": {b"stbl"}}
 _HOLDS[b"stbl"] = {b"stsc", b"stsz", b"stco", b"co64"}
 _MAX_SIZES = 16 * 1024
@@ -21,7 +21,7 @@ _MAX_SIZES = 16 * 1024
 
 @dataclass
 class Tracks:
-    """What the tracks seen so far show, and how long the file has to be at least for all they point to."""
+    """What the tracks so far show, and how long the file must be for everything they point to."""
 
     show_video: bool = False
     end: int = 0
@@ -29,7 +29,7 @@ class Tracks:
 
 @dataclass
 class _Track:
-    """The index of one track: samples lie in chunks, of which the last one tells most."""
+    """The index of one track: samples lie in chunks, of which the last one ends the track."""
 
     last_chunk_at: int = 0
     samples_per_chunk: int = 0
@@ -65,7 +65,7 @@ def _read_leaf(stream: Stream, box: Box, tracks: Tracks, track: _Track) -> Readi
             start = yield from stream.peek(min(12, box.end - box.begin))
             tracks.show_video = tracks.show_video or start[8:12] in _PICTURES
         case b"cmov":
-            tracks.show_video = True  # compressed: nothing is known against it
+            tracks.show_video = True  # compressed: assume that it does
         case b"stsc":
             last = yield from _last_rows(stream, box, 12)
             track.samples_per_chunk = struct.unpack(">3I", last)[1] if last else 0
@@ -78,20 +78,20 @@ def _read_leaf(stream: Stream, box: Box, tracks: Tracks, track: _Track) -> Readi
 
 def _last_sizes(stream: Stream, box: Box) -> Reading[tuple[int, ...]]:
     if box.end - box.begin < 12 or int.from_bytes((yield from stream.peek(8))[4:]):
-        # All samples have the size stated here, which some sound formats don't mean in bytes.
+        # All samples have the size stated here, which is not in bytes for some sound formats.
         return ()
     yield from stream.skip(4)
     sizes = yield from _last_rows(stream, box, 4, _MAX_SIZES)
     return struct.unpack(f">{len(sizes) // 4}I", sizes)
 
 
-def _last_rows(stream: Stream, box: Box, width: int, most: int = 1) -> Reading[bytes]:
-    """Return the last rows of a table, whose rows have a width."""
+def _last_rows(stream: Stream, box: Box, width: int, max_rows: int = 1) -> Reading[bytes]:
+    """Return the last rows of a table with rows of `width` bytes."""
     if box.end - stream.position < 8:
         return b""
     yield from stream.skip(4)
     stated = yield from stream.number(4)
     rows = min(stated, (box.end - stream.position) // width)
-    taken = min(rows, most)
-    yield from stream.skip((rows - taken) * width)
-    return (yield from stream.exactly(taken * width))
+    read = min(rows, max_rows)
+    yield from stream.skip((rows - read) * width)
+    return (yield from stream.exactly(read * width))

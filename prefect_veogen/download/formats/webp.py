@@ -1,4 +1,4 @@
-"""WebP: one RIFF chunk that holds all the others."""
+"""WebP: one RIFF chunk that contains all others."""
 
 from __future__ import annotations
 
