@@ -29,9 +29,9 @@ def share_limit(session: Session) -> None:
     if not may_have_server():
         return
     # Only now, for Prefect's import takes seconds.
-    from prefect_veogen.tasks.shared_limit import joined_limit
+    from prefect_veogen.tasks.shared_limit import use_shared_limit
 
-    asyncio.run(joined_limit(session))
+    asyncio.run(use_shared_limit(session))
 
 
 def may_have_server() -> bool:

@@ -23,7 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_veogen import GenerationRequest, generate
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
-from prefect_veogen.tasks.shared_limit import create_limit, joined_limit
+from prefect_veogen.tasks.shared_limit import create_limit, use_shared_limit
 from tests.support.servers import Reply, Request, relayed, serving
 
 ROOT = Path(__file__).parents[2]
@@ -33,12 +33,12 @@ PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse")
 # Two of them together look for some seconds, each of them as fast as its own limit lets it.
 LOOKING = """
 import asyncio, sys, time
-from prefect_veogen.tasks.shared_limit import joined_limit
+from prefect_veogen.tasks.shared_limit import use_shared_limit
 from prefect_veogen.session import open_session
 
 async def look() -> None:
     session = open_session()
-    await joined_limit(session)
+    await use_shared_limit(session)
     assert session.client.limiter.join is not None
     print("ready", flush=True)
     until = float(sys.stdin.readline())
@@ -66,7 +66,7 @@ def turns_a_minute(limit: GlobalConcurrencyLimitResponse) -> float:
 
 async def joined_session() -> Session:
     session = open_session()
-    await joined_limit(session)
+    await use_shared_limit(session)
     return session
 
 
