@@ -139,7 +139,7 @@ async def wait_for_generation(
     """Return the generation when it is completed. Free, and safe to repeat.
 
     All waits of the process share their polls. `timeout_seconds` counts from the start of the wait; unset, it is
-    `VEOGEN_WAIT_TIMEOUT_SECONDS`, else 10 minutes for an image and 30 for a video. A service that doesn't answer for
+    `VEOGEN_WAIT_TIMEOUT_SECONDS`, else 10 minutes for an image and 30 for a video. A service that doesn't respond for
     a while fails nothing.
 
     Raises:

@@ -153,11 +153,11 @@ async def counted(work: Callable[[], Awaitable[object]]) -> int:
     """Return how often the work reads a block of the Prefect server."""
     upstream, seen = str(PREFECT_API_URL.value()).removesuffix("/api"), list[str]()
 
-    def answer(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         seen.append(request.path)
         return relayed(upstream, request)
 
-    with serving(answer) as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+    with serving(respond) as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         await work()
     return len([path for path in seen if "/block_documents" in path])
 
@@ -189,13 +189,16 @@ async def test_a_run_goes_on_with_its_block_while_the_prefect_server_is_silent(s
     blocks = Blocks(trusted_seconds=0)
     up, upstream = True, str(PREFECT_API_URL.value()).removesuffix("/api")
 
-    def answer(request: Request) -> Reply | None:
+    def respond(request: Request) -> Reply | None:
         return relayed(upstream, request) if up else None
 
     @flow
     async def long() -> None:
         nonlocal up
-        with serving(answer) as url, temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        with (
+            serving(respond) as url,
+            temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
+        ):
             block = await blocks.load(studio, "credentials=")
             up = False
             assert await blocks.load(studio, "credentials=") == block

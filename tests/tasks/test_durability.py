@@ -163,7 +163,7 @@ async def test_the_hook_of_a_stopped_run_reads_no_relative_store(
     no_store: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     await report_unfinished(by_hand, await deployed_run(), Failed())
-    assert "What this run left running can't be told" in caplog.text
+    assert "Can't report what this run left running" in caplog.text
     assert files_in(tmp_path) == []
 
 

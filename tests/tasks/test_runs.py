@@ -129,7 +129,7 @@ async def test_a_campaigns_task_runs_are_named_by_their_rows(sandbox: Sandbox, p
 
 
 @pytest.mark.server
-async def test_a_wrong_argument_is_told_of_by_the_run_and_not_by_its_name(
+async def test_a_wrong_argument_is_reported_by_the_run_and_not_by_its_name(
     sandbox: Sandbox, prefect_server: None
 ) -> None:
     with pytest.raises(ConfigurationError, match="A GenerationRequest is needed, not a dict"):
