@@ -12,7 +12,7 @@ import httpx
 from prefect.concurrency.asyncio import rate_limit
 
 from prefect_veogen.session import open_session
-from prefect_veogen.tasks.shared_limit import joined_limit
+from prefect_veogen.tasks.shared_limit import use_shared_limit
 
 LIMIT_BY_HAND = "by-hand"
 
@@ -20,7 +20,7 @@ LIMIT_BY_HAND = "by-hand"
 async def ours(send: Callable[[Callable[[], Awaitable[object]]], Awaitable[None]]) -> None:
     """Send requests as every task of ours does."""
     session = open_session()
-    await joined_limit(session)
+    await use_shared_limit(session)
     await send(session.client.get_account)
 
 

@@ -16,11 +16,11 @@ from prefect_veogen.tasks.campaign import (
     publish_campaign,
     read_manifest,
 )
-from prefect_veogen.tasks.maintenance import TELL_WHEN_STOPPED
+from prefect_veogen.tasks.maintenance import ON_STOP
 from prefect_veogen.tasks.runs import KEEP_RESULT
 
 
-@campaign_flow(name="campaign", **KEEP_RESULT, **TELL_WHEN_STOPPED)
+@campaign_flow(name="campaign", **KEEP_RESULT, **ON_STOP)
 async def campaign(
     manifest: list[dict[str, Any]] | str | LocalPath,
     *,

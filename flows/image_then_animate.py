@@ -9,16 +9,16 @@ from prefect import flow
 
 from prefect_veogen import Animated, GenerationRequest, VeogenCredentials, generate
 from prefect_veogen.schedule import take_of_slot
-from prefect_veogen.tasks.campaign import LocalPath, Row, check_row
-from prefect_veogen.tasks.maintenance import TELL_WHEN_STOPPED
-from prefect_veogen.tasks.runs import KEEP_RESULT, named
+from prefect_veogen.tasks.campaign import LocalPath, check_requests, placeholder_of
+from prefect_veogen.tasks.maintenance import ON_STOP
+from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
 
 
 @flow(
     name="image-then-animate",
-    flow_run_name=named("{image_prompt} → {motion_prompt} (take {take})"),
+    flow_run_name=name_flow_run("{image_prompt} → {motion_prompt} (take {take})"),
     **KEEP_RESULT,
-    **TELL_WHEN_STOPPED,
+    **ON_STOP,
 )
 async def image_then_animate(
     image_prompt: str,
@@ -41,10 +41,10 @@ async def image_then_animate(
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     shared: dict[str, Any] = {"aspect_ratio": aspect_ratio, "take": take_of_slot(take)}
     picture = GenerationRequest(model=image_model, prompt=image_prompt, **shared)
-    row = Row("pair", picture, {"model": video_model, "prompt": motion_prompt, "resolution": resolution, **shared})
-    await check_row(row, **where)
+    motion: dict[str, Any] = {"model": video_model, "prompt": motion_prompt, "resolution": resolution, **shared}
+    await check_requests(picture, GenerationRequest(image_urls=[placeholder_of(picture)], **motion), **where)
     image = await generate(picture, budget_usd=budget_usd, **where)
-    video = await generate(row.motion_request(image), budget_usd=budget_usd, **where)
+    video = await generate(GenerationRequest(image_urls=[image], **motion), budget_usd=budget_usd, **where)
     return Animated(image=image, video=video)
 
 

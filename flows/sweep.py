@@ -10,10 +10,10 @@ from prefect import flow
 from prefect_veogen import Swept, VeogenCredentials
 from prefect_veogen.tasks.campaign import LocalPath
 from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store
-from prefect_veogen.tasks.runs import KEEP_RESULT, named
+from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
 
 
-@flow(name="sweep", flow_run_name=named("sweep of {scheduled:%Y-%m-%d %H:%M}"), **KEEP_RESULT)
+@flow(name="sweep", flow_run_name=name_flow_run("sweep of {scheduled:%Y-%m-%d %H:%M}"), **KEEP_RESULT)
 async def sweep(
     *, days: int = 30, credentials: VeogenCredentials | str | None = None, store: str | LocalPath | None = None
 ) -> Sequence[Swept]:

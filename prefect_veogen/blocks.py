@@ -11,7 +11,7 @@ from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 from prefect_veogen.api.client import VeogenClient
 from prefect_veogen.session import open_session
 
-# What Prefect writes beside a block's fields whenever it dumps one.
+# What Prefect adds to a block's fields when it dumps one.
 _PREFECTS_OWN = ("block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous")
 
 
@@ -25,7 +25,7 @@ class VeogenCredentials(CredentialsBlock):
 
     What isn't set comes from `VEOGEN_API_TOKEN` and `VEOGEN_BASE_URL`. Wherever `credentials` are taken, so is the name
     of a saved block. For the parameters of a deployment that is the safe form: a block by value, or by a template in
-    prefect.yaml, would show its token to everybody.
+    prefect.yaml, would show its token to everybody who sees the Prefect server.
 
     Example:
         Load stored credentials:
@@ -73,6 +73,6 @@ class VeogenCredentials(CredentialsBlock):
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
         schema = handler(core_schema)
-        # So that a block handed over masked reaches its run, which tells why it can't be used.
+        # So that a block passed masked reaches its run, which reports why it can't be used.
         handler.resolve_ref_schema(schema)["patternProperties"] = {f"^({'|'.join(_PREFECTS_OWN)})$": {}}
         return schema

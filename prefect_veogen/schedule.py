@@ -30,7 +30,7 @@ def take_of_slot(take: int | str, scheduled: datetime | None = None) -> int | st
         raise ConfigurationError(
             f"take={take!r} needs a flow run with a scheduled start", next_step="Give a plain take, such as a date."
         )
-    return _filled(take, scheduled.astimezone(UTC))
+    return _fill(take, scheduled.astimezone(UTC))
 
 
 def _scheduled_start() -> datetime | None:
@@ -43,10 +43,10 @@ def _scheduled_start() -> datetime | None:
 def _has_slot(take: str) -> bool:
     """Tell whether all braces of a take hold formats, and these make another take of another slot."""
     try:
-        return not {"{", "}"} & {*_SLOT.sub("", take)} and _filled(take, _MOMENTS[0]) != _filled(take, _MOMENTS[1])
+        return not {"{", "}"} & {*_SLOT.sub("", take)} and _fill(take, _MOMENTS[0]) != _fill(take, _MOMENTS[1])
     except ValueError:
         return False
 
 
-def _filled(take: str, moment: datetime) -> str:
+def _fill(take: str, moment: datetime) -> str:
     return _SLOT.sub(lambda slot: moment.strftime(slot[1]), take)

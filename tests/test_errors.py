@@ -101,11 +101,11 @@ def test_the_readme_names_exactly_what_the_tasks_retry() -> None:
 def test_the_tasks_retry_what_is_retryable(kind: type[VeogenError]) -> None:
     from prefect.states import Failed
 
-    from prefect_veogen.tasks.generation import generate, may_be_repeated
+    from prefect_veogen.tasks.generation import generate, is_retryable
 
     run: Any = None
     error = with_all_facts(kind)  # as one that a setting causes, where a setting can
-    assert may_be_repeated(generate, run, Failed(data=error)) is error.retryable
+    assert is_retryable(generate, run, Failed(data=error)) is error.retryable
     assert error.retryable is (kind.retryable and kind is not errors.MediaRejected)
 
 

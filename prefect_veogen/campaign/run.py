@@ -116,8 +116,8 @@ async def requests_of(session: Session, rows: Sequence[Row]) -> list[GenerationR
     async def requests_of_row(row: Row) -> list[GenerationRequest]:
         if row.motion is None:
             return [row.request]
-        # A clip's price doesn't depend on its picture; whether it is already bought does.
-        picture = await _stored(session, row.request) or placeholder_image(row.request.receipt_key(api))
+        # What a clip costs doesn't depend on its picture; whether it was bought does.
+        picture = await stored_asset(session, row.request) or placeholder_image(row.request.receipt_key(api))
         return [row.request, row.motion_request(picture)]
 
     return [request for requests in await map_bounded(rows, requests_of_row) for request in requests]
@@ -186,6 +186,7 @@ async def _asset(session: Session, request: GenerationRequest, timeout_seconds: 
     return (await deliver(session, generation)).asset
 
 
-async def _stored(session: Session, request: GenerationRequest) -> Asset | None:
+async def stored_asset(session: Session, request: GenerationRequest) -> Asset | None:
+    """Return the asset of a request if it is in the store, intact. Free."""
     entry = await session.ledger.read(request.receipt_key(session.client.base_url))
     return None if entry is None else await intact_asset(session.store, entry.receipt)

@@ -28,10 +28,10 @@ def share_limit(session: Session) -> None:
     """Let the session's requests share all workers' rate limit, if `prefect-veogen setup` was run."""
     if not may_have_server():
         return
-    # Imported only here, because importing Prefect takes seconds.
-    from prefect_veogen.tasks.shared_limit import joined_limit
+    # Only now, for Prefect's import takes seconds.
+    from prefect_veogen.tasks.shared_limit import use_shared_limit
 
-    asyncio.run(joined_limit(session))
+    asyncio.run(use_shared_limit(session))
 
 
 def may_have_server() -> bool:

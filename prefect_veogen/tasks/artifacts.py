@@ -1,4 +1,4 @@
-"""What a stored asset leaves in Prefect: an event that automations can react to, and a picture to look at."""
+"""What a stored asset leaves in Prefect: an event that automations can react to, and a picture to see."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a campaign flow is made of: read, check, make, publish."""
+"""What a campaign flow is made of: read, check, make, publish; and a check of requests for flows of your own."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.contact_sheet import make_tiles, page
-from prefect_veogen.campaign.manifest import Manifest, Row
+from prefect_veogen.campaign.manifest import Manifest, Row, placeholder_image
 from prefect_veogen.campaign.manifest import read_manifest as _read_manifest
 from prefect_veogen.campaign.report import CampaignItem, CampaignReport, ItemStatus
 from prefect_veogen.campaign.run import (
@@ -37,20 +37,20 @@ from prefect_veogen.campaign.run import (
     check_rows,
     item_of_failure,
     make_assets,
-    requests_of,
+    stored_asset,
 )
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger.budgets import Cap
-from prefect_veogen.models import in_usd, without_secrets
+from prefect_veogen.models import Asset, GenerationRequest, in_usd, without_secrets
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.plan import is_bought, priced
 from prefect_veogen.purchase.wait import check_timeout
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
-from prefect_veogen.tasks.generation import FREE, KeepsItsKind, may_be_repeated, session_for_task
+from prefect_veogen.tasks.generation import FREE, KeepsItsKind, check_is_request, is_retryable, session_for_task
 from prefect_veogen.tasks.markdown import code, image, literal
-from prefect_veogen.tasks.runs import named, request_name, shortened, task_named
+from prefect_veogen.tasks.runs import name_flow_run, name_task_run, request_name, shorten
 
 __all__ = [
     "CampaignItem",
@@ -62,8 +62,9 @@ __all__ = [
     "campaign_flow",
     "campaign_name",
     "check_campaign",
-    "check_row",
+    "check_requests",
     "make_campaign",
+    "placeholder_of",
     "publish_campaign",
     "read_manifest",
 ]
@@ -74,12 +75,12 @@ LocalPath = SkipJsonSchema[Path]
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-_TOLD_EVERY_SECONDS = 2.0
+_REPORTED_EVERY_SECONDS = 2.0
 _LOGGED_EVERY_SECONDS = 15.0
-_MOST_TABLE_ROWS = 1000
-_MOST_PICTURES = 12
-_MOST_KEPT_CHARACTERS = 256 * 1024
-_MOST_NAME_CHARACTERS = 80
+_MAX_TABLE_ROWS = 1000
+_MAX_PICTURES = 12
+_MAX_KEPT_CHARACTERS = 256 * 1024
+_MAX_NAME_CHARACTERS = 80
 
 
 class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
@@ -88,7 +89,7 @@ class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
         kept = super().serialize_parameters(parameters)
         rows = kept.get("manifest")
-        if isinstance(rows, list) and len(json.dumps(rows)) > _MOST_KEPT_CHARACTERS:
+        if isinstance(rows, list) and len(json.dumps(rows)) > _MAX_KEPT_CHARACTERS:
             kept["manifest"] = f"{len(rows)} rows, too many to be kept here"
         return kept
 
@@ -99,16 +100,16 @@ def campaign_flow(**options: Any) -> Callable[[Callable[Parameters, Result]], Fl
     Of a list of more than 256 KB Prefect's record of the run keeps only the length, so that such a run can't be started
     again from there; one with a file or a link can.
     """
-    options.setdefault("flow_run_name", named(_name_of_campaign_run))
+    options.setdefault("flow_run_name", name_flow_run(_name_of_campaign_run))
     return lambda function: _CampaignFlow(function, **options)
 
 
 def _name_of_campaign_run(parameters: Mapping[str, Any]) -> str:
     manifest = parameters["manifest"]
     if parameters.get("name"):
-        what = shortened(parameters["name"])
+        what = shorten(parameters["name"])
     elif isinstance(manifest, str | Path):
-        what = shortened(without_secrets(str(manifest)).rstrip("/").rpartition("/")[2])
+        what = shorten(without_secrets(str(manifest)).rstrip("/").rpartition("/")[2])
     else:
         what = _counted(manifest)
     return f"{what} (take {parameters.get('take', 1)})"
@@ -125,7 +126,7 @@ async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
 
 @task(
     name="check campaign",
-    task_run_name=task_named("check", lambda of: f"{shortened(of['name'])}: {_counted(of['rows'])}"),
+    task_run_name=name_task_run("check", lambda of: f"{shorten(of['name'])}: {_counted(of['rows'])}"),
     description="Validates and prices all rows before the first purchase.",
     **FREE,
 )
@@ -150,35 +151,65 @@ async def check_campaign(
 
 
 @task(
-    name="check row",
-    task_run_name=task_named("check", lambda of: f"{of['row'].id}: {request_name(of['row'].request)}"),
-    description="Checks a picture and its clip before the first of them is bought.",
+    name="check requests",
+    task_run_name=name_task_run("check", lambda of: _name_of_requests(of["requests"])),
+    description="Validates and prices requests before the first of them is bought.",
     **FREE,
 )
-async def check_row(
-    row: Row, *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
+async def check_requests(
+    *requests: GenerationRequest,
+    credentials: VeogenCredentials | str | None = None,
+    store: str | Path | None = None,
 ) -> None:
-    """Pass a row if its models offer all that it asks for; what was bought before is past judging. Free.
+    """Validate and price requests before the first of them is bought. Free, and safe to repeat.
+
+    For an input which another of the requests makes, give `placeholder_of` that request: it isn't made yet. What was
+    bought before is not validated again.
 
     Raises:
-        ChangeTheRequest: they don't, so that at most a part of the row could be bought.
+        ChangeTheRequest: a model does not offer what a request asks for, so that not all of them could be bought.
     """
-    await on_io(_check_row(await session_for_task(credentials, store), row))
+    for request in requests:
+        check_is_request(request)
+    await on_io(_check_requests(await session_for_task(credentials, store), requests))
 
 
-async def _check_row(session: Session, row: Row) -> None:
-    for request in await requests_of(session, [row]):
-        if not await is_bought(session, request.receipt_key(session.client.base_url)):
-            await priced(session, request)
+def placeholder_of(request: GenerationRequest) -> Asset:
+    """Return what stands for a request's picture while it isn't made yet: an input for `check_requests`. Free."""
+    return placeholder_image(request.receipt_key(""))
+
+
+async def _check_requests(session: Session, requests: Sequence[GenerationRequest]) -> None:
+    makers = {placeholder_of(request).sha256: request for request in requests}
+    for request in requests:
+        known = await _with_stored_images(session, request, makers)
+        if not await is_bought(session, known.receipt_key(session.client.base_url)):
+            await priced(session, known)
+
+
+async def _with_stored_images(
+    session: Session, request: GenerationRequest, makers: Mapping[str, GenerationRequest]
+) -> GenerationRequest:
+    """Return the request with the stored picture for each placeholder: whether it was bought depends on that."""
+    inputs = []
+    for given in request.image_urls or ():
+        maker = makers.get(given.sha256) if isinstance(given, Asset) else None
+        inputs.append((await stored_asset(session, maker) if maker else None) or given)
+    return request.model_copy(update={"image_urls": tuple(inputs)}) if inputs else request
+
+
+def _name_of_requests(requests: Sequence[GenerationRequest]) -> str:
+    more = f" and {len(requests) - 1} more" if len(requests) > 1 else ""
+    return f"{request_name(requests[0])}{more}"
 
 
 @task(
     name="make row",
-    task_run_name=task_named("", lambda of: of["row"].id),
+    task_run_name=name_task_run("", lambda of: of["row"].id),
     description="Submits, waits and downloads for one row of a campaign.",
     retries=5,
     retry_delay_seconds=[2, 5, 15, 30, 60],
-    retry_condition_fn=may_be_repeated,
+    retry_condition_fn=is_retryable,
     cache_policy=NO_CACHE,  # the ledger knows better what there is
 )
 async def make_row(
@@ -213,7 +244,7 @@ async def make_campaign(
     One row's failure stops no other. Safe to repeat: only what is missing is bought.
     """
     if at_once < 1:
-        raise ConfigurationError(f"at_once={at_once} makes nothing", next_step="Give 1 or more.")
+        raise ConfigurationError(f"at_once={at_once} makes nothing", next_step="Nothing was bought. Give 1 or more.")
     check_timeout(timeout_seconds)
     check_ids(rows)
     items: dict[str, CampaignItem] = {}
@@ -228,7 +259,7 @@ async def make_campaign(
                 store=store,
                 timeout_seconds=timeout_seconds,
             )
-        except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: one row's only
+        except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: it fails one row only
             items[row.id] = await item_of_failure(await session_for_task(credentials, store), row, error)
 
     async with _progress(name, len(rows), items):
@@ -238,7 +269,7 @@ async def make_campaign(
 
 @task(
     name="publish campaign",
-    task_run_name=task_named("publish", lambda of: shortened(of["report"].name)),
+    task_run_name=name_task_run("publish", lambda of: shorten(of["report"].name)),
     description="Writes the report and the contact sheet.",
     **FREE,
 )
@@ -254,10 +285,10 @@ async def publish_campaign(
     key = f"campaigns/{_plain(report.name)}/contact-sheet.html"
     await on_io(session.store.put(key, page(report, tiles).encode(), "text/html; charset=utf-8"))
     sheet = session.store.uri(key)
-    told = literal(str(report))
-    await acreate_table_artifact(_table(report), key=f"campaign-{_plain(report.name)}", description=told)
+    summary = literal(str(report))
+    await acreate_table_artifact(_table(report), key=f"campaign-{_plain(report.name)}", description=summary)
     pictures = [image(tile.item.id, picture) for tile in tiles for picture in tile.pictures[-1:]]
-    markdown = f"# {told}\n\nContact sheet: {code(sheet)}\n\n{' '.join(pictures[:_MOST_PICTURES])}\n"
+    markdown = f"# {summary}\n\nContact sheet: {code(sheet)}\n\n{' '.join(pictures[:_MAX_PICTURES])}\n"
     await acreate_markdown_artifact(markdown, key=f"campaign-{_plain(report.name)}-pictures")
     session.log.info("%s. Contact sheet: %s", report, sheet)
     return sheet
@@ -272,37 +303,37 @@ def _table(report: CampaignReport) -> list[dict[str, str]]:
             "assets": literal(" ".join(asset.uri for asset in item.assets)),
             "error": literal((item.error or "").partition("\nWhat to do")[0]),
         }
-        for item in report.by_need[:_MOST_TABLE_ROWS]
+        for item in report.by_need[:_MAX_TABLE_ROWS]
     ]
 
 
 @asynccontextmanager
 async def _progress(name: str, total: int, items: Mapping[str, CampaignItem]) -> AsyncIterator[None]:
-    """Tell how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
+    """Report how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
     artifact = await acreate_progress_artifact(0.0, key=f"campaign-{_plain(name)}-progress", description=literal(name))
-    telling = asyncio.create_task(_tell(artifact, total, items))
+    reporting = asyncio.create_task(_report_progress(artifact, total, items))
     try:
         yield
     finally:
-        telling.cancel()
-        await asyncio.gather(telling, return_exceptions=True)
-        await _tell_once(artifact, total, items)
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        await _update_progress(artifact, total, items)
 
 
-async def _tell(artifact: UUID, total: int, items: Mapping[str, CampaignItem]) -> None:
-    log, told, logged_at = get_run_logger(), -1, time.monotonic()
+async def _report_progress(artifact: UUID, total: int, items: Mapping[str, CampaignItem]) -> None:
+    log, reported, logged_at = get_run_logger(), -1, time.monotonic()
     while True:
-        await asyncio.sleep(_TOLD_EVERY_SECONDS)
-        if len(items) == told:
+        await asyncio.sleep(_REPORTED_EVERY_SECONDS)
+        if len(items) == reported:
             continue
-        told = len(items)
-        await _tell_once(artifact, total, items)
+        reported = len(items)
+        await _update_progress(artifact, total, items)
         if time.monotonic() - logged_at >= _LOGGED_EVERY_SECONDS:
             logged_at = time.monotonic()
             log.info(_summary(total, items))
 
 
-async def _tell_once(artifact: UUID, total: int, items: Mapping[str, CampaignItem]) -> None:
+async def _update_progress(artifact: UUID, total: int, items: Mapping[str, CampaignItem]) -> None:
     # Progress is a courtesy: a server that can't take it must not end a campaign.
     with contextlib.suppress(Exception):
         await aupdate_progress_artifact(artifact, 100 * len(items) / total, _summary(total, items))
@@ -310,8 +341,8 @@ async def _tell_once(artifact: UUID, total: int, items: Mapping[str, CampaignIte
 
 def _summary(total: int, items: Mapping[str, CampaignItem]) -> str:
     found = Counter(item.status.value for item in items.values())
-    told = ", ".join(f"{count} {status}" for status, count in found.items())
-    return f"{len(items)} of {total} rows are done{f': {told}' if told else ''}"
+    counts = ", ".join(f"{count} {status}" for status, count in found.items())
+    return f"{len(items)} of {total} rows are done{f': {counts}' if counts else ''}"
 
 
 def _cap(name: str, budget_usd: Decimal | float | None) -> Cap | None:
@@ -322,6 +353,6 @@ def _cap(name: str, budget_usd: Decimal | float | None) -> Cap | None:
 def _plain(name: str) -> str:
     """Return a name as Prefect's artifacts and file systems want it; what differs in more than punctuation stays so."""
     plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if name.isascii() and plain and len(plain) <= _MOST_NAME_CHARACTERS:
+    if name.isascii() and plain and len(plain) <= _MAX_NAME_CHARACTERS:
         return plain
-    return f"{plain[:_MOST_NAME_CHARACTERS]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")
+    return f"{plain[:_MAX_NAME_CHARACTERS]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")

@@ -33,7 +33,7 @@ _MIN_SECRET = 8
 
 
 class Blocks:
-    """Saved blocks by name, each read once per flow run and minute however many ask for it.
+    """Saved blocks by name, each read once per flow run and minute, by however many tasks.
 
     A later run reads its block anew, and a long one notices within a minute that the token was changed. Outside of
     flow runs nothing is kept.
@@ -46,7 +46,7 @@ class Blocks:
         self._loading = weakref.WeakKeyDictionary()
 
     async def load(self, name: str, named_by: str) -> VeogenCredentials:
-        """Return the block of a name, from the Prefect server if need be; `named_by` tells where the name was given."""
+        """Return the block of a name, from the Prefect server if need be; `named_by` says where the name was given."""
         run_id: str | None = flow_run.id
         if run_id is None:
             return await on_io(_read(name, named_by))
@@ -84,12 +84,12 @@ async def resolve_credentials(
 ) -> VeogenCredentials | None:
     """Return the block to work with: the given one, the one of that name, or the one that `VEOGEN_CREDENTIALS` names.
 
-    `None` means that the environment alone tells the token. Free; of a named block the Prefect server is asked once per
-    flow run and minute.
+    `None` means that the token comes from the environment alone. Free: one request to the Prefect server per named
+    block, flow run and minute.
 
     Raises:
-        ConfigurationError: there is no such block, or the token of the given one is known to others by now.
-        ServiceUnavailable: the Prefect server did not answer; nothing was bought.
+        ConfigurationError: there is no such block, or the token of the given one has been exposed.
+        ServiceUnavailable: the Prefect server did not respond; nothing was bought.
     """
     if credentials is None:
         credentials, named_by = Settings().credentials, "VEOGEN_CREDENTIALS"
@@ -104,7 +104,7 @@ async def resolve_credentials(
             '(VeogenCredentials.load("NAME"), awaited in async code).',
         )
     secret = credentials.api_token.get_secret_value() if credentials.api_token else ""
-    # A masked one is in clear, too, and refused for what it is.
+    # A masked one is exposed as well, and refused as masked.
     if secret.strip("*"):
         await _refuse_exposed(secret)
     return credentials
@@ -120,7 +120,7 @@ def _name_of(text: str, named_by: str) -> str:
         raise ConfigurationError(
             f"{named_by} is not the name of a block: that has only lowercase letters, digits and dashes",
             next_step="Nothing was bought. Give the name of a saved VeogenCredentials block. If it was a token, it "
-            "stands in clear where it was written: make a new one at the service, and save that in a block.",
+            "is in plain text where it was written: make a new one at the service, and save that in a block.",
         )
     return name
 
@@ -151,7 +151,7 @@ async def _read(name: str, named_by: str) -> VeogenCredentials:
                 next_step="Nothing was bought. Check PREFECT_API_KEY or PREFECT_API_AUTH_STRING, and what it may read.",
             ) from None
         raise ServiceUnavailable(
-            f"The block {shown!r} ({named_by}) can't be read, for {server} does not answer as Prefect does: "
+            f"The block {shown!r} ({named_by}) can't be read, for {server} does not respond as Prefect does: "
             f"{type(error).__name__}",
             next_step="Nothing was bought. Check PREFECT_API_URL and that the server runs, then run it again.",
         ) from None
@@ -166,18 +166,18 @@ def _is_unauthorized(error: Exception) -> bool:
 
 
 async def _refuse_exposed(secret: str) -> None:
-    """Pass a token that Prefect did not write down in clear on its way here."""
+    """Refuse a token that Prefect has recorded in plain text on its way here."""
     run = FlowRunContext.get()
     recorded: list[Any] = []
     if run is not None and run.flow_run is not None:
         recorded.append(run.flow_run.parameters)
         if run.flow_run.parent_task_run_id is not None:
-            # In a flow called by a deployment's flow; in a thread, for outside of deployments Prefect asks its server.
+            # In a flow called by a deployment's flow; in a thread: elsewhere Prefect requests it from its server.
             recorded.append(await asyncio.to_thread(lambda: deployment.parameters))
     if any(text == secret or (len(secret) >= _MIN_SECRET and secret in text) for text in _texts(recorded)):
         raise ConfigurationError(
-            "The token stands in clear in this flow run's parameters, for everybody who sees the Prefect server",
-            next_step="Nothing was bought. Make a new token at the service, for this one is known. Save it in a "
+            "The token is in plain text in this flow run's parameters, for everybody who sees the Prefect server",
+            next_step="Nothing was bought. Make a new token at the service, for this one is exposed. Save it in a "
             'VeogenCredentials block and give the block\'s name: credentials="NAME". So in prefect.yaml, too, where a '
             "template or a $ref of a block is filled in while deploying.",
         )

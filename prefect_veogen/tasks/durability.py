@@ -1,4 +1,4 @@
-"""No durable state in a place that may vanish: what a run of a deployment accepts as its store."""
+"""State lives where it lasts: which stores a run of a deployment may use."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 async def check_store_is_durable(place: str | Path, run: FlowRun | None = None) -> None:
-    """Pass any store of a run started by hand, but of a deployment's run only one that is absolute. Free.
+    """Validate the store of a run: any for a run started by hand, only an absolute one for a deployment's run. Free.
 
     A deployment's run may have a fresh working directory which is deleted after it (`git_clone`, a container): with it
-    the ledger, the caps and the paid files. `run` is the flow run in question where it isn't the present one.
+    the ledger, the caps and the paid files. `run` is the flow run to check; unset, the current one.
 
     Raises:
         ConfigurationError: the store is relative, or the default, and the run belongs to a deployment.
-        TryAgainLater: the Prefect server didn't say whether it does.
+        TryAgainLater: the Prefect server could not be asked whether it does.
     """
     if is_absolute(place) or not await _belongs_to_a_deployment(run):
         return
@@ -44,12 +44,14 @@ async def _belongs_to_a_deployment(run: FlowRun | None) -> bool:
     if "PREFECT__FLOW_RUN_ID" in os.environ:
         return True
     try:
-        # In a thread, for Prefect may ask its server, and holds up the event loop meanwhile.
+        # In a thread: Prefect may request it from its server, and blocks the event loop meanwhile.
         return await asyncio.to_thread(_has_deployment, flow_run.id) if flow_run.id else deployment.id is not None
     except Exception as error:
-        raise TryAgainLater(f"The Prefect server doesn't say whether this run has a deployment: {error!r}") from error
+        raise TryAgainLater(
+            f"Can't find out from the Prefect server whether this run has a deployment: {error!r}"
+        ) from error
 
 
 @lru_cache(maxsize=256)
-def _has_deployment(flow_run_id: str) -> bool:  # noqa: ARG001 - cache key: a run keeps its deployment
+def _has_deployment(flow_run_id: str) -> bool:  # noqa: ARG001 - cache key: a run's deployment never changes
     return deployment.id is not None

@@ -31,8 +31,8 @@ from prefect_veogen.session import Session, open_session
 from prefect_veogen.tasks.artifacts import show
 from prefect_veogen.tasks.credentials import resolve_credentials
 from prefect_veogen.tasks.durability import check_store_is_durable
-from prefect_veogen.tasks.runs import generation_name, request_name, task_named
-from prefect_veogen.tasks.shared_limit import joined_limit
+from prefect_veogen.tasks.runs import generation_name, name_task_run, request_name
+from prefect_veogen.tasks.shared_limit import use_shared_limit
 
 if TYPE_CHECKING:
     from decimal import Decimal
@@ -46,7 +46,7 @@ Result = TypeVar("Result")
 _PROCESS = f"process-{uuid4().hex[:12]}"
 
 
-def may_be_repeated(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
+def is_retryable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
     """Retry what `prefect_veogen.errors` calls retryable, and says why."""
     return isinstance(state.data, VeogenError) and state.data.retryable
 
@@ -55,7 +55,7 @@ def may_be_repeated(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> 
 FREE: dict[str, Any] = {
     "retries": 4,
     "retry_delay_seconds": [2, 5, 15, 45],
-    "retry_condition_fn": may_be_repeated,
+    "retry_condition_fn": is_retryable,
     "cache_policy": NO_CACHE,
 }
 
@@ -68,7 +68,8 @@ def _check_argument(value: Any, kind: type[object], example: str) -> None:
         )
 
 
-def _check_request(request: GenerationRequest) -> None:
+def check_is_request(request: GenerationRequest) -> None:
+    """Refuse anything else, which no type checker has seen, by a `ConfigurationError`."""
     _check_argument(request, GenerationRequest, 'GenerationRequest(model="gpt-4o-image", prompt="…")')
 
 
@@ -78,11 +79,11 @@ def _check_generation(generation: Generation) -> None:
 
 @task(
     name="submit generation",
-    task_run_name=task_named("submit", lambda of: request_name(of["request"])),
+    task_run_name=name_task_run("submit", lambda of: request_name(of["request"])),
     description="Buys one generation, unless the ledger shows that it was bought before.",
     retries=4,
     retry_delay_seconds=[2, 5, 15, 45],
-    retry_condition_fn=may_be_repeated,
+    retry_condition_fn=is_retryable,
     # A cached result exists only after the task has ended: too late to guard money. The ledger guards it.
     cache_policy=NO_CACHE,
 )
@@ -102,9 +103,9 @@ async def submit_generation(
     Raises:
         ChangeTheRequest, ChangeTheSetup: nothing was bought.
         TryAgainLater: a transient failure, and the task's retries are used up; running again never buys twice.
-        UnknownSubmission: it may have been bought, and a person must look; running again looks again.
+        UnknownSubmission: in doubt, it may have been bought; running again after `doubt_until` searches again.
     """
-    _check_request(request)
+    check_is_request(request)
     session = await session_for_task(credentials, store, _run_cap(budget_usd))
     purchase = await on_io(buy(session, request))
     generation = purchase.generation
@@ -118,11 +119,11 @@ async def submit_generation(
 
 @task(
     name="wait for generation",
-    task_run_name=task_named("wait for", lambda of: generation_name(of["generation"])),
+    task_run_name=name_task_run("wait for", lambda of: generation_name(of["generation"])),
     description="Waits until a generation is completed, however many others wait at the same time.",
     retries=3,
     retry_delay_seconds=[2, 5, 15],
-    retry_condition_fn=may_be_repeated,
+    retry_condition_fn=is_retryable,
     # A cached result would put the link, which may be signed, where results are stored. Asking again costs nothing.
     cache_policy=NO_CACHE,
 )
@@ -135,14 +136,14 @@ async def wait_for_generation(
 ) -> Generation:
     """Return the generation when it is completed. Free, and safe to repeat.
 
-    All waits of the process share their requests. `timeout_seconds` counts from the start of the wait; unset, it is
-    `VEOGEN_WAIT_TIMEOUT_SECONDS`, else 10 minutes for an image and 30 for a video. A service that doesn't answer for
+    All waits of the process share their polls. `timeout_seconds` counts from the start of the wait; unset, it is
+    `VEOGEN_WAIT_TIMEOUT_SECONDS`, else 10 minutes for an image and 30 for a video. A service that doesn't respond for
     a while fails nothing.
 
     Raises:
         StillRunning: the time is over, the generation is not; it carries the id, and running again re-attaches.
         GenerationFailed, ContentRejected: it failed, and was not charged (/quickstart).
-        PersonNeeded: the service keeps knowing no such generation, or naming no output for it.
+        PersonNeeded: the service keeps returning 404 for the generation, or no output of it.
     """
     _check_generation(generation)
     check_timeout(timeout_seconds)
@@ -163,11 +164,11 @@ async def wait_for_generation(
 
 @task(
     name="download asset",
-    task_run_name=task_named("download", lambda of: generation_name(of["generation"])),
+    task_run_name=name_task_run("download", lambda of: generation_name(of["generation"])),
     description="Streams a completed generation's media into the store, verified, with its provenance beside it.",
     retries=5,
     retry_delay_seconds=[1, 2, 5, 15, 30],
-    retry_condition_fn=may_be_repeated,
+    retry_condition_fn=is_retryable,
     # The ledger knows what is stored, and unlike a cached result it notices when the object is gone or changed.
     cache_policy=NO_CACHE,
 )
@@ -180,11 +181,11 @@ async def download_asset(
     """Return the asset of a completed generation, in the store and verified. Free, and safe to repeat.
 
     The object appears only when all its bytes are there and are the media they claim to be; a JSON sidecar beside it
-    tells where it comes from. An asset that is already there, intact, is returned as it is ("Cached").
+    says where it comes from. An asset that is already there, intact, is returned as it is ("Cached").
 
     Raises:
         DownloadBroken: the media host kept breaking off.
-        MediaRejected: what it served is not valid media (the bytes are kept below `rejected/` for a person), or a
+        MediaRejected: what it served is not valid media (the bytes are quarantined below `rejected/`), or a
             setting keeps it out.
         OutputMissing: the service names nothing to download.
     """
@@ -228,8 +229,8 @@ _FOR_SOME_STEPS = {"description", "name", "on_completion", "on_failure", "on_run
 class _Chain(KeepsItsKind, Task[Parameters, Result]):
     """Submits, waits and downloads: awaited, the three show in the caller's own run; else they have one around them.
 
-    Awaited, it ends as the last of its steps did. What `with_options` says of running is for each of them then, hooks
-    are called once, and a name comes before the steps' own. What it says of keeping or caching the result makes a run
+    Awaited, it ends as the last of its steps did. Options of `with_options` that concern running apply to each step,
+    hooks are called once, and a name is put before the steps' own. Options that keep or cache the result make a run
     around the three: only that has such a result.
     """
 
@@ -253,7 +254,7 @@ class _Chain(KeepsItsKind, Task[Parameters, Result]):
         return state if return_state else await state.aresult()
 
     def _steps(self, call: dict[str, Any]) -> tuple[Step, Step, Step]:
-        """Return the three steps, with what was said of the chain."""
+        """Return the three steps, with the options of the chain."""
         shared: dict[str, Any] = {name: value for name, value in self.given.items() if name in _FOR_EACH_STEP}
         if self.on_failure_hooks:
             shared["on_failure"] = self.on_failure_hooks
@@ -313,7 +314,7 @@ def _chain(function: Callable[Parameters, Result]) -> _Chain[Parameters, Result]
     return _Chain(
         function,
         name="generate",
-        task_run_name=task_named("generate", lambda of: request_name(of["request"])),
+        task_run_name=name_task_run("generate", lambda of: request_name(of["request"])),
         description="Submits, waits and downloads.",
         cache_policy=NO_CACHE,
     )
@@ -360,7 +361,7 @@ async def session_for_task(
         log=get_run_logger() if flow_run.id else None,
     )
     await check_store_is_durable(session.settings.store if store is None else store)
-    await joined_limit(session)
+    await use_shared_limit(session)
     return session
 
 

@@ -1,4 +1,4 @@
-"""What keeps the books in order from within Prefect: sweeping, comparing, telling what a stopped run left running."""
+"""What keeps the ledger in order from within Prefect: sweep, compare, and what to do when a run stops."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from prefect_veogen.store import open_store
 from prefect_veogen.tasks.durability import check_store_is_durable
 from prefect_veogen.tasks.generation import FREE, session_for_task
 from prefect_veogen.tasks.markdown import literal
-from prefect_veogen.tasks.runs import task_named
+from prefect_veogen.tasks.runs import name_task_run
 from prefect_veogen.upkeep.receipts import read_receipts
 from prefect_veogen.upkeep.statement import Reconciliation, reconcile
 from prefect_veogen.upkeep.sweep import Swept, sweep
 
-_RETRIES_IN_DOUBT = 3
+_MAX_RETRIES_IN_DOUBT = 3
 _WAITS_FOR_DOUBT = "A purchase is in doubt: "
 
 _UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
@@ -39,16 +39,16 @@ _UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
 
 @task(
     name="sweep store",
-    task_run_name=task_named("sweep", lambda of: str(of["store"] or "the default store")),
+    task_run_name=name_task_run("sweep", lambda of: str(of["store"] or "the default store")),
     description="Finishes what runs that died or were cancelled left behind.",
     **FREE,
 )
 async def sweep_store(
     *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
 ) -> Sequence[Swept]:
-    """Return what was done about unfinished receipts: paid outputs downloaded, lost purchases found. Free.
+    """Return what was done about unfinished receipts: paid outputs downloaded, purchases in doubt found. Free.
 
-    Safe to repeat, and to run beside working flows. What still needs a person is in the returned notes.
+    Safe to repeat, and to run beside working flows. What needs manual review is in the returned notes.
     """
     session = await session_for_task(credentials, store)
     swept = await on_io(sweep(session))
@@ -65,7 +65,7 @@ async def sweep_store(
 
 @task(
     name="compare with statement",
-    task_run_name=task_named("compare", lambda of: f"the last {of['days']} days with the statement"),
+    task_run_name=name_task_run("compare", lambda of: f"the last {of['days']} days with the statement"),
     description="Matches the ledger's purchases against what the account was charged.",
     **FREE,
 )
@@ -88,7 +88,7 @@ async def compare_with_statement(
     return found
 
 
-async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+async def report_unfinished(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
     """Log what a stopped flow run has paid for and not stored; use it as `on_cancellation`, `on_crashed`, `on_failure`.
 
     Nothing is lost by stopping: the service can't cancel a generation, and the next run of the same request adopts it.
@@ -97,10 +97,10 @@ async def tell_what_runs_on(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
     try:
         receipts = await on_io(_unsettled(flow_run))
     except VeogenError as error:
-        log.warning("What this run left running can't be told: %s", error.message)
+        log.warning("Can't report what this run left running: %s", error.message)
         return
     for receipt in receipts:
-        name = receipt.generation.id if receipt.generation else "a purchase whose answer is not known"
+        name = receipt.generation.id if receipt.generation else "a purchase in doubt"
         log.warning(
             "%s: %s of %s goes on at the service, which can't cancel it; it costs %s. The next run of the same "
             "request, or `prefect-veogen sweep`, adopts it and pays nothing.",
@@ -133,8 +133,8 @@ async def retry_when_doubt_ends(flow: Flow[Any, Any], flow_run: FlowRun, state: 
     log = flow_run_logger(flow_run, flow)
     async with get_client() as client:
         states = await client.read_flow_run_states(flow_run.id)
-        if sum((past.message or "").startswith(_WAITS_FOR_DOUBT) for past in states) >= _RETRIES_IN_DOUBT:
-            log.warning("A purchase is still in doubt after %d retries: see the error", _RETRIES_IN_DOUBT)
+        if sum((past.message or "").startswith(_WAITS_FOR_DOUBT) for past in states) >= _MAX_RETRIES_IN_DOUBT:
+            log.warning("A purchase is still in doubt after %d retries: see the error", _MAX_RETRIES_IN_DOUBT)
             return
         message = f"{_WAITS_FOR_DOUBT}run again at {error.doubt_until:%Y-%m-%d %H:%M:%S} UTC"
         retry: State[Any] = AwaitingRetry(scheduled_time=error.doubt_until, message=message)
@@ -142,12 +142,12 @@ async def retry_when_doubt_ends(flow: Flow[Any, Any], flow_run: FlowRun, state: 
     log.warning(message)
 
 
-TELL_WHEN_STOPPED: Final[dict[str, Any]] = {
-    "on_cancellation": [tell_what_runs_on],
-    "on_crashed": [tell_what_runs_on],
-    "on_failure": [tell_what_runs_on, retry_when_doubt_ends],
+ON_STOP: Final[dict[str, Any]] = {
+    "on_cancellation": [report_unfinished],
+    "on_crashed": [report_unfinished],
+    "on_failure": [report_unfinished, retry_when_doubt_ends],
 }
-"""For flows which buy: `@flow(**TELL_WHEN_STOPPED)`; a deployment's run in doubt is retried when that is over."""
+"""For flows which buy: `@flow(**ON_STOP)` reports what a stopped run left, and retries one in doubt when that ends."""
 
 
 def _differences(found: Reconciliation) -> list[dict[str, str]]:

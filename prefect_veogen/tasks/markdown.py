@@ -1,7 +1,7 @@
 """Other people's text inside Markdown: ids, prompts, links and error messages show as they are and do nothing.
 
 Prefect renders the bodies and descriptions of artifacts as Markdown. The cells of a table are Markdown in its older UI,
-and plain text in the newer one: only what Markdown would act upon is escaped, and most texts stay the same.
+and plain text in the newer one: only what Markdown would act on is escaped, and most texts stay the same.
 """
 
 from __future__ import annotations

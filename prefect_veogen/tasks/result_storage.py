@@ -1,4 +1,4 @@
-"""Where a Prefect server's flows store their results unless told otherwise."""
+"""Where a Prefect server's flows store their results by default."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Prefect shows and keeps of runs: names that tell what is made, results that whoever asked can read."""
+"""What Prefect shows and keeps of runs: names that say what is made, results that the caller can read."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _OPTIONS = ("aspect_ratio", "resolution", "duration", "mode", "style")
 _INPUTS = ("image_urls", "video_urls", "audio_urls")
 
 
-def named(name: str | NameOf) -> Callable[[], str]:
+def name_flow_run(name: str | NameOf) -> Callable[[], str]:
     """Return a `flow_run_name` for Prefect's `flow`: a template, or a function of the flow's parameters.
 
     In a template stand the flow's parameters, defaults included, and `scheduled`, the run's scheduled start (UTC):
-    `named("{image_prompt} (take {take})")`. Long texts are shortened, a take is filled in by `take_of_slot`, and a run
-    that can't be named so is called as its flow: a wrong argument is told of by the run itself, not by its name.
+    `name_flow_run("{image_prompt} (take {take})")`. Long texts are shortened, a take is filled in by `take_of_slot`. A
+    run that can't be named so has its flow's name: a wrong argument is reported by the run itself, not by its name.
     """
-    name_of = _filled(name) if isinstance(name, str) else name
+    name_of = _fill(name) if isinstance(name, str) else name
 
     def name_of_run() -> str:
         context = FlowRunContext.get()
@@ -44,16 +44,16 @@ def named(name: str | NameOf) -> Callable[[], str]:
             return "run"
         try:
             return name_of(_parameters(context))
-        except Exception:  # noqa: BLE001 - whatever is wrong with a parameter is for the flow to say
+        except Exception:  # noqa: BLE001 - the flow itself reports what is wrong with a parameter
             return context.flow.name
 
     return name_of_run
 
 
-def task_named(verb: str, name_of: NameOf) -> Any:
+def name_task_run(verb: str, name_of: NameOf) -> Any:
     """Return a `task_run_name` for Prefect's `task`: the verb, then what it is about, made from the task's parameters.
 
-    Prefect names a run before it begins: of a wrong argument only the verb is left, and the task itself tells.
+    Prefect names a run before it begins: with a wrong argument the name is the verb alone, and the task raises.
     """
 
     def name_of_run(parameters: dict[str, Any]) -> str:
@@ -66,35 +66,35 @@ def task_named(verb: str, name_of: NameOf) -> Any:
 
 
 def request_name(request: GenerationRequest) -> str:
-    """Return what a request makes, in few words; other requests are called otherwise."""
+    """Return what a request makes, in few words; different requests have different names."""
     options = [str(getattr(request, name)) for name in _OPTIONS if getattr(request, name) is not None]
     prompt = " ".join(request.prompt.split())
-    told = f"{' '.join([request.model, *options])} (take {request.take}): {shortened(prompt)}"
+    name = f"{' '.join([request.model, *options])} (take {request.take}): {shorten(prompt)}"
     if len(prompt) <= _MAX_CHARACTERS and not any(getattr(request, name) for name in _INPUTS):
-        return told
+        return name
     # What the words don't show may be all that differs: the same motion for many pictures.
-    return f"{told} #{ReceiptKey.parse(request.receipt_key('')).content[:_MARK_CHARACTERS]}"
+    return f"{name} #{ReceiptKey.parse(request.receipt_key('')).content[:_MARK_CHARACTERS]}"
 
 
 def generation_name(generation: Generation) -> str:
     """Return which generation it is, and of what."""
-    told = f"{generation.model or ''} {generation.id:.8}".strip()
-    return f"{told}: {shortened(generation.prompt)}" if generation.prompt else told
+    name = f"{generation.model or ''} {generation.id:.8}".strip()
+    return f"{name}: {shorten(generation.prompt)}" if generation.prompt else name
 
 
-def shortened(text: str, most: int = _MAX_CHARACTERS) -> str:
+def shorten(text: str, limit: int = _MAX_CHARACTERS) -> str:
     """Return a text on one line; of a long one the beginning and the end, which is where prompts of a series differ."""
     line = " ".join(text.split())
-    end = most // 3
-    return line if len(line) <= most else f"{line[: most - end - 1].rstrip()}…{line[-end:].lstrip()}"
+    end = limit // 3
+    return line if len(line) <= limit else f"{line[: limit - end - 1].rstrip()}…{line[-end:].lstrip()}"
 
 
-def _filled(template: str) -> NameOf:
-    return lambda parameters: template.format(**{key: _shown(value) for key, value in parameters.items()})
+def _fill(template: str) -> NameOf:
+    return lambda parameters: template.format(**{key: _show(value) for key, value in parameters.items()})
 
 
-def _shown(value: Any) -> Any:
-    return shortened(value) if isinstance(value, str) else value
+def _show(value: Any) -> Any:
+    return shorten(value) if isinstance(value, str) else value
 
 
 def _parameters(context: FlowRunContext) -> dict[str, Any]:

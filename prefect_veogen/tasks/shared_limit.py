@@ -26,23 +26,24 @@ if TYPE_CHECKING:
 
     from prefect_veogen.session import Session
 
-_LOOKED_UP_EVERY_SECONDS = 300.0
-# A server that doesn't answer is asked again sooner.
-_TRIED_AGAIN_AFTER_SECONDS = 60.0
-# So long does the first request wait for a Prefect server that says nothing, and one that was answered before: a busy
-# server (SQLite under load) takes some seconds now and then, and whoever gives up leaves the others' limit.
-_ANSWER_SECONDS = 3.0
-_BUSY_SECONDS = 10.0
-# Prefect lets slots decay whole, and forgets the fraction at each request: of thousandths that is hardly anything.
-_SLOTS_PER_TURN = 1000
-_SPREAD_OF_A_TURN = 0.2
-# In so long, some of the slots must have decayed where a server tells of it.
-_NOTICED_AFTER_SECONDS = 0.1
+_TRUSTED_SECONDS = 300.0
+# A server that doesn't respond is asked again sooner.
+_RETRY_AFTER_SECONDS = 60.0
+# Timeouts of the first request to a Prefect server, and of those after a first response: a busy server (SQLite under
+# load) takes some seconds now and then, and a process that gives up leaves the shared limit.
+_FIRST_RESPONSE_SECONDS = 3.0
+_RESPONSE_SECONDS = 10.0
+# Prefect lets whole slots decay and rounds fractions away at each request: of thousandths that is hardly anything.
+_SLOTS_PER_REQUEST = 1000
+# Waiting processes retry at different times, over this share of a request's interval: all but one would be refused.
+_JITTER = 0.2
+# After this time a server that reports current slots must show that some have decayed.
+_DECAY_SHOWS_SECONDS = 0.1
 _known: dict[tuple[str, str], tuple[float, bool]] = {}
-"""Whether there is such a limit, and until when that is believed."""
-_forgetful: set[str] = set()
-"""Servers which tell what was taken when somebody last asked, not what is left of it: all that helps is to try."""
-_asking: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
+"""Whether there is such a limit, and until when that is trusted."""
+_stale: set[str] = set()
+"""Servers which report active slots as of the last acquisition, without the decay since: all that helps is to try."""
+_lookups: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
 _connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Connection]]
 _connections = weakref.WeakKeyDictionary()
 
@@ -51,8 +52,8 @@ class _Connection:
     """A connection to a Prefect server, on the I/O loop; closed when it has failed and its last user is done."""
 
     def __init__(self) -> None:
-        # Making one takes more than 20 ms of processor time, too much for each turn.
-        self.client = get_client(httpx_settings={"event_hooks": {"response": [_soon_again]}})
+        # Making one takes more than 20 ms of processor time, too much for each request.
+        self.client = get_client(httpx_settings={"event_hooks": {"response": [_retry_soon]}})
         self.users = 0
         self.has_failed = False
 
@@ -64,29 +65,29 @@ class _Connection:
         await self.client.__aexit__(None, None, None)
 
 
-async def joined_limit(session: Session) -> None:
-    """Let the session's requests take turns with all other workers', if `prefect-veogen setup` was run."""
+async def use_shared_limit(session: Session) -> None:
+    """Let the session's requests share one rate limit with all other workers, if `prefect-veogen setup` was run."""
     server = PREFECT_API_URL.value()
-    # Without a server that others share there is nobody to take turns with.
+    # A process without a configured server has none that other workers use.
     name, log = session.settings.requests_limit_name, session.log
-    joined = server is not None and await _exists(server, name)
-    limiter = weakref.proxy(session.client.limiter)  # which must not keep itself, by what it is told to call
+    is_shared = server is not None and await _exists(server, name)
+    limiter = weakref.proxy(session.client.limiter)  # it must not keep itself alive through its callback
 
-    async def take_turns() -> None:
+    async def acquire() -> None:
         try:
-            await _turn_among_all(name)
-        except Exception as error:  # noqa: BLE001 - a limit that can't be asked must not stop what is paid for
+            await _acquire_slots(name)
+        except Exception as error:  # noqa: BLE001 - a limit that can't be reached must not stop what is paid for
             log.warning("The concurrency limit %s can't be used: %s", name, str(error) or repr(error))
-            _known[str(server), name] = (time.monotonic() + _TRIED_AGAIN_AFTER_SECONDS, False)
+            _known[str(server), name] = (time.monotonic() + _RETRY_AFTER_SECONDS, False)
             limiter.acquire_shared = None
 
-    session.client.limiter.acquire_shared = take_turns if joined else None
+    session.client.limiter.acquire_shared = acquire if is_shared else None
 
 
 async def create_limit(name: str, requests_per_minute: int) -> None:
-    """Create or update the limit which joins all workers of one Prefect server; free, and safe to repeat."""
+    """Create or update the limit that all workers of one Prefect server share. Free, and safe to repeat."""
     burst, interval = burst_and_interval(requests_per_minute)
-    slots, decay = burst * _SLOTS_PER_TURN, _SLOTS_PER_TURN / interval
+    slots, decay = burst * _SLOTS_PER_REQUEST, _SLOTS_PER_REQUEST / interval
     async with get_client() as client:
         try:
             await client.read_global_concurrency_limit_by_name(name)
@@ -100,39 +101,38 @@ async def create_limit(name: str, requests_per_minute: int) -> None:
             )
 
 
-async def _turn_among_all(name: str) -> None:
-    """Return when this process may send a request.
+async def _acquire_slots(name: str) -> None:
+    """Acquire the shared limit for one request, waiting for it.
 
-    Prefect's own `rate_limit` asks for slots until it gets some, and each refusal costs all workers what had decayed
-    since the last request. Asking how many are taken costs nothing.
+    Prefect's own `rate_limit` retries until it acquires slots, and each refusal costs all workers what had decayed
+    since the last request. Reading the number of active slots costs nothing.
     """
     slept, before = 0.0, None
     async with _connected() as (client, server):
         while True:
-            async with asyncio.timeout(_BUSY_SECONDS):
+            async with asyncio.timeout(_RESPONSE_SECONDS):
                 limit = await client.read_global_concurrency_limit_by_name(name)
-                if before is not None and slept >= _NOTICED_AFTER_SECONDS and _same(before, limit):
-                    _forgetful.add(server)
-                # One that was made by hand counts requests.
-                slots = _SLOTS_PER_TURN if limit.limit >= _SLOTS_PER_TURN else 1
+                if before is not None and slept >= _DECAY_SHOWS_SECONDS and _is_unchanged(before, limit):
+                    _stale.add(server)
+                # One that was made by hand counts whole requests.
+                slots = _SLOTS_PER_REQUEST if limit.limit >= _SLOTS_PER_REQUEST else 1
                 too_many = limit.active_slots + slots - limit.limit
-                may_try = too_many <= 0 or server in _forgetful
-                if not limit.active or (may_try and await _taken(client, name, slots)):
+                may_try = too_many <= 0 or server in _stale
+                if not limit.active or (may_try and await _try_to_acquire(client, name, slots)):
                     return
             if not limit.slot_decay_per_second:
-                raise ValueError("it is no rate limit: its slots never decay")
-            # Not all who wait at once: all but one would be refused.
-            soon = random.uniform(0, _SPREAD_OF_A_TURN * slots)
-            slept, before = (max(too_many, 0) + soon) / limit.slot_decay_per_second, limit
+                raise ValueError("it is not a rate limit: its slots never decay")
+            jitter = random.uniform(0, _JITTER * slots)
+            slept, before = (max(too_many, 0) + jitter) / limit.slot_decay_per_second, limit
             await asyncio.sleep(slept)
 
 
-def _same(before: GlobalConcurrencyLimitResponse, now: GlobalConcurrencyLimitResponse) -> bool:
-    """Tell whether nothing has changed, where something should have decayed: older servers tell what was taken once."""
+def _is_unchanged(before: GlobalConcurrencyLimitResponse, now: GlobalConcurrencyLimitResponse) -> bool:
+    """Tell whether nothing has changed where slots should have decayed: older servers report stale active slots."""
     return (before.updated, before.active_slots) == (now.updated, now.active_slots)
 
 
-async def _taken(client: PrefectClient, name: str, slots: int) -> bool:
+async def _try_to_acquire(client: PrefectClient, name: str, slots: int) -> bool:
     try:
         await client.increment_concurrency_slots([name], slots, "rate_limit")
     except PrefectHTTPStatusError as refused:
@@ -142,15 +142,15 @@ async def _taken(client: PrefectClient, name: str, slots: int) -> bool:
     return True
 
 
-async def _soon_again(answer: Any) -> None:
-    """Let Prefect's client repeat at once what a locked database refused: by itself it would wait for two seconds."""
-    if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
-        answer.headers.setdefault("Retry-After", "0.05")
+async def _retry_soon(response: Any) -> None:
+    """Let Prefect's client retry at once what a locked database refused: by itself it would wait for two seconds."""
+    if response.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+        response.headers.setdefault("Retry-After", "0.05")
 
 
 @contextlib.asynccontextmanager
 async def _connected() -> AsyncIterator[tuple[PrefectClient, str]]:
-    """Hand out the process's connection to the server and its address; it is made anew after a failure."""
+    """Give the process's connection to the server, and its address; a new connection is made after a failure."""
     connections = _connections.setdefault(asyncio.get_running_loop(), {})
     server = str(PREFECT_API_URL.value())
     if server not in connections:
@@ -175,33 +175,33 @@ async def _connected() -> AsyncIterator[tuple[PrefectClient, str]]:
 
 
 async def _read(name: str) -> None:
-    """Raise whatever keeps the server from telling of the limit within some seconds."""
-    async with asyncio.timeout(_ANSWER_SECONDS), get_client() as client:
+    """Raise if the server doesn't return the limit within some seconds."""
+    async with asyncio.timeout(_FIRST_RESPONSE_SECONDS), get_client() as client:
         await client.read_global_concurrency_limit_by_name(name)
 
 
 async def _exists(server: str, name: str) -> bool:
-    if (known := _still_known(server, name)) is not None:
+    if (known := _trusted(server, name)) is not None:
         return known
-    return await on_io(_asked_once(server, name))
+    return await on_io(_look_up_once(server, name))
 
 
-async def _asked_once(server: str, name: str) -> bool:
-    """Ask for all who want to know at the same time: at the start of a campaign, hundreds do."""
-    async with _asking.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-        if (known := _still_known(server, name)) is not None:
+async def _look_up_once(server: str, name: str) -> bool:
+    """Look it up once for all tasks that ask at the same time: at the start of a campaign, hundreds do."""
+    async with _lookups.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        if (known := _trusted(server, name)) is not None:
             return known
-        exists, believed_seconds = True, _LOOKED_UP_EVERY_SECONDS
+        exists, trusted_seconds = True, _TRUSTED_SECONDS
         try:
             await _read(name)
         except ObjectNotFound:
             exists = False
-        except Exception:  # noqa: BLE001 - an old server, a slow one, none: each process keeps the limit for itself
-            exists, believed_seconds = False, _TRIED_AGAIN_AFTER_SECONDS
-        _known[server, name] = (time.monotonic() + believed_seconds, exists)
+        except Exception:  # noqa: BLE001 - an old server, a slow one, none: each process keeps its own limit
+            exists, trusted_seconds = False, _RETRY_AFTER_SECONDS
+        _known[server, name] = (time.monotonic() + trusted_seconds, exists)
         return exists
 
 
-def _still_known(server: str, name: str) -> bool | None:
-    believed_until, exists = _known.get((server, name), (0.0, False))
-    return exists if time.monotonic() < believed_until else None
+def _trusted(server: str, name: str) -> bool | None:
+    trusted_until, exists = _known.get((server, name), (0.0, False))
+    return exists if time.monotonic() < trusted_until else None

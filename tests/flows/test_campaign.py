@@ -105,8 +105,8 @@ async def test_every_row_is_checked_against_the_live_catalogue_before_anything_i
         row("both", aspect_ratio="17:9", motion_prompt="x", motion_model="grok-video-1", motion_duration=99),
         row("no picture", motion_prompt="x", motion_model="veo-3.1-lite"),
     ]
-    told = await refused(InvalidManifest, rows)
-    assert "has 6 problem(s)" in told
+    message = await refused(InvalidManifest, rows)
+    assert "has 6 problem(s)" in message
     for part in (
         "row 2 (gone): model: ",
         "row 3 (large): resolution: gpt-image-2 does not offer this (got '8K'); allowed: 1K, 2K, 4K; nearest: ",
@@ -115,7 +115,7 @@ async def test_every_row_is_checked_against_the_live_catalogue_before_anything_i
         "row 4 (both): motion_duration: grok-video-1 does not offer this (got 99)",
         "row 5 (no picture): motion_image_urls: veo-3.1-lite does not take this field",
     ):
-        assert part in told
+        assert part in message
     assert sandbox.bill.purchases == ()
 
 
@@ -130,9 +130,9 @@ async def test_what_rows_share_is_paid_and_counted_once(sandbox: Sandbox) -> Non
 
 
 async def test_a_budget_too_small_for_all_rows_buys_none(sandbox: Sandbox) -> None:
-    told = await refused(BudgetExceeded, [*pictures(3), row("clip", motion_prompt="x")], budget_usd=0.37)
-    assert "would cost $0.38 more" in told
-    assert "has $0.37 left" in told
+    message = await refused(BudgetExceeded, [*pictures(3), row("clip", motion_prompt="x")], budget_usd=0.37)
+    assert "would cost $0.38 more" in message
+    assert "has $0.37 left" in message
     assert sandbox.bill.purchases == ()
 
 
@@ -158,14 +158,14 @@ async def test_a_price_nobody_names_is_not_bought_under_a_cap(
 
     with serving(without_price) as origin:
         monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
-        told = await refused(BudgetExceeded, [row("a"), row("b", model="nano-banana-2")], budget_usd=10)
-    assert "no price for nano-banana-2" in told
+        message = await refused(BudgetExceeded, [row("a"), row("b", model="nano-banana-2")], budget_usd=10)
+    assert "no price for nano-banana-2" in message
     assert sandbox.bill.purchases == ()
 
 
 async def test_a_model_that_is_not_known_is_asked_for_once_not_once_a_row(sandbox: Sandbox) -> None:
-    told = await refused(InvalidManifest, [row(f"r{number}", model="gpt-5o-image") for number in range(50)])
-    assert told.count("model: ") >= 10
+    message = await refused(InvalidManifest, [row(f"r{number}", model="gpt-5o-image") for number in range(50)])
+    assert message.count("model: ") >= 10
     assert len(sandbox.requests) == 1
 
 
@@ -300,8 +300,8 @@ async def test_a_clip_that_fails_keeps_its_picture_and_only_the_clip_is_tried_ag
 async def test_all_runs_of_a_name_share_its_budget(sandbox: Sandbox) -> None:
     await campaign(pictures(3), name="autumn", budget_usd=0.1)
     others = [row(f"other {number}") for number in range(3)]
-    told = await refused(BudgetExceeded, [*pictures(3), *others], name="autumn", budget_usd=0.1)
-    assert "would cost $0.06 more, and the budget 'campaign-autumn' of $0.10 has $0.04 left" in told
+    message = await refused(BudgetExceeded, [*pictures(3), *others], name="autumn", budget_usd=0.1)
+    assert "would cost $0.06 more, and the budget 'campaign-autumn' of $0.10 has $0.04 left" in message
     await campaign([*pictures(3), *others[:2]], name="autumn", budget_usd=0.1)
     assert len(sandbox.bill) == 5
     await campaign(others, name="winter", budget_usd=0.1)
@@ -518,8 +518,6 @@ def stored(store: str, ending: str) -> list[str]:
 
 
 def test_as_a_script_without_a_manifest_it_says_how_it_is_used() -> None:
-    told = subprocess.run(
-        [sys.executable, SCRIPT], env=child_environment(), capture_output=True, text=True, check=False
-    )
-    assert told.returncode == 1
-    assert told.stderr.strip() == "usage: python flows/campaign.py MANIFEST"
+    ran = subprocess.run([sys.executable, SCRIPT], env=child_environment(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.strip() == "usage: python flows/campaign.py MANIFEST"

@@ -72,7 +72,7 @@ def test_the_entrypoint_is_a_flow_that_takes_the_parameters(deployment: dict[str
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: str(deployment["name"]))
-def test_no_schedule_spends_money_before_somebody_switches_it_on(deployment: dict[str, Any]) -> None:
+def test_no_schedule_spends_money_before_it_is_switched_on(deployment: dict[str, Any]) -> None:
     assert [schedule["active"] for schedule in deployment.get("schedules", [])] in ([], [False])
     assert deployment["work_pool"] == {"name": "veogen"}
 
@@ -104,12 +104,12 @@ async def test_one_command_deploys_them_all_and_a_second_one_changes_nothing(
         await client.create_work_pool(WorkPoolCreate(name="veogen", type="process"), overwrite=True)
     environment = environment_for(str(PREFECT_API_URL.value()), tmp_path / "prefect") | {"VEOGEN_API_TOKEN": TOKEN}
     for _ in range(2):
-        told = deploy_all(tree, environment)
+        printed = deploy_all(tree, environment)
     found = await on_server()
     assert set(found) >= {item["name"] for item in DEPLOYMENTS}
     assert (found["daily"].parameters["take"], found["daily"].work_pool_name) == ("{scheduled:%Y-%m-%d}", "veogen")
     assert [schedule.active for item in found.values() for schedule in item.schedules] == [False, False]
-    assert TOKEN not in told + "".join(map(str, found.values()))
+    assert TOKEN not in printed + "".join(map(str, found.values()))
     assert (files_in(tree), files_in(ROOT / "deployments")) == (before, in_repository)
 
 

@@ -135,9 +135,9 @@ def test_as_a_script_with_other_than_two_prompts_it_says_how_it_is_used(
     words: tuple[str, ...], sandbox: Sandbox
 ) -> None:
     command = [sys.executable, SCRIPT, *words]
-    told = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
-    assert told.returncode == 1
-    assert told.stderr.strip() == "usage: python flows/image_then_animate.py IMAGE_PROMPT MOTION_PROMPT"
+    ran = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
+    assert ran.returncode == 1
+    assert ran.stderr.strip() == "usage: python flows/image_then_animate.py IMAGE_PROMPT MOTION_PROMPT"
     assert len(sandbox.requests) == 0
 
 
@@ -170,22 +170,24 @@ async def test_a_cancelled_run_says_what_is_still_running_and_the_next_adopts_it
     running = asyncio.create_task(image_then_animate(*PROMPTS))
     await asyncio.to_thread(
         wait_until,
-        lambda: any(told.method == "GET" and told.path.endswith("/generations") for told in sandbox.requests),
+        lambda: any(request.method == "GET" and request.path.endswith("/generations") for request in sandbox.requests),
     )
     with caplog.at_level(logging.WARNING):
         running.cancel()
         await asyncio.wait([running])
     purchase = sandbox.bill.purchases[0]
-    told = next(record.getMessage() for record in caplog.records if record.getMessage().startswith("Stopped waiting"))
-    assert purchase.id in told
-    assert f"${purchase.price_usd}" in told
+    message = next(
+        record.getMessage() for record in caplog.records if record.getMessage().startswith("Stopped waiting")
+    )
+    assert purchase.id in message
+    assert f"${purchase.price_usd}" in message
     sandbox.speed = 100
     assert (await image_then_animate(*PROMPTS)).image.generation_id == purchase.id
 
 
 @pytest.mark.slow
 @pytest.mark.s3
-def test_as_a_deployment_a_runner_makes_both_for_whoever_asks(
+def test_as_a_deployment_a_runner_makes_both_for_its_caller(
     sandbox: Sandbox, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")

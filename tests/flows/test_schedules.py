@@ -82,7 +82,7 @@ def scheduled(sandbox: Sandbox, tmp_path: Path) -> Iterator[Deployed]:
 
 
 def schedule_every(tree: Path, seconds: int) -> None:
-    """Let the daily flow run every few seconds, as somebody would who edits the file."""
+    """Let the daily flow run every few seconds, as a user would who edits the file."""
     path = tree / "deployments" / "prefect.yaml"
     described = yaml.safe_load(path.read_text())
     (daily,) = [item for item in described["deployments"] if item["name"] == "daily"]

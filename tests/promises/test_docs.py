@@ -24,12 +24,16 @@ from prefect_veogen.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-PAGES = [path for path in (ROOT / "README.md", ROOT / "ARCHITECTURE.md", ROOT / "CHANGELOG.md") if path.exists()]
+CHAPTERS = sorted((ROOT / "docs").glob("*.md"))
+MANUAL = "\n".join([README, *(page.read_text() for page in CHAPTERS)])
+"""What users read: the README and the chapters it links to."""
+PAGES = [*sorted(ROOT.glob("*.md")), *CHAPTERS]
+MAX_README_LINES = 150
 COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "setup")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    return re.findall(rf"^```{language}\n(.*?)^```", MANUAL, re.MULTILINE | re.DOTALL)
 
 
 def spans(text: str) -> list[str]:
@@ -39,7 +43,7 @@ def spans(text: str) -> list[str]:
 
 def command_lines() -> list[str]:
     lines = [line.strip() for block in blocks("bash") for line in block.splitlines()]
-    return sorted({line.removeprefix(".venv/bin/") for line in [*lines, *map(str.strip, spans(README))] if line})
+    return sorted({line.removeprefix(".venv/bin/") for line in [*lines, *map(str.strip, spans(MANUAL))] if line})
 
 
 def words_of(line: str) -> list[str]:
@@ -50,10 +54,40 @@ OWN_COMMANDS = [line for line in command_lines() if line.startswith("prefect-veo
 SCRIPTS = [line for line in command_lines() if line.startswith("python flows/")]
 
 
+def section(text: str, heading: str) -> str:
+    return text.partition(f"{heading}\n")[2].partition("\n## ")[0]
+
+
+# ---------------------------------------------------------------- the door
+
+
+def test_the_readme_is_short_and_proves_its_promise_before_it_speaks_of_speed() -> None:
+    assert len(README.splitlines()) <= MAX_README_LINES
+    headings = re.findall(r"^## (.*)", README, re.MULTILINE)
+    assert headings.index("Why it is safe") < headings.index("Many at once")
+    assert "<!-- paid-once -->" in section(README, "## Why it is safe")
+    assert README.index("<!-- /paid-once -->") < README.index("docs/benchmarks.md")
+
+
+def test_every_chapter_is_linked_from_the_readme() -> None:
+    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", README)}
+    assert {str(page.relative_to(ROOT)) for page in PAGES} - {"README.md"} <= linked
+
+
+def test_the_readme_repeats_the_benchmarks_figure() -> None:
+    table = (ROOT / "docs" / "benchmarks.md").read_text().partition("<!-- benchmarks -->")[2]
+    figures = re.search(r"^\| requests per generation \| ([\d.]+) \| ([\d.]+) \|", table, re.MULTILINE)
+    assert figures is not None
+    by_hand, ours = (f"{float(figure):.2g}".removesuffix(".0") for figure in figures.groups())
+    assert f"240 generations take {ours} requests each, where a careful flow by hand takes {by_hand}" in " ".join(
+        README.split()
+    )
+
+
 # ---------------------------------------------------------------- commands
 
 
-def test_the_readme_shows_commands_of_every_kind() -> None:
+def test_the_manual_shows_commands_of_every_kind() -> None:
     assert len(OWN_COMMANDS) >= 6
     assert len(SCRIPTS) >= 2
 
@@ -75,11 +109,11 @@ def test_a_script_exists_and_takes_that_many_words(line: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_with_an_example(command: str) -> None:
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), pytest.raises(SystemExit) as ended:
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit) as ended:
         main([command, "--help"])
     assert ended.value.code == 0
-    assert f"for example:\n  prefect-veogen {command}" in told.getvalue()
+    assert f"for example:\n  prefect-veogen {command}" in printed.getvalue()
 
 
 def test_every_command_the_changelog_names_exists() -> None:
@@ -135,12 +169,12 @@ async def poster(title):
 
 
 @pytest.mark.slow
-def test_the_test_of_the_readme_passes_with_the_fixture_as_it_is(tmp_path: Path) -> None:
+def test_the_example_test_passes_with_the_fixture_as_it_is(tmp_path: Path) -> None:
     (source,) = [source for source in blocks("python") if "veogen_sandbox" in source]
     (tmp_path / "test_readme.py").write_text(f"{POSTER}\n{source}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
-    assert "1 passed" in told.stdout, told.stdout
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert "1 passed" in ran.stdout, ran.stdout
 
 
 async def test_the_manifest_of_the_readme_is_one(tmp_path: Path) -> None:
@@ -155,14 +189,14 @@ async def test_the_manifest_of_the_readme_is_one(tmp_path: Path) -> None:
 
 
 def settings_table() -> dict[str, str]:
-    """Return the defaults by variable, as the README tells them."""
-    told: dict[str, str] = {}
-    section = README.partition("## Settings")[2].partition("\n## ")[0]
-    for names, default in re.findall(r"^\| (`VEOGEN_[^|]*) \|([^|]*)\|", section, re.MULTILINE):
+    """Return the defaults by variable, as the chapter says them."""
+    defaults: dict[str, str] = {}
+    table = (ROOT / "docs" / "settings.md").read_text()
+    for names, default in re.findall(r"^\| (`VEOGEN_[^|]*) \|([^|]*)\|", table, re.MULTILINE):
         variables = re.findall(r"`(VEOGEN_\w+)`", names)
-        defaults = default.split(",") if len(variables) > 1 else [default]
-        told.update(zip(variables, (text.strip().strip("`") for text in defaults), strict=True))
-    return told
+        texts = default.split(",") if len(variables) > 1 else [default]
+        defaults.update(zip(variables, (text.strip().strip("`") for text in texts), strict=True))
+    return defaults
 
 
 def test_the_settings_table_has_every_setting() -> None:
@@ -171,18 +205,18 @@ def test_the_settings_table_has_every_setting() -> None:
 
 @pytest.mark.parametrize("name", Settings.model_fields)
 def test_the_settings_table_has_the_right_default(name: str) -> None:
-    told, default = settings_table()[f"VEOGEN_{name.upper()}"], Settings.model_fields[name].default
+    written, default = settings_table()[f"VEOGEN_{name.upper()}"], Settings.model_fields[name].default
     if default is None:
-        assert told in (
+        assert written in (
             "",
             "no cap",
             "600 for images, 1800 for videos",
             "only if the API itself is at a private address",
         )
-    elif told.endswith("GiB"):
-        assert int(told.split()[0]) * 1024**3 == default
+    elif written.endswith("GiB"):
+        assert int(written.split()[0]) * 1024**3 == default
     else:
-        assert told == str(default).lower()
+        assert written == str(default).lower()
 
 
 def test_every_variable_named_anywhere_is_a_setting() -> None:
@@ -192,28 +226,27 @@ def test_every_variable_named_anywhere_is_a_setting() -> None:
 
 def test_every_error_named_is_one() -> None:
     known = {name for name, value in inspect.getmembers(errors, inspect.isclass) if issubclass(value, Exception)}
-    section = README.partition("## Errors")[2].partition("\n## ")[0]
-    named = {name for name in spans(section) if re.fullmatch(r"[A-Z][A-Za-z]+", name)}
-    assert named
-    assert named <= known
-    for name in ("UnknownSubmission", "StillRunning", "UnsafeStore"):
+    text = README.partition("All errors are in")[2].partition("\n\n")[0]
+    named = {name for name in spans(text) if re.fullmatch(r"[A-Z][A-Za-z]+", name)}
+    assert {*re.findall(r"^[├└]── (\w+)", errors.__doc__ or "", re.MULTILINE)} <= named <= known
+    for name in ("UnknownSubmission", "StillRunning", "UnsafeStore", "StoreRefused", "ConfigurationError"):
         assert name in known
-        assert f"`{name}`" in README
+        assert f"`{name}`" in MANUAL
 
 
 def test_the_tree_of_errors_in_their_docstring_is_the_tree() -> None:
     text = inspect.getdoc(errors) or ""
     above: list[str] = []
-    told = {}
+    drawn = {}
     for indent, name in re.findall(r"^([│├└─ ]*)([A-Z]\w+)\b(?:  |$)", text, re.MULTILINE):
         above[len(indent) // 4 :] = [name]
-        told[name] = above[-2] if len(above) > 1 else None
+        drawn[name] = above[-2] if len(above) > 1 else None
     real = {
         name: next((base.__name__ for base in value.__mro__[1:] if not base.__name__.startswith("_")), None)
         for name, value in inspect.getmembers(errors, inspect.isclass)
         if issubclass(value, errors.VeogenError) and not name.startswith("_")
     }
-    assert told == {name: None if name == "VeogenError" else base for name, base in real.items()}
+    assert drawn == {name: None if name == "VeogenError" else base for name, base in real.items()}
 
 
 # ---------------------------------------------------------------- names and links
@@ -222,7 +255,7 @@ def test_the_tree_of_errors_in_their_docstring_is_the_tree() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
 def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
-    assert [link for link in links if "://" not in link and not (ROOT / link.partition("#")[0]).exists()] == []
+    assert [link for link in links if "://" not in link and not (page.parent / link.partition("#")[0]).exists()] == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
@@ -233,18 +266,18 @@ def test_every_file_named_exists(page: Path) -> None:
     assert [name for name in named if name not in in_a_store and not any((it / name).exists() for it in places)] == []
 
 
-def test_every_public_name_of_the_readme_is_importable() -> None:
+def test_every_public_name_of_the_manual_is_importable() -> None:
     package: Any = importlib.import_module("prefect_veogen")
     for name in ("submit_generation", "wait_for_generation", "download_asset", "generate", "VeogenCredentials"):
-        assert f"`{name}`" in README
+        assert f"`{name}`" in MANUAL
         assert hasattr(package, name)
     assert Asset is package.Asset
 
 
-def test_the_version_is_told_alike_everywhere() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     version = re.search(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     assert version is not None
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told), pytest.raises(SystemExit):
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), pytest.raises(SystemExit):
         main(["--version"])
-    assert told.getvalue().strip() == f"prefect-veogen {version[1]}"
+    assert printed.getvalue().strip() == f"prefect-veogen {version[1]}"

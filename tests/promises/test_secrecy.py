@@ -187,6 +187,6 @@ async def test_a_block_by_template_is_refused_by_the_run_since_its_token_is_know
     with worker(place):
         refused = await run("image-then-animate/daily", take=1)
     assert refused.state is not None
-    assert "The token stands in clear" in str(refused.state.message)
+    assert "The token is in plain text" in str(refused.state.message)
     assert len(sandbox.bill) == 0
     assert not (place / "store").exists()

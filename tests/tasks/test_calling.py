@@ -34,7 +34,7 @@ from prefect_veogen import (
 )
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidRequest
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.tasks.campaign import Row, check_campaign, check_row, make_row, publish_campaign
+from prefect_veogen.tasks.campaign import Row, check_campaign, check_requests, make_row, publish_campaign
 from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store
 from prefect_veogen.upkeep.statement import Reconciliation
 from tests.support.runs import task_runs
@@ -70,7 +70,7 @@ TASKS: list[tuple[Task[..., Any], Arguments | None, dict[str, Any], type]] = [
     (download_asset, completed, {}, Asset),
     (generate, given(CAT), {}, Asset),
     (check_campaign, given([ROW]), {"name": "cats"}, Decimal),
-    (check_row, given(ROW), {}, type(None)),
+    (check_requests, given(CAT), {}, type(None)),
     (make_row, given(ROW), {"name": "cats"}, CampaignItem),
     (publish_campaign, given(CampaignReport("cats", ())), {}, str),
     (sweep_store, None, {}, list),

@@ -27,7 +27,7 @@ from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.campaign import (
     CampaignReport,
     check_campaign,
-    check_row,
+    check_requests,
     make_campaign,
     make_row,
     publish_campaign,
@@ -78,7 +78,7 @@ async def run_of_a_deployment(flow: Flow[Any, Any], parameters: dict[str, Any]) 
 async def test_every_task_takes_the_name_of_a_block(studio: str, form: str, sandbox: Sandbox) -> None:
     rows = await read_manifest([{"id": "a", "model": "gpt-4o-image", "prompt": "a cat"}])
     await check_campaign(rows, name="x", credentials=form)
-    await check_row(rows[0], credentials=form)
+    await check_requests(rows[0].request, credentials=form)
     await make_row(rows[0], name="x", credentials=form)
     asset = await generate(CAT, credentials=form)
     await publish_campaign(CampaignReport("x", ()), credentials=form)
@@ -153,11 +153,11 @@ async def counted(work: Callable[[], Awaitable[object]]) -> int:
     """Return how often the work reads a block of the Prefect server."""
     upstream, seen = str(PREFECT_API_URL.value()).removesuffix("/api"), list[str]()
 
-    def answer(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         seen.append(request.path)
         return relayed(upstream, request)
 
-    with serving(answer) as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
+    with serving(respond) as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         await work()
     return len([path for path in seen if "/block_documents" in path])
 
@@ -189,13 +189,16 @@ async def test_a_run_goes_on_with_its_block_while_the_prefect_server_is_silent(s
     blocks = Blocks(trusted_seconds=0)
     up, upstream = True, str(PREFECT_API_URL.value()).removesuffix("/api")
 
-    def answer(request: Request) -> Reply | None:
+    def respond(request: Request) -> Reply | None:
         return relayed(upstream, request) if up else None
 
     @flow
     async def long() -> None:
         nonlocal up
-        with serving(answer) as url, temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}):
+        with (
+            serving(respond) as url,
+            temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
+        ):
             block = await blocks.load(studio, "credentials=")
             up = False
             assert await blocks.load(studio, "credentials=") == block
@@ -248,7 +251,7 @@ async def test_a_token_among_a_runs_parameters_is_refused_before_it_is_used(
 ) -> None:
     state = await run_of_a_deployment(image_then_animate, {**PROMPTS, "credentials": given})
     assert state.is_failed()
-    assert "stands in clear in this flow run's parameters" in str(state.message)
+    assert "is in plain text in this flow run's parameters" in str(state.message)
     assert "Make a new token at the service" in str(state.message)
     assert TOKEN not in str(state.message)
     assert len(sandbox.requests) == 0
@@ -260,7 +263,7 @@ async def test_a_flow_that_is_called_by_a_deployments_flow_is_no_way_around_that
         await sweep(credentials=VeogenCredentials(api_token=SecretStr(token)))
 
     state = await run_of_a_deployment(around, {"token": TOKEN})
-    assert "stands in clear" in str(state.message)
+    assert "is in plain text" in str(state.message)
     assert len(sandbox.requests) == 0
 
 

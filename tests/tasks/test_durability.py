@@ -29,11 +29,11 @@ from prefect_veogen.tasks.campaign import (
     CampaignReport,
     Row,
     check_campaign,
-    check_row,
+    check_requests,
     make_campaign,
     publish_campaign,
 )
-from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store, tell_what_runs_on
+from prefect_veogen.tasks.maintenance import compare_with_statement, report_unfinished, sweep_store
 from tests.support.prefect_processes import POOL, copy_deployable, deploy_all, environment_for, running_worker
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -94,7 +94,7 @@ STEPS: dict[str, Step] = {
     "submit": lambda: submit_generation(PICTURE),
     "wait": lambda: wait(Generation(id="g")),
     "download": lambda: download_asset(Generation(id="g")),
-    "check row": lambda: check_row(ROW),
+    "check requests": lambda: check_requests(PICTURE),
     "check campaign": lambda: check_campaign([ROW], name="c"),
     "make campaign": lambda: make_campaign([ROW], name="c"),
     "publish campaign": lambda: publish_campaign(CampaignReport("c", ())),
@@ -162,8 +162,8 @@ async def test_by_hand_the_default_folder_stays(of: Any, no_store: Sandbox, tmp_
 async def test_the_hook_of_a_stopped_run_reads_no_relative_store(
     no_store: Sandbox, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await tell_what_runs_on(by_hand, await deployed_run(), Failed())
-    assert "What this run left running can't be told" in caplog.text
+    await report_unfinished(by_hand, await deployed_run(), Failed())
+    assert "Can't report what this run left running" in caplog.text
     assert files_in(tmp_path) == []
 
 

@@ -173,7 +173,7 @@ def test_a_submitted_generate_is_a_task_run_around_its_three_steps(sandbox: Sand
     assert names == [f"{name}: a cat" for name in ("generate gpt-4o-image (take 1)", *steps)]
 
 
-async def test_the_log_tells_what_was_bought_for_how_much_and_where_it_is(sandbox: Sandbox) -> None:
+async def test_the_log_says_what_was_bought_for_how_much_and_where_it_is(sandbox: Sandbox) -> None:
     @flow
     async def one_picture() -> tuple[UUID, Asset]:
         return UUID(flow_run.id), await generate(CAT)

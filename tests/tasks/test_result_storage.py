@@ -181,9 +181,9 @@ def test_a_caller_without_the_flows_gets_what_the_workers_runs_return(
     assert (video.endswith(".mp4"), Decimal(price)) == (True, Decimal("0.30"))
     assert main(["setup", "--results", "local-file-system/results"]) == 0
     rows = [{"id": "shell", "model": "gpt-4o-image", "prompt": "a shell"}]
-    name, items, told = called(tmp_path, REPORT, "campaign/from-manifest", manifest=rows, name="shells")
+    name, items, printed = called(tmp_path, REPORT, "campaign/from-manifest", manifest=rows, name="shells")
     assert (name, items[0][:2]) == ("shells (take 1)", ["shell", "ok"])
-    assert "1 ok; $0.02" in told
+    assert "1 ok; $0.02" in printed
     name, swept = called(tmp_path, SWEPT, "sweep/hourly")
     assert (name.startswith("sweep of 20"), swept) == (True, [])
     empty, report = sorted((path.read_bytes() for path in results.rglob("*") if path.is_file()), key=len)
@@ -200,8 +200,8 @@ def setup(capsys: pytest.CaptureFixture[str]) -> Run:
     def run_it(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
         code = main(["setup", *words])
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
 
     return run_it
 

@@ -19,8 +19,8 @@ from flows.sweep import sweep
 from prefect_veogen import Asset, Generation, GenerationRequest, generate, submit_generation
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.tasks.campaign import check_row
-from prefect_veogen.tasks.runs import generation_name, named, request_name, shortened, task_named
+from prefect_veogen.tasks.campaign import check_requests
+from prefect_veogen.tasks.runs import generation_name, name_flow_run, name_task_run, request_name, shorten
 from tests.support.runs import task_runs
 
 LONG = "A watercolour of a lighthouse at dusk, waves rolling in, in the style of an old travel poster, number "
@@ -71,14 +71,14 @@ def test_a_generation_is_named_as_far_as_it_is_known() -> None:
 
 
 def test_a_long_text_keeps_its_beginning_and_its_end() -> None:
-    assert (shortened("short text"), len(shortened("x" * 100))) == ("short text", 60)
-    assert shortened(f"{LONG}7").endswith("number 7")
-    assert shortened(LONG).startswith("A watercolour")
+    assert (shorten("short text"), len(shorten("x" * 100))) == ("short text", 60)
+    assert shorten(f"{LONG}7").endswith("number 7")
+    assert shorten(LONG).startswith("A watercolour")
 
 
 @pytest.mark.parametrize("wrong", [{}, {"request": {}}, {"request": None}, {"request": "a cat"}])
 def test_a_wrong_argument_leaves_the_verb_for_a_name(wrong: dict[str, Any]) -> None:
-    assert task_named("submit", lambda of: request_name(of["request"]))(parameters=wrong) == "submit"
+    assert name_task_run("submit", lambda of: request_name(of["request"]))(parameters=wrong) == "submit"
 
 
 # ---------------------------------------------------------------- on a server
@@ -129,24 +129,24 @@ async def test_a_campaigns_task_runs_are_named_by_their_rows(sandbox: Sandbox, p
 
 
 @pytest.mark.server
-async def test_a_wrong_argument_is_told_of_by_the_run_and_not_by_its_name(
+async def test_a_wrong_argument_is_reported_by_the_run_and_not_by_its_name(
     sandbox: Sandbox, prefect_server: None
 ) -> None:
     with pytest.raises(ConfigurationError, match="A GenerationRequest is needed, not a dict"):
         await submit_generation({})  # type: ignore[call-overload]
-    with pytest.raises(AttributeError, match="'str' object"):
-        await check_row.with_options(retries=0)("row")  # type: ignore[call-overload]
+    with pytest.raises(ConfigurationError, match="A GenerationRequest is needed, not a str"):
+        await check_requests.with_options(retries=0)("row")  # type: ignore[call-overload]
     with pytest.raises(ParameterTypeError, match="manifest"):
         await campaign({})  # type: ignore[call-overload]
 
 
 @pytest.mark.server
 async def test_a_name_that_cannot_be_made_is_the_flows(prefect_server: None) -> None:
-    @flow(name="lighthouses", flow_run_name=named("{nothing} {count:%Y}"))
+    @flow(name="lighthouses", flow_run_name=name_flow_run("{nothing} {count:%Y}"))
     async def anything(count: int = 3) -> None: ...
 
-    @flow(flow_run_name=named("{count} of {what}, {scheduled:%Y}"))
+    @flow(flow_run_name=name_flow_run("{count} of {what}, {scheduled:%Y}"))
     async def counted(what: str, count: int = 3) -> None: ...
 
     assert await name_of(anything) == "lighthouses"
-    assert await name_of(counted, "x" * 100) == f"3 of {shortened('x' * 100)}, {datetime.now(UTC):%Y}"
+    assert await name_of(counted, "x" * 100) == f"3 of {shorten('x' * 100)}, {datetime.now(UTC):%Y}"

@@ -1,4 +1,4 @@
-"""One rate limit over many processes: joined through the Prefect server where there is a limit, alone where not."""
+"""One rate limit over many processes: shared through the Prefect server where it has a limit, alone where not."""
 
 from __future__ import annotations
 
@@ -23,35 +23,35 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_veogen import GenerationRequest, generate
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
-from prefect_veogen.tasks.shared_limit import create_limit, joined_limit
+from prefect_veogen.tasks.shared_limit import create_limit, use_shared_limit
 from tests.support.servers import Reply, Request, relayed, serving
 
 ROOT = Path(__file__).parents[2]
 SLOTS_PER_TURN = 1000
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse")
 
-# Two of them together look for some seconds, each of them as fast as its own limit lets it.
+# Two of them together send requests for some seconds, each of them as fast as its own limit lets it.
 LOOKING = """
 import asyncio, sys, time
-from prefect_veogen.tasks.shared_limit import joined_limit
+from prefect_veogen.tasks.shared_limit import use_shared_limit
 from prefect_veogen.session import open_session
 
-async def look() -> None:
+async def poll() -> None:
     session = open_session()
-    await joined_limit(session)
+    await use_shared_limit(session)
     assert session.client.limiter.acquire_shared is not None
     print("ready", flush=True)
     until = float(sys.stdin.readline())
     while time.time() < until:
         await session.client.get_account()
 
-asyncio.run(look())
+asyncio.run(poll())
 """
 
 
 @pytest.fixture
 def name(sandbox: Sandbox, prefect_server: None) -> str:
-    """The limit's name in the settings, which nobody else uses."""
+    """The limit's name in the settings, which no other test uses."""
     return os.environ["VEOGEN_REQUESTS_LIMIT_NAME"]
 
 
@@ -64,9 +64,9 @@ def turns_a_minute(limit: GlobalConcurrencyLimitResponse) -> float:
     return limit.slot_decay_per_second * 60 / SLOTS_PER_TURN
 
 
-async def joined_session() -> Session:
+async def shared_session() -> Session:
     session = open_session()
-    await joined_limit(session)
+    await use_shared_limit(session)
     return session
 
 
@@ -106,14 +106,14 @@ async def test_two_processes_together_keep_the_pace(
         assert process.stdout is not None
         assert await process.stdout.readline() == b"ready\n"
     until = datetime.now().timestamp() + seconds  # noqa: DTZ005 - the same clock on both ends
-    assert [await told(process, until) for process in processes] == [0, 0]
+    assert [await reported(process, until) for process in processes] == [0, 0]
     moments = [record.at for record in sandbox.requests if record.path.endswith("/account")]
     # Each alone may send 200 a second.
     assert most_within(moments, 2.0) <= 2 * per_minute / 60 + 3 + 2
     assert len(moments) >= 0.7 * per_minute / 60 * seconds
 
 
-async def told(process: asyncio.subprocess.Process, until: float) -> int:
+async def reported(process: asyncio.subprocess.Process, until: float) -> int:
     await process.communicate(f"{until}\n".encode())
     assert process.returncode is not None
     return process.returncode
@@ -126,7 +126,7 @@ def most_within(moments: list[datetime], seconds: float) -> int:
 
 
 @pytest.mark.server
-async def test_a_joined_purchase_goes_through(name: str, sandbox: Sandbox) -> None:
+async def test_a_purchase_under_the_shared_limit_goes_through(name: str, sandbox: Sandbox) -> None:
     await create_limit(name, 6000)
     asset = await generate(PICTURE)
     assert open_session().client.limiter.acquire_shared is not None
@@ -135,7 +135,7 @@ async def test_a_joined_purchase_goes_through(name: str, sandbox: Sandbox) -> No
 
 @pytest.mark.server
 async def test_without_the_limit_each_process_keeps_its_own(name: str, sandbox: Sandbox) -> None:
-    assert (await joined_session()).client.limiter.acquire_shared is None
+    assert (await shared_session()).client.limiter.acquire_shared is None
     await generate(PICTURE)
     assert len(sandbox.bill) == 1
 
@@ -145,7 +145,7 @@ async def test_a_limit_made_by_hand_counts_requests(name: str, sandbox: Sandbox)
     async with get_client() as client:
         by_hand = GlobalConcurrencyLimitCreate(name=name, limit=1, slot_decay_per_second=2)
         await client.create_global_concurrency_limit(by_hand)
-    session = await joined_session()
+    session = await shared_session()
     for _ in range(3):
         await session.client.get_account()
     first, *_, last = (record.at for record in sandbox.requests)
@@ -160,13 +160,13 @@ async def test_of_a_server_that_does_not_tell_what_decayed_turns_are_had_all_the
     server = urlsplit(str(PREFECT_API_URL.value()))
     full = (await limit_of(name)).model_copy(update={"active_slots": 2 * SLOTS_PER_TURN}).model_dump(mode="json")
 
-    def answer(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         if request.method == "GET" and request.path.endswith(name):
             return Reply(headers={"Content-Type": "application/json"}, body=json.dumps(full).encode())
         return relayed(server.geturl(), request)
 
-    with serving(answer) as origin, temporary_settings({PREFECT_API_URL: origin + server.path}):
-        session = await joined_session()
+    with serving(respond) as origin, temporary_settings({PREFECT_API_URL: origin + server.path}):
+        session = await shared_session()
         async with asyncio.timeout(60):
             for _ in range(4):
                 await session.client.get_account()
@@ -176,13 +176,13 @@ async def test_of_a_server_that_does_not_tell_what_decayed_turns_are_had_all_the
 
 
 @pytest.mark.server
-async def test_a_limit_that_is_switched_off_joins_nobody_and_is_no_trouble(
+async def test_a_limit_that_is_switched_off_is_not_used_and_is_no_trouble(
     name: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create_limit(name, 2)
     async with get_client() as client:
         await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active=False))
-    session = await joined_session()
+    session = await shared_session()
     async with asyncio.timeout(10):
         for _ in range(3):
             await session.client.get_account()
@@ -204,7 +204,7 @@ async def test_a_limit_that_never_decays_stops_no_purchase(
 @pytest.mark.server
 async def test_a_limit_that_is_deleted_meanwhile_stops_no_purchase(name: str, sandbox: Sandbox) -> None:
     await create_limit(name, 6000)
-    session = await joined_session()
+    session = await shared_session()
     async with get_client() as client:
         await client.delete_global_concurrency_limit_by_name(name)
     async with asyncio.timeout(60):
@@ -221,7 +221,7 @@ def dead_server(sandbox: Sandbox) -> Iterator[None]:
 
 
 async def test_an_unreachable_server_stops_nothing(dead_server: None) -> None:
-    session = await joined_session()
+    session = await shared_session()
     assert session.client.limiter.acquire_shared is None
     await session.client.get_account()
 
@@ -229,7 +229,7 @@ async def test_an_unreachable_server_stops_nothing(dead_server: None) -> None:
 @pytest.mark.server
 async def test_a_server_that_goes_away_meanwhile_stops_nothing(name: str, caplog: pytest.LogCaptureFixture) -> None:
     await create_limit(name, 6000)
-    session = await joined_session()
+    session = await shared_session()
     with (
         caplog.at_level(logging.WARNING),
         temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}),
@@ -246,7 +246,7 @@ async def test_a_server_that_never_answers_delays_by_seconds_and_does_not_stop(s
         temporary_settings({PREFECT_API_URL: f"{origin}/api"}),
     ):
         async with asyncio.timeout(5):
-            session = await joined_session()
+            session = await shared_session()
     assert session.client.limiter.acquire_shared is None
 
 
@@ -259,11 +259,11 @@ async def test_a_server_that_falls_silent_meanwhile_delays_by_seconds_and_does_n
     server = urlsplit(str(PREFECT_API_URL.value()))
     silent = threading.Event()
 
-    def answer(request: Request) -> Reply | None:
+    def respond(request: Request) -> Reply | None:
         return None if silent.is_set() else relayed(server.geturl(), request)
 
-    with serving(answer) as origin, temporary_settings({PREFECT_API_URL: origin + server.path}):
-        session = await joined_session()
+    with serving(respond) as origin, temporary_settings({PREFECT_API_URL: origin + server.path}):
+        session = await shared_session()
         await session.client.get_account()
         silent.set()
         async with asyncio.timeout(20):
@@ -273,16 +273,16 @@ async def test_a_server_that_falls_silent_meanwhile_delays_by_seconds_and_does_n
 
 
 @pytest.mark.server
-async def test_a_pause_holds_a_joined_backlog_and_buying_goes_first_after_it(name: str) -> None:
+async def test_a_pause_holds_a_shared_backlog_and_buying_goes_first_after_it(name: str) -> None:
     await create_limit(name, 600)
-    client = (await joined_session()).client
+    client = (await shared_session()).client
     order: list[str] = []
 
-    async def use(purpose: str, turn: Awaitable[object]) -> None:
-        await turn
+    async def use(purpose: str, acquired: Awaitable[object]) -> None:
+        await acquired
         order.append(purpose)
 
-    looks = [asyncio.create_task(use("look", client.get_account())) for _ in range(20)]
+    polls = [asyncio.create_task(use("poll", client.get_account())) for _ in range(20)]
     await asyncio.sleep(0.5)
     client.limiter.pause(1.5)
     await asyncio.sleep(0.3)
@@ -290,11 +290,11 @@ async def test_a_pause_holds_a_joined_backlog_and_buying_goes_first_after_it(nam
     purchase = asyncio.create_task(use("purchase", client.acquire_for_purchase()))
     await asyncio.sleep(0.7)
     assert (before, len(order)) == (before, before)
-    await asyncio.gather(purchase, *looks)
+    await asyncio.gather(purchase, *polls)
     assert order[before] == "purchase"
 
 
-async def test_without_a_server_there_is_nobody_to_join(sandbox: Sandbox) -> None:
+async def test_without_a_server_there_is_no_shared_limit(sandbox: Sandbox) -> None:
     with temporary_settings(restore_defaults={PREFECT_API_URL}):
         assert PREFECT_API_URL.value() is None
-        assert (await joined_session()).client.limiter.acquire_shared is None
+        assert (await shared_session()).client.limiter.acquire_shared is None

@@ -33,7 +33,7 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
-from prefect_veogen.tasks.maintenance import tell_what_runs_on
+from prefect_veogen.tasks.maintenance import report_unfinished
 from prefect_veogen.upkeep.statement import Reconciliation
 from prefect_veogen.upkeep.sweep import Swept
 from tests.support.buyers import bought_and_stored
@@ -519,7 +519,7 @@ async def logged(flow_run_id: UUID, part: str) -> list[str]:
 async def stopped(ends: Callable[[], Awaitable[None]], **options: Any) -> AsyncIterator[FlowState[Any]]:
     """Run a flow which buys a generation that never ends, and then ends as told."""
 
-    @flow(on_failure=[tell_what_runs_on], on_crashed=[tell_what_runs_on], **options)
+    @flow(on_failure=[report_unfinished], on_crashed=[report_unfinished], **options)
     async def buyer() -> None:
         generation = await submit_generation(picture("stuck"))
         await asyncio.gather(wait_for_generation(generation), ends())
@@ -568,7 +568,7 @@ async def test_a_cancelled_flow_tells_of_its_own_purchases_alone(sandbox: Sandbo
     flow_run_id = state.state_details.flow_run_id
     assert flow_run_id is not None
     async with get_client() as client:
-        await tell_what_runs_on(buyer, await client.read_flow_run(flow_run_id), Cancelled())
+        await report_unfinished(buyer, await client.read_flow_run(flow_run_id), Cancelled())
     assert len(await logged(flow_run_id, "goes on at the service")) == 1
 
 
@@ -585,7 +585,7 @@ async def test_a_store_that_cannot_be_asked_does_not_break_the_hook(
     assert flow_run_id is not None
     monkeypatch.setenv("VEOGEN_STORE", "ftp://nowhere")
     async with get_client() as client:
-        await tell_what_runs_on(nothing, await client.read_flow_run(flow_run_id), Cancelled())
+        await report_unfinished(nothing, await client.read_flow_run(flow_run_id), Cancelled())
     assert await logged(flow_run_id, "can't be told")
 
 

@@ -1,0 +1,37 @@
+"""The check for flows of your own: what can't be had stops a flow before its first purchase."""
+
+from __future__ import annotations
+
+import pytest
+
+from prefect_veogen import Asset, GenerationRequest, generate
+from prefect_veogen.errors import ChangeTheRequest, ConfigurationError
+from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.campaign import check_requests, placeholder_of
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
+
+PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse at dusk")
+
+
+def clip_of(image: Asset, model: str = "veo-3.1-fast") -> GenerationRequest:
+    return GenerationRequest(model=model, prompt="the beam turns", image_urls=[image])
+
+
+async def test_one_that_cannot_be_had_among_many_is_refused_before_anything_is_bought(sandbox: Sandbox) -> None:
+    await check_requests(PICTURE, clip_of(placeholder_of(PICTURE)))
+    with pytest.raises(ChangeTheRequest, match="nope"):
+        await check_requests(PICTURE, clip_of(placeholder_of(PICTURE), model="nope"))
+    assert sandbox.bill.purchases == ()
+
+
+async def test_what_was_bought_is_had_whatever_the_catalogue_says_by_now(sandbox: Sandbox) -> None:
+    await generate(clip_of(await generate(PICTURE)))
+    before = len(sandbox.requests)
+    await check_requests(PICTURE, clip_of(placeholder_of(PICTURE)))
+    assert len(sandbox.requests) == before
+
+
+async def test_anything_but_a_request_is_refused(sandbox: Sandbox) -> None:
+    with pytest.raises(ConfigurationError, match="A GenerationRequest is needed, not a dict"):
+        await check_requests(PICTURE, {"model": "gpt-4o-image"})  # type: ignore[call-overload]
