@@ -131,8 +131,8 @@ class LocalStore(Store):
 
     def _prove_writing(self, folder: str) -> None:
         try:
-            # A directory can't be hard-linked, which the kernel reports only when nothing else forbids it: nothing is
-            # left behind, however the process ends.
+            # A directory can't be hard-linked, which the kernel reports only when nothing else forbids it: nothing
+            # is left behind, however the process ends.
             os.link(self.root / _LOCKS, self.root / folder / ".probe")
         except OSError as error:
             if error.errno == errno.EXDEV:
