@@ -42,7 +42,8 @@ from tests.support.buyers import Order, Report, one, work
 from tests.support.environments import s3_environment
 from tests.support.stopping_proxy import Stop, StoppingProxy, stopping_proxy
 
-pytestmark = [pytest.mark.kill, pytest.mark.slow, pytest.mark.s3]
+# The kills are tried in fixtures, a hundred and fifty of them: minutes on a quiet machine, more beside other work.
+pytestmark = [pytest.mark.kill, pytest.mark.slow, pytest.mark.s3, pytest.mark.timeout(1800)]
 
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse at dusk", aspect_ratio="16:9")
 MOTION = "the beam turns"
