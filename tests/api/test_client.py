@@ -112,8 +112,8 @@ async def test_a_response_with_another_generation_is_refused() -> None:
 @pytest.mark.parametrize(
     ("fault", "kind", "purchases"),
     [
-        ("lost-respond-after-charge", Unknown, 1),
-        ("lost-respond-before-charge", Unknown, 0),
+        ("lost-answer-after-charge", Unknown, 1),
+        ("lost-answer-before-charge", Unknown, 0),
         ("500-after-charge", Unknown, 1),
         ("502-after-charge", Unknown, 1),
         ("500-before-charge", Unknown, 0),
@@ -137,7 +137,7 @@ async def test_a_purchase_is_sent_once_whatever_comes_back(
 
 
 async def test_a_timeout_is_a_purchase_in_doubt(sandbox: Sandbox) -> None:
-    sandbox.fault("slow-respond", seconds=2.0)
+    sandbox.fault("slow-answer", seconds=2.0)
     client = client_at(sandbox.base_url, token=sandbox.token, timeout_seconds=0.3)
     assert isinstance(await buy(client, IMAGE), Unknown)
     assert len(sandbox.bill) == 1
