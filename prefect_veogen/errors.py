@@ -157,7 +157,7 @@ class StoreUnavailable(TryAgainLater):
 class ChangeTheRequest(VeogenError):
     """The request as it stands will never be accepted; it bought nothing."""
 
-    default_next_step = "A refused request buys nothing. Correct it and run it again."
+    default_next_step = "Correct the request and run it again: one that is refused buys nothing."
 
 
 @dataclass(frozen=True, slots=True)
