@@ -327,6 +327,7 @@ async def test_the_connections_of_unused_accounts_are_closed() -> None:
     kept: list[Any] = []
 
     def respond(connection: socket.socket, number: int) -> None:
+        connection.settimeout(60)  # as long as all of the others take, not one request
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\n" + b'{"data": {}}')
         if connection.recv(1) == b"":
             closed.put(number)
