@@ -22,7 +22,6 @@ from prefect_veogen.errors import (
     PersonNeeded,
     StillRunning,
     TryAgainLater,
-    UnexpectedAnswer,
     VeogenError,
 )
 from prefect_veogen.models import Generation, Kind, Status, in_usd
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("prefect_veogen")
 
 DEFAULT_TIMEOUT_SECONDS = {Kind.IMAGE: 600.0, Kind.VIDEO: 1800.0, None: 1800.0}
-_SERVICE_IN_TROUBLE = (TryAgainLater, UnexpectedAnswer, AuthenticationError)
+_SERVICE_IN_TROUBLE = (TryAgainLater, AuthenticationError)
 # Some eight seconds: a gateway in trouble refuses valid tokens for a moment, a revoked token is refused for ever.
 _MAX_REFUSALS = 5
 _MAX_NOT_FOUNDS = 5

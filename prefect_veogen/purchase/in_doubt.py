@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from prefect_veogen.errors import TryAgainLater, UnexpectedAnswer, UnknownSubmission
+from prefect_veogen.errors import TryAgainLater, UnknownSubmission
 from prefect_veogen.ledger.receipt import READINGS_NEEDED
 from prefect_veogen.ledger.transitions import EventName
 from prefect_veogen.models import in_usd
@@ -163,7 +163,7 @@ async def read_repeatedly(session: Session, receipt: Receipt) -> tuple[Search, R
             return await read_list(session, receipt)
         except VoidReading as void:
             raise still_in_doubt(session, receipt, f"{void}") from None
-        except (TryAgainLater, UnexpectedAnswer) as error:
+        except TryAgainLater as error:
             failure = error
         await asyncio.sleep(_PAUSE_SECONDS[min(attempt, len(_PAUSE_SECONDS) - 1)])
     raise still_in_doubt(session, receipt, f"the service could not be asked: {failure.message}")

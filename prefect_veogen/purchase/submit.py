@@ -24,7 +24,6 @@ from prefect_veogen.errors import (
     NotSent,
     RateLimited,
     TryAgainLater,
-    UnexpectedAnswer,
     VeogenError,
 )
 from prefect_veogen.ledger import Entry, EventName, Intent, State
@@ -317,7 +316,7 @@ class _Buyer:
             began = datetime.now(UTC)
             try:
                 outcome = await search(self._session, entry.receipt)
-            except (TryAgainLater, UnexpectedAnswer) as error:
+            except TryAgainLater as error:
                 if began > blind_until:
                     reason = f"the service could not be asked: {error.message}"
                     raise still_in_doubt(self._session, entry.receipt, reason) from None
