@@ -64,7 +64,7 @@ async def limit_now() -> GlobalConcurrencyLimitResponse:
 @pytest.mark.server
 @pytest.mark.usefixtures("prefect_server")
 async def test_each_request_of_each_command_takes_a_turn(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "0")
+    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
     sandbox.fault("lost-answer-before-charge")
     with pytest.raises(UnknownSubmission):
         await on_io(buy(open_session(), FOX))

@@ -206,7 +206,7 @@ async def test_a_label_on_what_was_never_encoded_keeps_nothing_out(encoding: str
         ("compress", b"\x1f\x9d\x90" + bytes(range(200)), "an unknown encoding"),
         ("gzip", gzip.compress(PNG)[:-8] + bytes(8), "incorrect data check"),
         ("gzip", gzip.compress(PNG)[:-9], "its end is missing"),
-        ("gzip, gzip, gzip, gzip", gzip.compress(PNG), "4 encodings"),
+        ("gzip, gzip, gzip, gzip", gzip.compress(PNG), "4 stacked encodings"),
     ],
 )
 async def test_what_can_not_be_decoded_is_refused_with_the_reason_and_kept_as_it_came(

@@ -208,7 +208,7 @@ def setup(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.mark.server
 def test_setup_makes_a_saved_block_the_servers_default_for_results_and_says_so(results: Path, setup: Run) -> None:
-    assert "each machine keeps its own" in setup()[1]
+    assert "each machine stores its own" in setup()[1]
     code, out, _ = setup("--results", "local-file-system/results")
     assert code == 0
     assert "local-file-system/results as the place where all its flows store their results" in out
