@@ -211,7 +211,7 @@ def test_setup_makes_a_saved_block_the_servers_default_for_results_and_says_so(r
     assert "each machine stores its own" in setup()[1]
     code, out, _ = setup("--results", "local-file-system/results")
     assert code == 0
-    assert "local-file-system/results as the place where all its flows store their results" in out
+    assert "local-file-system/results as the default result storage of all its flows" in out
     assert json.loads(setup("--json")[1])["results"] == "local-file-system/results"
     LocalFileSystem(basepath=str(results)).save("others", overwrite=True)
     assert "instead of local-file-system/results" in setup("--results", "local-file-system/others")[1]
