@@ -154,7 +154,7 @@ async def test_after_deploying_and_running_with_a_block_its_token_is_nowhere(
             ]
         assert [one.state and one.state.name for one in runs] == ["Completed"] * 3
         assert len(sandbox.bill) == 3
-    wait_until_recorded("sweep store", "task_run.")
+    wait_until_recorded("sweep", "task_run.")
     assert places_of(TOKEN, place) == set()
     # The search finds what is there: in the parameters and the logs, in results and receipts, in the worker's output.
     found = {name.partition("/")[0] for name in places_of(PROMPTS["image_prompt"], place)}
