@@ -693,3 +693,66 @@ def test_in_any_order_everything_is_bought_once(
     )
     run_state_machine_as_test(AnyOrder, settings=examples)
     lanes.put(lane)
+
+
+# ---------------------------------------------------------------- what the README says of it
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the README's table."""
+
+    where: str
+    kills: int
+    wanted: int
+    purchases: int
+    lost: int
+    in_doubt: int
+    asked: int
+
+
+def row(where: str, kills: list[Kill]) -> Row:
+    return Row(
+        where,
+        sum(kill.killed for kill in kills),
+        2 * len(kills),
+        sum(kill.purchases for kill in kills),
+        sum(kill.lost for kill in kills),
+        sum(kill.in_doubt for kill in kills),
+        sum(kill.asked for kill in kills),
+    )
+
+
+def promise_table(figures: list[Row]) -> str:
+    """Return the README's table."""
+    lines = [
+        "| where it is killed | kills | purchases wanted | purchases made | lost | in doubt | left to a person |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for figure in figures:
+        numbers = (figure.kills, figure.wanted, figure.purchases, figure.lost, figure.in_doubt, figure.asked)
+        lines.append(f"| {figure.where} | {' | '.join(map(str, numbers))} |")
+    return "\n".join(lines)
+
+
+@pytest.fixture(scope="module")
+def figures(
+    bucket_kills: list[Kill], directory_kills: list[Kill], six_at_once: Race, eight_on_a_budget: Race
+) -> list[Row]:
+    before = [kill for kill in bucket_kills if kill.where.startswith("before")]
+    after = [kill for kill in bucket_kills if kill.where.startswith("after")]
+    changes = [kill for kill in directory_kills if kill.where.startswith("before change")]
+    requests = [kill for kill in directory_kills if kill not in changes]
+    return [
+        row("at each request, before it arrives (bucket)", before),
+        row("at each request, when it was carried out but not answered (bucket)", after),
+        row("at each request, before and after (directory)", requests),
+        row("before each change of a file (directory)", changes),
+        Row("not killed: six processes want the same at once", 0, 1, six_at_once.purchases, 0, 0, 0),
+        Row("not killed: eight processes want 24, the cap allows 5", 0, 5, eight_on_a_budget.purchases, 0, 0, 0),
+    ]
+
+
+def test_the_readme_shows_these_figures(figures: list[Row]) -> None:
+    told = README.read_text().partition("<!-- paid-once -->")[2].partition("<!-- /paid-once -->")[0]
+    assert told.strip() == promise_table(figures)
