@@ -93,7 +93,7 @@ def prefect_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.Temp
     """A Prefect server, an empty database and no stored results, once per run."""
     results = {PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("prefect-results")}
     with temporary_settings(results), prefect_test_harness(server_startup_timeout=180):
-        # Prefect leaves connections to its own server open; any other open socket stays an error.
+        # Prefect leaves connections to its own server open; a warning of any other open socket stays visible.
         peer = rf"raddr=\('127.0.0.1', {urlsplit(str(PREFECT_API_URL.value())).port}\)"
         left_open = f"unclosed <socket.*{peer}"
         request.config.addinivalue_line("filterwarnings", f"ignore:{left_open}:ResourceWarning")

@@ -267,7 +267,7 @@ def test_a_plan_that_would_be_refused_is_1_and_names_what_is_allowed(sandbox: Sa
     code, out, _ = run("plan", "gpt-4o-image", "a fox", "--aspect-ratio", "5:7")
     assert code == 1
     assert "aspect_ratio: gpt-4o-image does not offer this (got '5:7'); allowed: 16:9" in out
-    assert "aspect_ratio" in out
+    assert "Correct the request" in out
     (item,) = json.loads(run("plan", "veo-99", "a fox", "--json")[1])["items"]
     assert "`prefect-veogen models`" in item["next_step"]
 
