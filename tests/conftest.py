@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import uuid
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
-from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_veogen.sandbox import Sandbox
@@ -21,11 +21,28 @@ from tests.support.environments import fast_settings, s3_environment
 SPEED = 100.0
 
 
+# What is left open is an error, wherever it was opened.
+LEFT_OPEN = ("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that use the S3 server, here and not in each of them: half of them get it through `store_url`."""
+    """Mark what half of the tests share, here and not in each of them: an S3 server, and no tolerance for leaks."""
     for item in items:
         if isinstance(item, pytest.Function) and _uses_s3(item):
             item.add_marker(pytest.mark.s3)
+        if item.get_closest_marker("server") is None:
+            for name in LEFT_OPEN:
+                item.add_marker(pytest.mark.filterwarnings(name))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _prefect_leaks_stay_here(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect the connections that Prefect's clients leave open before a module begins which tolerates none."""
+    yield
+    if any(item.get_closest_marker("server") for item in request.session.items if item.path == request.path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 def _uses_s3(item: pytest.Function) -> bool:
@@ -89,14 +106,8 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.fixture(scope="session")
-def prefect_server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A Prefect server, an empty database and no stored results, once per run."""
     results = {PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("prefect-results")}
     with temporary_settings(results), prefect_test_harness(server_startup_timeout=180):
-        # Prefect leaves connections to its own server open; a warning of any other open socket stays visible.
-        peer = rf"raddr=\('127.0.0.1', {urlsplit(str(PREFECT_API_URL.value())).port}\)"
-        left_open = f"unclosed <socket.*{peer}"
-        request.config.addinivalue_line("filterwarnings", f"ignore:{left_open}:ResourceWarning")
-        # The test that starts the server has its filters already.
-        warnings.filterwarnings("ignore", left_open, ResourceWarning)
         yield

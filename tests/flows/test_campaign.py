@@ -358,7 +358,7 @@ async def test_progress_table_and_pictures_are_artifacts_and_each_row_is_one_tas
     assert [line["id"] for line in table] == ["bad", "r0", "r1", "moves"]
     assert str(artifacts["campaign-autumn-2026-pictures"].data).count("data:image/jpeg;base64,") == 3
     assert sorted(run.name[:14] for run in runs) == sorted(
-        ["r0", "r1", "moves", "bad", "check campaign", "publish campai"]
+        ["r0", "r1", "moves", "bad", "check Autumn /", "publish Autumn"]
     )
 
 

@@ -158,9 +158,11 @@ async def test_after_deploying_and_running_with_a_block_its_token_is_nowhere(
     assert places_of(TOKEN, place) == set()
     # The search finds what is there: in the parameters and the logs, in results and receipts, in the worker's output.
     found = {name.partition("/")[0] for name in places_of(PROMPTS["image_prompt"], place)}
-    assert {"flow_run.parameters", "results", "store"} <= found
+    assert {"flow_run.parameters", "store"} <= found
     everywhere = places_of("image-then-animate", place)
     assert {"worker.log", "deploy.log", "log.message", "events.payload"} <= everywhere
+    # A result names the asset, whose name is made of the prompt's words.
+    assert any(where.startswith("results/") for where in places_of("a-lighthouse-nobody-else-asks-for", place))
     assert f"{sandbox.base_url}/generations" in (place / "worker.log").read_text()
 
 

@@ -163,8 +163,6 @@ async def counted(work: Callable[[], Awaitable[object]]) -> int:
 
 
 # Prefect leaves connections to its server open; here these lead through a relay, whose port nobody knows beforehand.
-@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_campaign_reads_its_block_once(studio: str, sandbox: Sandbox) -> None:
     rows = await read_manifest([{"id": str(n), "model": "gpt-4o-image", "prompt": f"cat {n}"} for n in range(12)])
 
