@@ -7,6 +7,7 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import boto3
@@ -21,8 +22,9 @@ from tests.support.environments import fast_settings, s3_environment
 SPEED = 100.0
 
 
-# What is left open is an error, wherever it was opened.
+# What is left open is an error, wherever it was opened, but for the connections of Prefect's and boto3's own clients.
 LEFT_OPEN = ("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
+MAY_LEAVE_OPEN = ("server", "s3")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,24 +32,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.Function) and _uses_s3(item):
             item.add_marker(pytest.mark.s3)
-        if item.get_closest_marker("server") is None:
+        if not _may_leave_open(item):
             for name in LEFT_OPEN:
                 item.add_marker(pytest.mark.filterwarnings(name))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _prefect_leaks_stay_here(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Collect the connections that Prefect's clients leave open before a module begins which tolerates none."""
-    yield
-    if any(item.get_closest_marker("server") for item in request.session.items if item.path == request.path):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
 
 
 def _uses_s3(item: pytest.Function) -> bool:
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return "s3_server" in item.fixturenames or parameters.get("store_url") == "bucket"
+
+
+def _may_leave_open(item: pytest.Item) -> bool:
+    return any(item.get_closest_marker(name) for name in MAY_LEAVE_OPEN)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _leaks_stay_here(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect what other libraries' clients left open before a module begins which tolerates nothing."""
+    yield
+    if any(_may_leave_open(item) for item in request.session.items if item.path == request.path):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +97,8 @@ def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     for name, value in s3_environment(s3_server).items():
         monkeypatch.setenv(name, value)
     name = f"bucket-{uuid.uuid4().hex[:12]}"
-    boto3.client("s3").create_bucket(Bucket=name)
+    with closing(boto3.client("s3")) as client:
+        client.create_bucket(Bucket=name)
     return name
 
 

@@ -196,8 +196,8 @@ class S3Store(Store):
     def _read(self, key: str) -> Document | None:
         try:
             response = self._call_in_thread("get_object", Key=self.prefix + key)
-            with _convert_errors(self._location(self.prefix + key)):
-                return Document(response["Body"].read(), str(response["ETag"]))
+            with _convert_errors(self._location(self.prefix + key)), contextlib.closing(response["Body"]) as body:
+                return Document(body.read(), str(response["ETag"]))
         except S3Refusal as refusal:
             if refusal.code in ("NoSuchKey", "404"):
                 return None
@@ -222,8 +222,8 @@ class S3Store(Store):
         digest = hashlib.sha256()
         try:
             response = self._call_in_thread("get_object", Key=self.prefix + key)
-            with _convert_errors(self._location(self.prefix + key)):
-                for chunk in response["Body"].iter_chunks(_READ_BYTES):
+            with _convert_errors(self._location(self.prefix + key)), contextlib.closing(response["Body"]) as body:
+                for chunk in body.iter_chunks(_READ_BYTES):
                     digest.update(chunk)
         except S3Refusal as refusal:
             raise refusal.to_error() from None

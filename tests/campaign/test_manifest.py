@@ -7,6 +7,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -209,10 +210,10 @@ async def test_a_path_may_be_relative_or_begin_at_home_or_be_a_file_link(
 
 
 async def test_it_may_lie_in_a_bucket(bucket: str) -> None:
-    client = boto3.client("s3")
-    for key in ("rows.jsonl", "deep/er/rows.jsonl", "/rows.jsonl", "deep//rows.jsonl", "what?#.jsonl"):
-        client.put_object(Bucket=bucket, Key=key, Body=as_jsonl(ROWS).encode())
-        assert await read_manifest(f"s3://{bucket}/{key}") == await read_manifest(ROWS)
+    with closing(boto3.client("s3")) as client:
+        for key in ("rows.jsonl", "deep/er/rows.jsonl", "/rows.jsonl", "deep//rows.jsonl", "what?#.jsonl"):
+            client.put_object(Bucket=bucket, Key=key, Body=as_jsonl(ROWS).encode())
+            assert await read_manifest(f"s3://{bucket}/{key}") == await read_manifest(ROWS)
     with pytest.raises(ConfigurationError, match="no manifest at"):
         await read_manifest(f"s3://{bucket}/gone.csv")
     assert await read_manifest(f"S3://{bucket}/rows.jsonl") == await read_manifest(ROWS)

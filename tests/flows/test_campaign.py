@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
 from functools import partial
 from pathlib import Path
@@ -513,7 +514,8 @@ def stored(store: str, ending: str) -> list[str]:
     if not store.startswith("s3://"):
         return [str(path) for path in (Path(store) / "assets").rglob(f"*{ending}")]
     bucket, _, prefix = store.removeprefix("s3://").partition("/")
-    listed = boto3.client("s3").list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/assets/")
+    with closing(boto3.client("s3")) as client:
+        listed = client.list_objects_v2(Bucket=bucket, Prefix=f"{prefix}/assets/")
     return [item["Key"] for item in listed.get("Contents", ()) if item["Key"].endswith(ending)]
 
 

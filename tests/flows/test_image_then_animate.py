@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ def read(uri: str) -> bytes:
     parts = urlsplit(uri)
     if parts.scheme == "file":
         return Path(parts.path).read_bytes()
-    body: bytes = boto3.client("s3").get_object(Bucket=parts.netloc, Key=parts.path[1:])["Body"].read()
+    with closing(boto3.client("s3")) as client:
+        body: bytes = client.get_object(Bucket=parts.netloc, Key=parts.path[1:])["Body"].read()
     return body
 
 

@@ -17,6 +17,8 @@ from prefect_veogen.store import AlreadyExists, S3Store, VersionConflict
 from tests.support.servers import Reply, Request, serving
 from tests.support.stores import every_call, failures, in_bucket, refusing
 
+pytestmark = pytest.mark.s3
+
 
 @pytest.mark.parametrize(
     ("answers", "says"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import closing
 from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
@@ -199,4 +200,5 @@ async def test_bytes_damaged_in_transit_are_refused(strict_s3: str, monkeypatch:
 
 
 def test_the_tests_talk_to_a_real_s3_client(bucket: str) -> None:
-    assert boto3.client("s3").head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPStatusCode"] == 200
+    with closing(boto3.client("s3")) as client:
+        assert client.head_bucket(Bucket=bucket)["ResponseMetadata"]["HTTPStatusCode"] == 200
