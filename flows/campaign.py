@@ -4,14 +4,16 @@ Run it as a script (`python flows/campaign.py rows.csv`), call it from Python, o
 what is missing.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 from prefect_veogen import CampaignReport, VeogenCredentials
 from prefect_veogen.tasks.campaign import (
     LocalPath,
+    TableParameter,
     campaign_flow,
     campaign_name,
     check_campaign,
+    keep_results,
     make_campaign,
     publish_campaign,
     read_manifest,
@@ -22,29 +24,44 @@ from prefect_veogen.tasks.runs import KEEP_RESULT
 
 @campaign_flow(name="campaign", **KEEP_RESULT, **ON_STOP)
 async def campaign(
-    manifest: list[dict[str, Any]] | str | LocalPath,
+    manifest: TableParameter,
     *,
     budget_usd: float | None = None,
     take: int | str = 1,
     name: str | None = None,
+    carry: list[str] | str = [],  # noqa: B006 - Prefect shows it in the form; it is never changed
+    labels: dict[str, str] | None = None,
+    prompt_template: str | None = None,
+    motion_template: str | None = None,
+    variants: int = 1,
+    only: Literal["failed"] | None = None,
     at_once: int = 300,
     timeout_seconds: float | None = None,
     credentials: VeogenCredentials | str | None = None,
     store: str | LocalPath | None = None,
 ) -> CampaignReport:
-    """Return how all rows of `manifest` ended: a list of dicts, or the path or link of a CSV, JSON, JSONL or YAML file.
+    """Return how all rows of `manifest` ended, a table: a list of dicts, a DataFrame, or the path or link of a file.
+
+    The file is CSV, JSON, JSONL, YAML, Parquet or Arrow. Columns in `carry` ("*": all) come along into the results, which
+    are a table, too: `campaigns/<name>/results.jsonl` in the store (and `results.parquet` where pyarrow is installed),
+    written last and whole; `report.records()` and `report.to_frame()` give its rows. `prompt_template` makes prompts
+    from columns, `labels` mark the purchases, `variants` makes each row in several takes. With `only="failed"`, what ended
+    well in the last run of that name is left out.
 
     COSTS MONEY: what the rows come to, at most `budget_usd` over all runs of the campaign called `name` (unset: a name
     made from its rows). All rows are checked and priced first, and nothing is bought if one is wrong or if the money
     would not do. Then at most `at_once` rows are in the making; the failure of one stops no other.
 
-    Of a list of more than 256 KB the run's record keeps only the length: to start such a run again from Prefect's UI,
-    give a file or a link.
+    Of a list of more than 256 KB, and of a DataFrame, the run's record keeps only the length: to start such a run again
+    from Prefect's UI, give a file or a link.
     """
-    rows = await read_manifest(manifest, take)
+    columns: dict[str, Any] = {"carry": carry, "labels": labels, "variants": variants}
+    templates: dict[str, Any] = {"prompt_template": prompt_template, "motion_template": motion_template}
+    rows = await read_manifest(manifest, take, **columns, **templates)
     name = name or campaign_name(rows)
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     money: dict[str, Any] = {"name": name, "budget_usd": budget_usd}
+    await keep_results(rows, only, name=name, **where)
     await check_campaign(rows, **money, **where)
     report = await make_campaign(rows, at_once=at_once, timeout_seconds=timeout_seconds, **money, **where)
     await publish_campaign(report, **where)

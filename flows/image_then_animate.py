@@ -9,8 +9,9 @@ from prefect import flow
 
 from prefect_veogen import Animated, GenerationRequest, VeogenCredentials, generate
 from prefect_veogen.schedule import take_of_slot
-from prefect_veogen.tasks.campaign import LocalPath, check_requests, placeholder_of
+from prefect_veogen.tasks.campaign import LocalPath
 from prefect_veogen.tasks.maintenance import ON_STOP
+from prefect_veogen.tasks.requests import check_requests, placeholder_of
 from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
 
 

@@ -15,7 +15,6 @@ from prefect_veogen.download.thumbnails import thumbnail
 from prefect_veogen.errors import VeogenError
 from prefect_veogen.models import in_usd
 from prefect_veogen.process.concurrency import map_bounded
-from prefect_veogen.process.io_loop import on_io
 
 if TYPE_CHECKING:
     from prefect_veogen.campaign.report import CampaignItem, CampaignReport
@@ -43,13 +42,18 @@ class Tile:
 
 async def make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
     """Return tiles for the first rows; a thumbnail that can't be made is left out."""
-    return await on_io(_make_tiles(session, items[:MAX_TILES]))
+
+    async def tile(item: CampaignItem) -> Tile:
+        pictures = [await _picture(session, asset) for asset in item.assets]
+        return Tile(item, tuple(picture for picture in pictures if picture))
+
+    return await map_bounded(items[:MAX_TILES], tile, _MAX_CONCURRENT)
 
 
 def page(report: CampaignReport, tiles: Sequence[Tile]) -> str:
     """Return the sheet as one self-contained HTML page."""
     figures = "\n".join(_figure(tile) for tile in tiles)
-    left_out = len(report.items) - len(tiles)
+    left_out = report.rows - len(tiles)
     more = f"<p>… and {left_out} more rows.</p>" if left_out else ""
     title = html.escape(str(report))
     return (
@@ -67,14 +71,6 @@ def _figure(tile: Tile) -> str:
     error = f"<br>{html.escape(item.error)}" if item.error else ""
     caption = f"<b>{html.escape(item.id)}</b> · {item.status.value} · {in_usd(item.price_usd)}<br>{links}{error}"
     return f'<figure class="{item.status.value}">{pictures}<figcaption>{caption}</figcaption></figure>'
-
-
-async def _make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
-    async def tile(item: CampaignItem) -> Tile:
-        pictures = [await _picture(session, asset) for asset in item.assets]
-        return Tile(item, tuple(picture for picture in pictures if picture))
-
-    return await map_bounded(items, tile, _MAX_CONCURRENT)
 
 
 async def _picture(session: Session, asset: Asset) -> str | None:

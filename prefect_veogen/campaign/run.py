@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
 from decimal import Decimal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from prefect_veogen.campaign.manifest import MOTION, Row, placeholder_image
-from prefect_veogen.campaign.report import CampaignItem, ItemStatus
+from prefect_veogen.campaign.columns import MOTION
+from prefect_veogen.campaign.references import ROW, heroes_first, placeholder_image, with_pictures
+from prefect_veogen.campaign.report import CampaignItem, ItemStatus, Step
+from prefect_veogen.campaign.rows import Rows
 from prefect_veogen.download.deliver import deliver, intact_asset
 from prefect_veogen.errors import (
     BudgetExceeded,
@@ -23,32 +27,48 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.ledger import State
-from prefect_veogen.models import Asset, Certainty, GenerationRequest, in_usd
+from prefect_veogen.models import Asset, Certainty, GenerationRequest, Kind, in_usd
+from prefect_veogen.models.signed_links import without_queries
 from prefect_veogen.process.concurrency import map_bounded
-from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.purchase.plan import make_plan, priced
+from prefect_veogen.purchase.plan import Plan, Planner, priced
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
 
 if TYPE_CHECKING:
+    from prefect_veogen.campaign.rows import Row
+    from prefect_veogen.ledger import Receipt
     from prefect_veogen.session import Session
+
+_BATCH = 500
+Pictures = Mapping[str, Asset]
+"""The pictures of rows that others use, by the rows' ids."""
 
 
 def campaign_name(rows: Sequence[Row]) -> str:
     """Return a name for a campaign without one: the same rows have the same."""
-    text = "\n".join(f"{row.id} {row.request.unsigned()!r} {row.motion!r}" for row in rows)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(f"{row.id} {row.request.unsigned()!r} {row.motion!r}\n".encode())
+    return digest.hexdigest()[:12]
 
 
 def check_ids(rows: Sequence[Row]) -> None:
-    """Validate that each row has an id of its own, as the rows of a manifest have.
+    """Validate that each row has an id of its own, as the rows of a manifest have; variants share one.
 
     Raises:
         InvalidManifest: some share one; the report could not distinguish them.
     """
-    times = Counter(row.id for row in rows)
-    if twice := [identity for identity, count in times.items() if count > 1]:
-        raise InvalidManifest([f"id: {identity!r} is used {times[identity]} times" for identity in twice])
+    times = Counter(row.key for row in rows)
+    if twice := [key for key, count in times.items() if count > 1]:
+        raise InvalidManifest([f"id: {key[0]!r} is used {times[key]} times" for key in twice])
+
+
+def for_row(session: Session, row: Row, campaign: str) -> Session:
+    """Return the session in which a row of a campaign buys: with its labels, their caps, and what it takes along."""
+    return replace(session.labelled(row.labels), campaign=campaign, carried=row.carried)
+
+
+# ---------------------------------------------------------------- before the first purchase
 
 
 async def check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
@@ -58,86 +78,20 @@ async def check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
         InvalidManifest: rows ask for what their models don't offer; all of them are named.
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
-    return await on_io(_check_rows(session, rows))
-
-
-async def make_assets(session: Session, row: Row, timeout_seconds: float | None = None) -> CampaignItem:
-    """Return a row's assets, buying what is missing. COSTS MONEY; safe to repeat.
-
-    Raises:
-        VeogenError: it could not be made; `item_of_failure` turns that into the row's outcome.
-    """
-    return await on_io(_make_assets(session, row, timeout_seconds))
-
-
-async def item_of_failure(session: Session, row: Row, error: BaseException) -> CampaignItem:
-    """Return the outcome of a row that raised an error, with its assets so far and what is paid for. Free."""
-    match error:
-        case StillRunning() | PersonNeeded():
-            status = ItemStatus.UNSETTLED
-        case ChangeTheSetup():
-            status = ItemStatus.BLOCKED
-        case _:
-            status = ItemStatus.FAILED
-    text = str(error) if isinstance(error, VeogenError) else f"{type(error).__name__}: {error}"
-    try:
-        assets, undelivered = await on_io(_paid_for(session, row))
-    except VeogenError:
-        return CampaignItem(row.id, status, error=text)
-    for generation_id, usd in undelivered.items():
-        status = ItemStatus.UNSETTLED
-        text += f"\nGeneration {generation_id} is paid for ({in_usd(usd)}); the next run resumes it."
-    price = sum((asset.price_usd or Decimal(0) for asset in assets), sum(undelivered.values(), Decimal(0)))
-    return CampaignItem(row.id, status, tuple(assets), price, text, undelivered)
-
-
-async def _paid_for(session: Session, row: Row) -> tuple[list[Asset], dict[str, Decimal]]:
-    """Return a row's assets in the store, and what else of it was bought: generation ids with their prices."""
-    picture, undelivered = await _bought(session, row.request)
-    if picture is None or row.motion is None:
-        return [picture] if picture else [], undelivered
-    clip, undelivered = await _bought(session, row.motion_request(picture))
-    return [picture, clip] if clip else [picture], undelivered
-
-
-async def _bought(session: Session, request: GenerationRequest) -> tuple[Asset | None, dict[str, Decimal]]:
-    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
-    receipt = entry.receipt if entry else None
-    if receipt is None or receipt.state not in (State.BOUGHT, State.STORED) or receipt.generation is None:
-        return None, {}
-    asset = await intact_asset(session.store, receipt)
-    return asset, {} if asset else {receipt.generation.id: receipt.price_usd or Decimal(0)}
-
-
-async def requests_of(session: Session, rows: Sequence[Row]) -> list[GenerationRequest]:
-    """Return all requests of the rows, as far as they are known before the pictures are made. Free."""
-    api = session.client.base_url
-
-    async def requests_of_row(row: Row) -> list[GenerationRequest]:
-        if row.motion is None:
-            return [row.request]
-        # What a clip costs doesn't depend on its picture; whether it was bought does.
-        picture = await stored_asset(session, row.request) or placeholder_image(row.request.receipt_key(api))
-        return [row.request, row.motion_request(picture)]
-
-    return [request for requests in await map_bounded(rows, requests_of_row) for request in requests]
-
-
-async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
     await session.store.check()
+    rows = Rows.of(rows)
     await _check_against_catalogue(session, rows)
-    plan = await make_plan(session, await requests_of(session, rows))
+    plan = await plan_rows(session, rows)
     if plan.total_usd == 0 and plan.certainty is Certainty.EXACT:
         return plan.total_usd  # already-bought rows skip the caps and the balance
     for budget in plan.budgets:
         if plan.certainty is Certainty.UNPRICED:
-            unpriced = ", ".join(sorted({item.request.model for item in plan.items if item.usd is None}))
-            raise BudgetExceeded.without_a_price(unpriced)
-        if plan.total_usd > budget.left_usd:
+            raise BudgetExceeded.without_a_price(", ".join(sorted(plan.unpriced)))
+        if budget.wanted_usd > budget.left_usd:
             raise BudgetExceeded(
-                f"The campaign would cost {in_usd(plan.total_usd)} more, and the budget {budget.budget!r} of "
+                f"The campaign would cost {in_usd(budget.wanted_usd)} more, and the budget {budget.budget!r} of "
                 f"{in_usd(budget.cap_usd)} has {in_usd(max(budget.left_usd, Decimal(0)))} left",
-                wanted_usd=plan.total_usd,
+                wanted_usd=budget.wanted_usd,
                 left_usd=budget.left_usd,
                 cap_usd=budget.cap_usd,
             )
@@ -150,10 +104,58 @@ async def _check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
     return plan.total_usd
 
 
-async def _check_against_catalogue(session: Session, rows: Sequence[Row]) -> None:
+async def plan_rows(session: Session, rows: Sequence[Row], *, itemised: bool = False) -> Plan:
+    """Return what the rows would cost now, as far as it is known before the pictures are made. Free."""
+    rows = Rows.of(rows)
+    planner, items = Planner(session), []
+    pictures = await stored_pictures(session, rows)
+    for batch in _batches(rows):
+        requests = await map_bounded(batch, lambda row: _requests_of(session, row, pictures))
+        wanted = [
+            (request, session.labelled(row.labels).caps)
+            for row, of_row in zip(batch, requests, strict=True)
+            for request in of_row
+        ]
+        added = await planner.add(wanted)
+        items += added if itemised else []
+    return await planner.finish(items)
+
+
+async def stored_pictures(session: Session, rows: Rows) -> dict[str, Asset]:
+    """Return the pictures that rows use of each other and that are in the store, by id. Free."""
+    pictures: dict[str, Asset] = {}
+    used = rows.used
+    for number in heroes_first(rows) if used else ():
+        row = rows[number]
+        if row.id in used and row.id not in pictures:
+            picture = await stored_asset(session, with_pictures(row.request, pictures))
+            if picture is not None:
+                pictures[row.id] = picture
+    return pictures
+
+
+async def _requests_of(session: Session, row: Row, pictures: Pictures) -> list[GenerationRequest]:
+    request = with_pictures(row.request, pictures)
+    if row.motion is None:
+        return [request]
+    # What a clip costs doesn't depend on its picture; whether it was bought does.
+    picture = await stored_asset(session, request) or placeholder_image(request.receipt_key(session.client.base_url))
+    return [request, row.motion_request(picture)]
+
+
+def _batches(rows: Rows) -> Iterator[list[Row]]:
+    """Give the rows that are to be made, some hundreds at a time."""
+    numbers = rows.to_make
+    for start in range(0, len(numbers), _BATCH):
+        yield [rows[number] for number in numbers[start : start + _BATCH]]
+
+
+async def _check_against_catalogue(session: Session, rows: Rows) -> None:
     problems: list[str] = []
     unknown: dict[str, str] = {}  # each model is requested once, not once per row
-    for number, row in enumerate(rows, start=1):
+    videos: set[str] = set()
+    for row in (row for batch in _batches(rows) for row in batch):
+        label = row.where or row.id
         parts = [("", row.request)]
         if row.motion is not None:
             parts.append((MOTION, row.motion_request(placeholder_image())))
@@ -162,28 +164,164 @@ async def _check_against_catalogue(session: Session, rows: Sequence[Row]) -> Non
                 if request.model not in unknown:
                     await priced(session, request)
             except InvalidRequest as error:
-                problems += [f"row {number} ({row.id}): {prefix}{problem}" for problem in error.problems]
+                problems += [f"{label}: {prefix}{problem}" for problem in error.problems]
             except ChangeTheRequest as error:
                 unknown[request.model] = error.message
             if request.model in unknown:
-                problem = f"model: {unknown[request.model]} (got {request.model!r})"
-                problems.append(f"row {number} ({row.id}): {prefix}{problem}")
+                problems.append(f"{label}: {prefix}model: {unknown[request.model]} (got {request.model!r})")
+        if row.id in rows.used and await _kind_of(session, row.request) is Kind.VIDEO:
+            videos.add(row.id)
+    for row in (row for batch in _batches(rows) for row in batch if videos.intersection(row.uses)):
+        wrong = sorted(videos.intersection(row.uses))
+        problems += [f"{row.where or row.id}: image_urls: {ROW}{name} makes a video, not a picture" for name in wrong]
     if problems:
         raise InvalidManifest(problems)
 
 
-async def _make_assets(session: Session, row: Row, timeout_seconds: float | None) -> CampaignItem:
-    assets = [await _asset(session, row.request, timeout_seconds)]
+async def _kind_of(session: Session, request: GenerationRequest) -> Kind:
+    """Return what a request makes, as the catalogue says; a picture where it can't be asked."""
+    try:
+        return (await session.catalogue.get_model(request.model)).type or Kind.IMAGE
+    except VeogenError:
+        return Kind.IMAGE
+
+
+# ---------------------------------------------------------------- making one row
+
+
+async def make_assets(
+    session: Session, row: Row, pictures: Pictures, timeout_seconds: float | None = None
+) -> CampaignItem:
+    """Return a row's assets, buying what is missing. COSTS MONEY; safe to repeat.
+
+    Raises:
+        VeogenError: it could not be made; `item_of_failure` turns that into the row's outcome.
+    """
+    request = with_pictures(row.request, pictures)
+    made = [await _make(session, request, timeout_seconds)]
     if row.motion is not None:
-        assets.append(await _asset(session, row.motion_request(assets[0]), timeout_seconds))
-    price = sum((asset.price_usd or Decimal(0) for asset in assets), Decimal(0))
-    return CampaignItem(row.id, ItemStatus.OK, tuple(assets), price)
+        picture = made[0][0].asset
+        assert picture is not None
+        made.append(await _make(session, row.motion_request(picture), timeout_seconds))
+    reused = all(is_reused for _, is_reused in made)
+    return _item(session, row, ItemStatus.OK, steps=tuple(step for step, _ in made), reused=reused)
 
 
-async def _asset(session: Session, request: GenerationRequest, timeout_seconds: float | None) -> Asset:
+async def item_of_failure(session: Session, row: Row, pictures: Pictures, error: BaseException) -> CampaignItem:
+    """Return the outcome of a row that raised an error, with its assets so far and what is paid for. Free."""
+    match error:
+        case StillRunning() | PersonNeeded():
+            status = ItemStatus.UNSETTLED
+        case ChangeTheSetup():
+            status = ItemStatus.BLOCKED
+        case _:
+            status = ItemStatus.FAILED
+    failure: dict[str, Any] = {
+        "error": str(error) if isinstance(error, VeogenError) else f"{type(error).__name__}: {error}",
+        "error_type": type(error).__name__,
+    }
+    try:
+        bought = await _bought_for(session, row, pictures)
+    except VeogenError:
+        return _item(session, row, status, **failure)
+    for step in (step for step, _ in bought if step.asset is None and step.generation_id is not None):
+        status = ItemStatus.UNSETTLED
+        failure["error"] += (
+            f"\nGeneration {step.generation_id} is paid for ({in_usd(step.price_usd)}); the next run resumes it."
+        )
+    paid = [is_reused for step, is_reused in bought if step.generation_id is not None]
+    steps = tuple(step for step, _ in bought)
+    return _item(session, row, status, steps=steps, reused=all(paid) if paid else None, **failure)
+
+
+def item_blocked_by(session: Session, row: Row, missing: CampaignItem) -> CampaignItem:
+    """Return the outcome of a row which uses the picture of one that could not be made. Free."""
+    reason = (missing.error or "").partition("\n")[0]
+    return _item(
+        session,
+        row,
+        ItemStatus.BLOCKED,
+        error=f"The row {missing.id!r}, whose picture it uses, is {missing.status.value}: {reason}",
+        error_type=missing.error_type,
+    )
+
+
+def _item(session: Session, row: Row, status: ItemStatus, **outcome: Any) -> CampaignItem:
+    return CampaignItem(
+        id=row.id,
+        status=status,
+        take=str(row.request.take),
+        flow_run_id=session.flow_run_id,
+        finished_at=datetime.now(UTC),
+        fields=fields_of(row),
+        labels=row.labels,
+        carried=row.carried,
+        **outcome,
+    )
+
+
+def fields_of(row: Row) -> dict[str, Any]:
+    """Return a row's fields as a manifest has them; a link's query may be a secret and is left out."""
+    fields = {
+        name: [without_queries(item.uri if isinstance(item, Asset) else item) for item in value]
+        if isinstance(value, tuple)
+        else value
+        for name, value in row.request.set_fields().items()
+    }
+    return fields | {f"{MOTION}{name}": value for name, value in (row.motion or {}).items()}
+
+
+async def _make(session: Session, request: GenerationRequest, timeout_seconds: float | None) -> tuple[Step, bool]:
+    """Return what was bought for a request, delivered, and whether this run paid nothing for it."""
     purchase = await buy(session, request)
     generation = await wait(session, purchase.generation, timeout_seconds)
-    return (await deliver(session, generation)).asset
+    asset = (await deliver(session, generation)).asset
+    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    assert entry is not None
+    return _step(entry.receipt, asset, asset_kind(asset)), purchase.reused and not _paid_by(session, entry.receipt)
+
+
+async def _bought_for(session: Session, row: Row, pictures: Pictures) -> list[tuple[Step, bool]]:
+    """Return what a row has bought so far, and for each purchase whether this run paid nothing for it."""
+    request = with_pictures(row.request, pictures)
+    bought = await _bought(session, request)
+    if bought is None or bought[0].asset is None or row.motion is None:
+        return [] if bought is None else [bought]
+    clip = await _bought(session, row.motion_request(bought[0].asset))
+    return [bought] if clip is None else [bought, clip]
+
+
+async def _bought(session: Session, request: GenerationRequest) -> tuple[Step, bool] | None:
+    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    if entry is None:
+        return None
+    receipt, asset = entry.receipt, None
+    if receipt.state in (State.BOUGHT, State.STORED):
+        asset = await intact_asset(session.store, receipt)
+    kind = asset_kind(asset) if asset else await _kind_of(session, request)
+    return _step(receipt, asset, kind), not _paid_by(session, receipt)
+
+
+def _step(receipt: Receipt, asset: Asset | None, kind: Kind) -> Step:
+    is_bought = receipt.state in (State.BOUGHT, State.STORED) and receipt.generation is not None
+    return Step(
+        kind=kind,
+        receipt=receipt.key,
+        asset=asset,
+        generation_id=receipt.generation.id if is_bought and receipt.generation else None,
+        price_usd=receipt.price_usd if is_bought else None,
+        labels=receipt.labels if is_bought else {},
+    )
+
+
+def asset_kind(asset: Asset) -> Kind:
+    """Return whether an asset is a picture or a clip."""
+    return Kind.VIDEO if asset.content_type.startswith("video/") else Kind.IMAGE
+
+
+def _paid_by(session: Session, receipt: Receipt) -> bool:
+    """Tell whether it was this flow run that bought: a task's second attempt finds what its first one paid for."""
+    return session.flow_run_id is not None and receipt.flow_run_id == session.flow_run_id
 
 
 async def stored_asset(session: Session, request: GenerationRequest) -> Asset | None:

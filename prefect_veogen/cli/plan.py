@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.campaign.manifest import read_manifest
-from prefect_veogen.campaign.run import requests_of
+from prefect_veogen.campaign.run import plan_rows
 from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import say, shortened, table, write_json
 from prefect_veogen.errors import ConfigurationError
@@ -51,7 +51,7 @@ async def _make(session: Session, options: Namespace) -> Plan:
     fields = {name: getattr(options, name) for name in _FIELDS}
     if options.prompt is None:
         rows = await _rows(options, [name for name, value in fields.items() if value is not None])
-        return await make_plan(session, await requests_of(session, rows))
+        return await plan_rows(session, rows, itemised=True)
     return await make_plan(
         session,
         [GenerationRequest(model=options.what, prompt=options.prompt, take=_fill_in_take(options.take), **fields)],

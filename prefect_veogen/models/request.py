@@ -23,7 +23,7 @@ from pydantic import (
 from prefect_veogen.errors import InvalidRequest, Problem, with_masked_links
 from prefect_veogen.models.generation import Asset, Value
 from prefect_veogen.models.receipt_key import ReceiptKey, digest, take_part
-from prefect_veogen.models.signed_links import without_signature
+from prefect_veogen.models.signed_links import LEFT_OUT, without_signature
 from prefect_veogen.models.text import HALF_A_CHARACTER, MAX_DIGITS, normal_base_url, text_problem, with_plain_line_ends
 
 MAX_PROMPT_CHARACTERS = 2000  # /api-reference/generations/create; the unit is not documented, we count code points
@@ -156,6 +156,8 @@ class GenerationRequest(Value):
 
 
 def _link_problem(url: str) -> str | None:
+    if url.endswith(LEFT_OUT):
+        return "lacks its query, which may be a secret and is not written down; give the whole link"
     if re.search(r"[,;]https?://", url):
         return "contains two links; separate them by spaces"
     try:

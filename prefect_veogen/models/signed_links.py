@@ -10,6 +10,8 @@ import re
 from typing import NamedTuple
 from urllib.parse import unquote_plus
 
+from prefect_veogen.models.text import without_secrets
+
 
 class _Scheme(NamedTuple):
     """One signature scheme: the parameters that prove its use, and a pattern for all of its parameters."""
@@ -55,6 +57,18 @@ def without_signature(link: str) -> str:
         return link
     kept = [part for name, part in parts if part and not any(re.fullmatch(pattern, name) for pattern in signing)]
     return f"{address}{mark if kept else ''}{'&'.join(kept)}{hash_sign}{fragment}"
+
+
+LEFT_OUT = "?…"
+
+
+def without_queries(link: str) -> str:
+    """Return a link as it may be written down: its query may be a secret, and `?…` says that it is left out."""
+    if not re.match("https?://", link, re.IGNORECASE):
+        return link
+    unsigned = without_signature(link)
+    plain = without_secrets(unsigned)
+    return plain if plain == unsigned else f"{plain}{LEFT_OUT}"
 
 
 def _name(parameter: str) -> str:

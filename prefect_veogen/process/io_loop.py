@@ -132,6 +132,11 @@ async def on_io(work: Coroutine[Any, Any, Result]) -> Result:
     return started[0].result()
 
 
+def wait_on_io(work: Coroutine[Any, Any, Result]) -> Result:
+    """Return the result of `work`, run on the I/O loop, to a caller without an event loop; blocks its thread."""
+    return asyncio.run_coroutine_threadsafe(work, io_loop()).result()
+
+
 async def _wait_for_cleanup(end: asyncio.Future[None]) -> None:
     """Return when the work has ended, or after a timeout; further cancellations (Prefect repeats them) are ignored."""
     loop = asyncio.get_running_loop()

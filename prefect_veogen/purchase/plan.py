@@ -33,31 +33,28 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True)
 class BudgetLeft:
-    """What one budget still allows, what is reserved for these very requests included."""
+    """What these requests want of one budget and what it still allows, what is reserved for them included."""
 
     budget: str
     cap_usd: Decimal
     left_usd: Decimal
+    wanted_usd: Decimal
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What a list of requests would cost now, and whether that can be paid."""
+    """What a list of requests would cost now, and whether that can be paid.
+
+    `total_usd` is the sum of all that is known, an upper bound if any item's price is one; `certainty` is that of the
+    least sure item; `unpriced` names the models without a price.
+    """
 
     items: tuple[PlanItem, ...]
+    total_usd: Decimal
+    certainty: Certainty
+    unpriced: frozenset[str]
     balance_usd: Decimal | None
     budgets: tuple[BudgetLeft, ...]
-
-    @property
-    def total_usd(self) -> Decimal:
-        """The sum of all that is known; an upper bound if any item's price is one."""
-        return sum((item.usd for item in self.items if item.usd is not None), Decimal(0))
-
-    @property
-    def certainty(self) -> Certainty:
-        """How sure the total is: as sure as its least sure item."""
-        found = {item.certainty for item in self.items if item.problem is None}
-        return next((level for level in (Certainty.UNPRICED, Certainty.UPPER_BOUND) if level in found), Certainty.EXACT)
 
     @property
     def problems(self) -> tuple[PlanItem, ...]:
@@ -67,10 +64,13 @@ class Plan:
     @property
     def is_affordable(self) -> bool:
         """Whether balance and budgets allow all of it, as far as they are known."""
-        limits = [budget.left_usd for budget in self.budgets]
-        if self.balance_usd is not None:
-            limits.append(self.balance_usd)
-        return all(self.total_usd <= limit for limit in limits)
+        if self.balance_usd is not None and self.total_usd > self.balance_usd:
+            return False
+        return all(budget.wanted_usd <= budget.left_usd for budget in self.budgets)
+
+
+Wanted = tuple[GenerationRequest, "tuple[Cap, ...]"]
+"""A request, and the caps under which it would be bought."""
 
 
 async def make_plan(session: Session, requests: Sequence[GenerationRequest]) -> Plan:
@@ -78,19 +78,63 @@ async def make_plan(session: Session, requests: Sequence[GenerationRequest]) -> 
 
     Equal requests with equal takes are one purchase, so that only the first of them has a price.
     """
-    keys = [request.receipt_key(session.client.base_url) for request in requests]
-    bought = {
-        key
-        for key, known in zip(keys, await map_bounded(keys, lambda key: is_bought(session, key)), strict=True)
-        if known
-    }
-    items, unpaid = [], {*keys} - bought
-    for key, request in zip(keys, requests, strict=True):
-        items.append(await _item(session, request, bought=key in bought))
-        bought.add(key)
-    budgets = [BudgetLeft(cap.budget, cap.usd, await _left(session, cap, unpaid)) for cap in session.caps]
-    balance = await balance_of(session.client)
-    return Plan(tuple(items), balance.remaining_usd if balance else None, tuple(budgets))
+    planner = Planner(session)
+    items = await planner.add([(request, session.caps) for request in requests])
+    return await planner.finish(items)
+
+
+class Planner:
+    """Adds up what requests would cost, some at a time, so that there may be any number of them."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._counted: set[str] = set()
+        self._total = Decimal(0)
+        self._certainties: set[Certainty] = set()
+        self._unpriced: set[str] = set()
+        self._wanted: dict[Cap, dict[str, Decimal]] = {cap: {} for cap in session.caps}
+
+    async def add(self, wanted: Sequence[Wanted]) -> list[PlanItem]:
+        """Return what each of these costs, given all that were added before. Free."""
+        keys = [request.receipt_key(self._session.client.base_url) for request, _ in wanted]
+        new = list(dict.fromkeys(key for key in keys if key not in self._counted))
+        bought = await map_bounded(new, lambda key: is_bought(self._session, key))
+        self._counted.update(key for key, known in zip(new, bought, strict=True) if known)
+        items = []
+        for key, (request, caps) in zip(keys, wanted, strict=True):
+            items.append(await _item(self._session, request, bought=key in self._counted))
+            self._count(items[-1], key, caps)
+        return items
+
+    def _count(self, item: PlanItem, key: str, caps: tuple[Cap, ...]) -> None:
+        if item.problem is None:
+            self._certainties.add(item.certainty)
+            if item.usd is None:
+                self._unpriced.add(item.request.model)
+        if key in self._counted:
+            return
+        self._counted.add(key)
+        self._total += item.usd or 0
+        for cap in caps:
+            self._wanted.setdefault(cap, {})[key] = item.usd or Decimal(0)
+
+    async def finish(self, items: Sequence[PlanItem] = ()) -> Plan:
+        """Return the plan of all that was added; `items` are those it is to show. Free."""
+        budgets = [
+            BudgetLeft(cap.budget, cap.usd, await _left(self._session, cap, {*wanted}), sum(wanted.values(), Decimal(0)))
+            for cap, wanted in self._wanted.items()
+        ]
+        balance = await balance_of(self._session.client)
+        levels = (Certainty.UNPRICED, Certainty.UPPER_BOUND)
+        certainty = next((level for level in levels if level in self._certainties), Certainty.EXACT)
+        return Plan(
+            items=tuple(items),
+            total_usd=self._total,
+            certainty=certainty,
+            unpriced=frozenset(self._unpriced),
+            balance_usd=balance.remaining_usd if balance else None,
+            budgets=tuple(budgets),
+        )
 
 
 async def _item(session: Session, request: GenerationRequest, *, bought: bool) -> PlanItem:

@@ -1,70 +1,65 @@
-"""What a campaign flow is made of: read, check, make, publish; and a check of requests for flows of your own."""
+"""What a campaign flow is made of: read, check, make, publish."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
-import json
-import re
-import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
-from uuid import UUID
+from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
-from prefect import Flow, get_run_logger, task
-from prefect.artifacts import (
-    acreate_markdown_artifact,
-    acreate_progress_artifact,
-    acreate_table_artifact,
-    aupdate_progress_artifact,
-)
+from prefect import Flow, task
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
+from pydantic import WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.contact_sheet import make_tiles, page
-from prefect_veogen.campaign.manifest import Manifest, Row, placeholder_image
-from prefect_veogen.campaign.manifest import read_manifest as _read_manifest
+from prefect_veogen.campaign.packed import Packed
+from prefect_veogen.campaign.records import Manifest, read_records
+from prefect_veogen.campaign.references import heroes_first
 from prefect_veogen.campaign.report import CampaignItem, CampaignReport, ItemStatus
+from prefect_veogen.campaign.results import RESULTS, campaign_key, plain_name, read_results, write_results
+from prefect_veogen.campaign.rows import Carry, Row, RowOptions, Rows, rows_of
 from prefect_veogen.campaign.run import (
+    asset_kind,
     campaign_name,
     check_ids,
     check_rows,
+    for_row,
+    item_blocked_by,
     item_of_failure,
     make_assets,
-    stored_asset,
 )
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger.budgets import Cap
-from prefect_veogen.models import Asset, GenerationRequest, in_usd, without_secrets
+from prefect_veogen.models import Asset, Kind, in_usd, without_secrets
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.purchase.plan import is_bought, priced
 from prefect_veogen.purchase.wait import check_timeout
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
-from prefect_veogen.tasks.generation import FREE, KeepsItsKind, check_is_request, is_retryable, session_for_task
+from prefect_veogen.tasks.generation import FREE, KeepsItsKind, is_retryable, session_for_task
 from prefect_veogen.tasks.markdown import code, image, literal
-from prefect_veogen.tasks.runs import name_flow_run, name_task_run, request_name, shorten
+from prefect_veogen.tasks.progress import campaign_progress
+from prefect_veogen.tasks.runs import name_flow_run, name_task_run, shorten
 
 __all__ = [
     "CampaignItem",
     "CampaignReport",
+    "Carry",
     "ItemStatus",
     "LocalPath",
     "Manifest",
     "Row",
+    "Rows",
+    "TableParameter",
     "campaign_flow",
     "campaign_name",
     "check_campaign",
-    "check_requests",
+    "keep_results",
     "make_campaign",
-    "placeholder_of",
     "publish_campaign",
     "read_manifest",
 ]
@@ -72,26 +67,41 @@ __all__ = [
 LocalPath = SkipJsonSchema[Path]
 """A `Path` that a flow takes where it takes a string; a deployment's form asks for the string alone."""
 
+TableParameter = Annotated[
+    Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]})
+]
+"""A manifest as a flow takes it: any table; a deployment's form asks for a path, a link or a list."""
+
+Only = Literal["failed"]
+
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
-_REPORTED_EVERY_SECONDS = 2.0
-_LOGGED_EVERY_SECONDS = 15.0
 _MAX_TABLE_ROWS = 1000
 _MAX_PICTURES = 12
 _MAX_KEPT_CHARACTERS = 256 * 1024
-_MAX_NAME_CHARACTERS = 80
 
 
 class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
-    """A flow which runs with a list of any length, though Prefect keeps no more than half a megabyte of parameters."""
+    """A flow which runs with a table of any length and kind, though Prefect keeps no more than half a megabyte of JSON."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        kept = super().serialize_parameters(parameters)
-        rows = kept.get("manifest")
-        if isinstance(rows, list) and len(json.dumps(rows)) > _MAX_KEPT_CHARACTERS:
-            kept["manifest"] = f"{len(rows)} rows, too many to be kept here"
-        return kept
+        kept = _kept_manifest(parameters.get("manifest"))
+        return super().serialize_parameters({**parameters, "manifest": kept} if "manifest" in parameters else parameters)
+
+
+def _kept_manifest(manifest: Any) -> Any:
+    """Return what Prefect's record of a run keeps of its manifest."""
+    if manifest is None or isinstance(manifest, str | Path | Mapping):
+        return manifest
+    if not isinstance(manifest, list | tuple):
+        return f"{_counted(manifest)} of a {type(manifest).__name__}, which is not kept here"
+    length = 0
+    for row in manifest:
+        length += len(str(row))
+        if length > _MAX_KEPT_CHARACTERS:
+            return f"{len(manifest)} rows, too many to be kept here"
+    return manifest
 
 
 def campaign_flow(**options: Any) -> Callable[[Callable[Parameters, Result]], Flow[Parameters, Result]]:
@@ -115,13 +125,76 @@ def _name_of_campaign_run(parameters: Mapping[str, Any]) -> str:
     return f"{what} (take {parameters.get('take', 1)})"
 
 
-def _counted(rows: Sequence[Any]) -> str:
-    return f"{len(rows)} row{'' if len(rows) == 1 else 's'}"
+def _counted(rows: Any) -> str:
+    try:
+        count = len(rows)
+    except TypeError:  # a generator, a lazy frame
+        return "rows"
+    return f"{count} row{'' if count == 1 else 's'}"
 
 
-async def read_manifest(manifest: Manifest, take: int | str = 1) -> list[Row]:
-    """Return the rows of a manifest, with all takes filled in by `take_of_slot`; see `campaign.manifest`."""
-    return await _read_manifest(manifest, take, take_of_slot)
+async def read_manifest(
+    manifest: Manifest,
+    take: int | str = 1,
+    *,
+    carry: Carry = (),
+    labels: Mapping[str, str] | None = None,
+    prompt_template: str | None = None,
+    motion_template: str | None = None,
+    variants: int = 1,
+) -> Rows:
+    """Return the rows of a manifest, with all takes filled in by `take_of_slot`. Free.
+
+    A manifest is a list (or generator) of mappings, a DataFrame (pandas, Polars, PyArrow, DuckDB, whatever Narwhals
+    knows), or the path or link (http(s), s3, file) of a CSV, TSV, JSON, JSON Lines, YAML, Parquet or Arrow file. A table
+    of results is one, too: what ended well is not made again.
+
+    A row has an `id`, a `GenerationRequest`'s fields and, for image-then-animate, `motion_prompt` (with
+    `motion_model`, `motion_aspect_ratio`, `motion_resolution`, `motion_duration`, `motion_mode`, `motion_style`). An
+    input `row:ID` in `image_urls` is the picture of another row. `label_…` columns are the row's labels, beside
+    `labels`, of which its own win. Columns in `carry` ("*": all that are no field) come along into results and sidecars
+    and are no part of what is bought. `prompt_template` and `motion_template`, such as "A {color} {name}", make the
+    prompts of rows without one from their columns. `variants`, an option or a column, makes a row in several takes: T,
+    T.2, T.3 …
+
+    Raises:
+        InvalidManifest: rows are wrong; all of them are named. Nothing was bought.
+        ConfigurationError: an option is wrong, there is no such file, or it can't be read.
+    """
+    options = RowOptions(
+        take=take_of_slot(take),
+        take_of=take_of_slot,
+        carry=carry,
+        labels=labels or {},
+        prompt_template=prompt_template,
+        motion_template=motion_template,
+        variants=variants,
+    )
+    return rows_of(await on_io(read_records(manifest)), options)
+
+
+async def keep_results(
+    rows: Rows,
+    only: Only | None,
+    *,
+    name: str,
+    credentials: VeogenCredentials | str | None = None,
+    store: str | Path | None = None,
+) -> None:
+    """With `only="failed"`, leave out the rows which ended well in the last run of the campaign called `name`. Free.
+
+    They are reported as they ended then. Without a table of results of such a run, all rows are made.
+
+    Raises:
+        ConfigurationError: `only` is something else, or the table can't be read.
+    """
+    if only not in (None, "failed"):
+        raise ConfigurationError(
+            f"only={only!r} is not valid", next_step='Nothing was bought. Give "failed", or None for all rows.'
+        )
+    if only is not None:
+        session = await session_for_task(credentials, store)
+        rows.keep(await on_io(read_results(session.store, campaign_key(name, RESULTS))) or ())
 
 
 @task(
@@ -145,67 +218,14 @@ async def check_campaign(
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
     session = await session_for_task(credentials, store, _cap(name, budget_usd))
-    left_to_pay = await check_rows(session, rows)
+    left_to_pay = await on_io(check_rows(session, rows))
     session.log.info("%d rows, %s to pay", len(rows), in_usd(left_to_pay))
     return left_to_pay
 
 
 @task(
-    name="check requests",
-    task_run_name=name_task_run("check", lambda of: _name_of_requests(of["requests"])),
-    description="Validates and prices requests before the first of them is bought.",
-    **FREE,
-)
-async def check_requests(
-    *requests: GenerationRequest,
-    credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
-) -> None:
-    """Validate and price requests before the first of them is bought. Free, and safe to repeat.
-
-    For an input which another of the requests makes, give `placeholder_of` that request: it isn't made yet. What was
-    bought before is not validated again.
-
-    Raises:
-        ChangeTheRequest: a model does not offer what a request asks for, so that not all of them could be bought.
-    """
-    for request in requests:
-        check_is_request(request)
-    await on_io(_check_requests(await session_for_task(credentials, store), requests))
-
-
-def placeholder_of(request: GenerationRequest) -> Asset:
-    """Return what stands for a request's picture while it isn't made yet: an input for `check_requests`. Free."""
-    return placeholder_image(request.receipt_key(""))
-
-
-async def _check_requests(session: Session, requests: Sequence[GenerationRequest]) -> None:
-    makers = {placeholder_of(request).sha256: request for request in requests}
-    for request in requests:
-        known = await _with_stored_images(session, request, makers)
-        if not await is_bought(session, known.receipt_key(session.client.base_url)):
-            await priced(session, known)
-
-
-async def _with_stored_images(
-    session: Session, request: GenerationRequest, makers: Mapping[str, GenerationRequest]
-) -> GenerationRequest:
-    """Return the request with the stored picture for each placeholder: whether it was bought depends on that."""
-    inputs = []
-    for given in request.image_urls or ():
-        maker = makers.get(given.sha256) if isinstance(given, Asset) else None
-        inputs.append((await stored_asset(session, maker) if maker else None) or given)
-    return request.model_copy(update={"image_urls": tuple(inputs)}) if inputs else request
-
-
-def _name_of_requests(requests: Sequence[GenerationRequest]) -> str:
-    more = f" and {len(requests) - 1} more" if len(requests) > 1 else ""
-    return f"{request_name(requests[0])}{more}"
-
-
-@task(
     name="make row",
-    task_run_name=name_task_run("", lambda of: of["row"].id),
+    task_run_name=name_task_run("", lambda of: _row_name(of["row"])),
     description="Submits, waits and downloads for one row of a campaign.",
     retries=5,
     retry_delay_seconds=[2, 5, 15, 30, 60],
@@ -214,6 +234,7 @@ def _name_of_requests(requests: Sequence[GenerationRequest]) -> str:
 )
 async def make_row(
     row: Row,
+    pictures: Mapping[str, Asset] | None = None,
     *,
     name: str,
     budget_usd: Decimal | float | None = None,
@@ -223,10 +244,15 @@ async def make_row(
 ) -> CampaignItem:
     """Return one row's assets, buying what is missing. COSTS MONEY; safe to repeat.
 
-    One task run for the whole row, not one per step: at hundreds of rows, recording runs is what costs.
+    `pictures` are those of the rows whose pictures it uses. One task run for the whole row, not one per step: at
+    hundreds of rows, recording runs is what costs.
     """
-    session = await session_for_task(credentials, store, _cap(name, budget_usd))
-    return await make_assets(session, row, timeout_seconds)
+    session = for_row(await session_for_task(credentials, store, _cap(name, budget_usd)), row, name)
+    return await on_io(make_assets(session, row, pictures or {}, timeout_seconds))
+
+
+def _row_name(row: Row) -> str:
+    return row.id if str(row.request.take) == "1" else f"{row.id} (take {row.request.take})"
 
 
 async def make_campaign(
@@ -241,30 +267,49 @@ async def make_campaign(
 ) -> CampaignReport:
     """Return how all rows ended, after making them, at most `at_once` at the same time. COSTS MONEY.
 
-    One row's failure stops no other. Safe to repeat: only what is missing is bought.
+    One row's failure stops no other, but those which use its picture. Safe to repeat: only what is missing is bought.
     """
     if at_once < 1:
         raise ConfigurationError(f"at_once={at_once} makes nothing", next_step="Nothing was bought. Give 1 or more.")
     check_timeout(timeout_seconds)
     check_ids(rows)
-    items: dict[str, CampaignItem] = {}
+    rows = Rows.of(rows)
+    session = await session_for_task(credentials, store)
+    where: dict[str, Any] = {"credentials": credentials, "store": store}
+    limits: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
+    items: dict[int, CampaignItem] = {}
+    heroes = {identity: asyncio.get_running_loop().create_future() for identity in rows.used}
 
-    async def make(row: Row) -> None:
-        try:
-            items[row.id] = await make_row(
-                row,
-                name=name,
-                budget_usd=budget_usd,
-                credentials=credentials,
-                store=store,
-                timeout_seconds=timeout_seconds,
-            )
-        except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: it fails one row only
-            items[row.id] = await item_of_failure(await session_for_task(credentials, store), row, error)
+    async def make(number: int) -> None:
+        row = rows[number]
+        ended = {identity: await heroes[identity] for identity in row.uses}
+        items[number] = await _made(session, row, ended, name=name, **limits, **where)
+        if row.id in heroes and not heroes[row.id].done():
+            heroes[row.id].set_result(items[number])
 
-    async with _progress(name, len(rows), items):
-        await map_bounded(rows, make, min(at_once, len(rows)))
-    return CampaignReport(name, tuple(items[row.id] for row in rows))
+    to_make = {*rows.to_make}
+    # A row begins after those whose pictures it uses, so that waiting for them can't take their places.
+    order = [number for number in heroes_first(rows) if number in to_make]
+    async with campaign_progress(name, len(order), items):
+        await map_bounded(order, make, min(at_once, max(len(order), 1)))
+    ended = (items.get(number) or rows.kept[rows[number].key] for number in range(len(rows)))
+    return CampaignReport.of(name, Packed(ended), session.store.uri(campaign_key(name, RESULTS)))
+
+
+async def _made(
+    session: Session, row: Row, heroes: Mapping[str, CampaignItem], *, name: str, **options: Any
+) -> CampaignItem:
+    """Return how a row ended, whatever happened."""
+    pictures: dict[str, Asset] = {}
+    for identity, item in heroes.items():
+        picture = next((asset for asset in item.assets if asset_kind(asset) is Kind.IMAGE), None)
+        if picture is None:
+            return item_blocked_by(session, row, item)
+        pictures[identity] = picture
+    try:
+        return await make_row(row, pictures, name=name, **options)
+    except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: it fails one row only
+        return await on_io(item_of_failure(session, row, pictures, error))
 
 
 @task(
@@ -279,19 +324,27 @@ async def publish_campaign(
     credentials: VeogenCredentials | str | None = None,
     store: str | Path | None = None,
 ) -> str:
-    """Return where the contact sheet lies, after writing it and the run's artifacts (a table, some pictures). Free."""
+    """Return where the table of results lies, after writing the contact sheet and then the table. Free.
+
+    The run gets artifacts: a table and some pictures. The table of results is written last and whole: where one of this
+    run is, the campaign has ended.
+    """
     session = await session_for_task(credentials, store)
-    tiles = await make_tiles(session, report.by_need)
-    key = f"campaigns/{_plain(report.name)}/contact-sheet.html"
-    await on_io(session.store.put(key, page(report, tiles).encode(), "text/html; charset=utf-8"))
-    sheet = session.store.uri(key)
-    summary = literal(str(report))
-    await acreate_table_artifact(_table(report), key=f"campaign-{_plain(report.name)}", description=summary)
+    tiles = await on_io(make_tiles(session, report.by_need))
+    sheet = campaign_key(report.name, "contact-sheet.html")
+    await on_io(session.store.put(sheet, page(report, tiles).encode(), "text/html; charset=utf-8"))
+    summary, where = literal(str(report)), session.store.uri(sheet)
+    key = f"campaign-{plain_name(report.name)}"
+    await acreate_table_artifact(_table(report), key=key, description=summary)
     pictures = [image(tile.item.id, picture) for tile in tiles for picture in tile.pictures[-1:]]
-    markdown = f"# {summary}\n\nContact sheet: {code(sheet)}\n\n{' '.join(pictures[:_MAX_PICTURES])}\n"
-    await acreate_markdown_artifact(markdown, key=f"campaign-{_plain(report.name)}-pictures")
-    session.log.info("%s. Contact sheet: %s", report, sheet)
-    return sheet
+    markdown = (
+        f"# {summary}\n\nResults: {code(report.results_uri)}\n\nContact sheet: {code(where)}\n\n"
+        f"{' '.join(pictures[:_MAX_PICTURES])}\n"
+    )
+    await acreate_markdown_artifact(markdown, key=f"{key}-pictures")
+    await on_io(write_results(session.store, report.name, report.items))
+    session.log.info("%s. Contact sheet: %s. Results: %s", report, where, report.results_uri)
+    return report.results_uri
 
 
 def _table(report: CampaignReport) -> list[dict[str, str]]:
@@ -307,52 +360,6 @@ def _table(report: CampaignReport) -> list[dict[str, str]]:
     ]
 
 
-@asynccontextmanager
-async def _progress(name: str, total: int, items: Mapping[str, CampaignItem]) -> AsyncIterator[None]:
-    """Report how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
-    artifact = await acreate_progress_artifact(0.0, key=f"campaign-{_plain(name)}-progress", description=literal(name))
-    reporting = asyncio.create_task(_report_progress(artifact, total, items))
-    try:
-        yield
-    finally:
-        reporting.cancel()
-        await asyncio.gather(reporting, return_exceptions=True)
-        await _update_progress(artifact, total, items)
-
-
-async def _report_progress(artifact: UUID, total: int, items: Mapping[str, CampaignItem]) -> None:
-    log, reported, logged_at = get_run_logger(), -1, time.monotonic()
-    while True:
-        await asyncio.sleep(_REPORTED_EVERY_SECONDS)
-        if len(items) == reported:
-            continue
-        reported = len(items)
-        await _update_progress(artifact, total, items)
-        if time.monotonic() - logged_at >= _LOGGED_EVERY_SECONDS:
-            logged_at = time.monotonic()
-            log.info(_summary(total, items))
-
-
-async def _update_progress(artifact: UUID, total: int, items: Mapping[str, CampaignItem]) -> None:
-    # Progress is a courtesy: a server that can't take it must not end a campaign.
-    with contextlib.suppress(Exception):
-        await aupdate_progress_artifact(artifact, 100 * len(items) / total, _summary(total, items))
-
-
-def _summary(total: int, items: Mapping[str, CampaignItem]) -> str:
-    found = Counter(item.status.value for item in items.values())
-    counts = ", ".join(f"{count} {status}" for status, count in found.items())
-    return f"{len(items)} of {total} rows are done{f': {counts}' if counts else ''}"
-
-
 def _cap(name: str, budget_usd: Decimal | float | None) -> Cap | None:
     """Return the cap which all runs of a campaign share."""
     return Cap.of(f"campaign-{name}", budget_usd)
-
-
-def _plain(name: str) -> str:
-    """Return a name as Prefect's artifacts and file systems want it; what differs in more than punctuation stays so."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if name.isascii() and plain and len(plain) <= _MAX_NAME_CHARACTERS:
-        return plain
-    return f"{plain[:_MAX_NAME_CHARACTERS]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")

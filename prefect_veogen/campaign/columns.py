@@ -1,0 +1,63 @@
+"""The columns of a campaign's table: a row's own fields, what becomes of it, and what it takes along."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from prefect_veogen.models import GenerationRequest
+
+MOTION: Final = "motion_"
+MOTION_FIELDS: Final = ("prompt", "model", "aspect_ratio", "resolution", "duration", "mode", "style")
+LABEL: Final = "label_"
+
+FIELDS: Final = (
+    "id",
+    *GenerationRequest.model_fields,
+    *(f"{MOTION}{name}" for name in MOTION_FIELDS),
+    "variants",
+)
+"""The fields of a manifest's row."""
+
+LISTS: Final = ("image_urls", "video_urls", "audio_urls")
+INTEGERS: Final = ("duration", f"{MOTION}duration")
+BOOLEANS: Final = ("watermark", "private")
+
+ASSET_COLUMNS: Final = {
+    "uri": "text",
+    "sha256": "text",
+    "bytes": "integer",
+    "content_type": "text",
+    "model": "text",
+    "generation_id": "text",
+    "price_usd": "money",
+    "receipt": "text",
+}
+"""The columns of an asset, after `image_` or `video_`, and the kinds of their values."""
+
+OUTCOME_COLUMNS: Final = {
+    "id": "text",
+    "take": "text",
+    "status": "text",
+    "error": "text",
+    "error_type": "text",
+    **{f"image_{name}": kind for name, kind in ASSET_COLUMNS.items()},
+    **{f"video_{name}": kind for name, kind in ASSET_COLUMNS.items()},
+    "price_usd": "money",
+    "flow_run_id": "text",
+    "finished_at": "time",
+    "reused": "boolean",
+}
+"""What became of a row, and the kinds of the values."""
+
+
+def kind_of_field(name: str) -> str:
+    """Return the kind of a row's own field: text, texts (a list), integer or boolean."""
+    if name in LISTS:
+        return "texts"
+    return "integer" if name in INTEGERS else "boolean" if name in BOOLEANS else "text"
+
+
+FIELD_COLUMNS: Final = {name: kind_of_field(name) for name in FIELDS if name not in ("id", "take", "variants")}
+"""The row's own fields as the results repeat them, so that a table of results is a manifest too."""
+
+RESULT_COLUMNS: Final = {**OUTCOME_COLUMNS, **FIELD_COLUMNS}

@@ -1,0 +1,149 @@
+"""A campaign's results in the store: written last and whole, and read back as items, or as a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from decimal import Decimal
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Final
+
+from prefect_veogen.campaign.columns import FIELD_COLUMNS, LABEL, RESULT_COLUMNS
+from prefect_veogen.campaign.packed import Packed
+from prefect_veogen.campaign.report import CampaignItem, ItemStatus, Step
+from prefect_veogen.campaign.result_frames import parquet_of
+from prefect_veogen.campaign.table import BOUGHT_WITH, Table
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.models import Asset, Kind
+from prefect_veogen.process.io_loop import wait_on_io
+from prefect_veogen.store import open_store
+
+if TYPE_CHECKING:
+    from prefect_veogen.store import Store
+
+RESULTS: Final = "results.jsonl"
+_MAX_NAME_CHARACTERS = 80
+_LINES_AT_ONCE = 500
+
+
+# ---------------------------------------------------------------- back from the table
+
+
+def is_result(fields: Mapping[str, Any]) -> bool:
+    """Tell whether a manifest's record is one of results: what every such row has, a manifest has not."""
+    return {"take", "status", "price_usd", "finished_at"} <= fields.keys() and fields["status"] in set(ItemStatus)
+
+
+def item_of(record: Mapping[str, Any]) -> CampaignItem:
+    """Return the item that a record of the table describes."""
+    steps = tuple(step for kind in Kind if (step := _step_of(record, kind)) is not None)
+    finished_at = record.get("finished_at")
+    return CampaignItem(
+        id=str(record["id"]),
+        status=ItemStatus(record["status"]),
+        steps=steps,
+        error=record.get("error"),
+        error_type=record.get("error_type"),
+        take=str(record["take"]),
+        reused=record.get("reused"),
+        flow_run_id=record.get("flow_run_id"),
+        finished_at=datetime.fromisoformat(finished_at) if isinstance(finished_at, str) else finished_at,
+        fields={name: record[name] for name in FIELD_COLUMNS if record.get(name) is not None},
+        labels=_labels(record, LABEL),
+        carried={name: value for name, value in record.items() if is_carried(name)},
+    )
+
+
+def is_carried(column: str) -> bool:
+    """Tell whether a column of the results is one that was taken along."""
+    return column not in RESULT_COLUMNS and not column.startswith((LABEL, *BOUGHT_WITH))
+
+
+def _step_of(record: Mapping[str, Any], kind: Kind) -> Step | None:
+    def get(name: str) -> Any:
+        return record.get(f"{kind}_{name}")
+
+    if get("receipt") is None:
+        return None
+    price = None if get("price_usd") is None else Decimal(str(get("price_usd")))
+    asset = None
+    if get("uri") is not None:
+        asset = Asset(
+            uri=get("uri"),
+            sha256=get("sha256"),
+            size=get("bytes"),
+            content_type=get("content_type"),
+            generation_id=get("generation_id"),
+            price_usd=price,
+            model=get("model"),
+        )
+    return Step(kind, get("receipt"), asset, get("generation_id"), price, _labels(record, f"{kind}_{LABEL}"))
+
+
+def _labels(record: Mapping[str, Any], prefix: str) -> dict[str, str]:
+    found = {name.removeprefix(prefix): value for name, value in record.items() if name.startswith(prefix)}
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
+# ---------------------------------------------------------------- in the store
+
+
+def campaign_key(name: str, file: str) -> str:
+    """Return where in the store a campaign's file lies."""
+    return f"campaigns/{plain_name(name)}/{file}"
+
+
+def plain_name(name: str) -> str:
+    """Return a name as artifacts and file systems want it; what differs in more than punctuation stays so."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if name.isascii() and plain and len(plain) <= _MAX_NAME_CHARACTERS:
+        return plain
+    return f"{plain[:_MAX_NAME_CHARACTERS]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")
+
+
+async def write_results(store: Store, name: str, items: Sequence[CampaignItem]) -> None:
+    """Write the table of results: the JSON Lines last and whole, so that they mark a campaign that has ended. Free."""
+    table = Table(items)
+    columnar = parquet_of(table)
+    if columnar is not None:
+        await store.put(campaign_key(name, "results.parquet"), columnar, "application/vnd.apache.parquet")
+    writer = store.writer(campaign_key(name, RESULTS), "application/x-ndjson")
+    try:
+        records = table.records()
+        while lines := [json.dumps(record, ensure_ascii=False) + "\n" for record in islice(records, _LINES_AT_ONCE)]:
+            await writer.write("".join(lines).encode())
+        await writer.commit()
+    except BaseException:
+        await writer.abort()
+        raise
+
+
+async def read_results(store: Store, key: str) -> Packed[CampaignItem] | None:
+    """Return the items of a table in the store, `None` if there is none."""
+    document = await store.read(key)
+    return None if document is None else _items_of(document.body, store.uri(key))
+
+
+def read_results_now(uri: str) -> Packed[CampaignItem]:
+    """Return the items of the table at a URI, for callers outside of any event loop too."""
+    folder, _, name = uri.rpartition("/")
+    items = wait_on_io(read_results(open_store(folder), name)) if folder else None
+    if items is None:
+        raise ConfigurationError(
+            f"There is no table of results at {uri or 'all: the campaign was not published'}",
+            next_step="Run the campaign to its end; what is bought already is not bought again.",
+        )
+    return items
+
+
+def _items_of(body: bytes, uri: str) -> Packed[CampaignItem]:
+    try:
+        return Packed(item_of(json.loads(line)) for line in body.split(b"\n") if line.strip())
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"The table of results {uri} can't be read: {error}",
+            next_step="Run the campaign again: it is written anew, and nothing is bought twice.",
+        ) from None

@@ -1,0 +1,368 @@
+"""A campaign's rows: what each asks for, what it takes along, and which other rows' pictures it uses."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from prefect_veogen.campaign.columns import FIELDS, LABEL, MOTION, RESULT_COLUMNS
+from prefect_veogen.campaign.packed import Packed
+from prefect_veogen.campaign.records import Record
+from prefect_veogen.campaign.references import ROW, picture_of_row, reference_problems, used_rows
+from prefect_veogen.campaign.report import CampaignItem, ItemStatus
+from prefect_veogen.campaign.results import is_result, item_of
+from prefect_veogen.campaign.template import fill, names_in, unfilled_problem
+from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem
+from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, text_problem
+from prefect_veogen.models.labels import checked_labels
+
+DEFAULT_MOTION_MODEL = "veo-3.1-fast"
+MAX_ID_CHARACTERS = 200
+MAX_VARIANTS = 100
+
+TakeOf = Callable[[Any], Any]
+Carry = Sequence[str] | Literal["*"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One line of a campaign: the request for a picture and, with `motion`, how to animate it.
+
+    `labels` are written into its purchases, `carried` are the manifest's own columns which it takes along into the
+    results. An input `row:ID` of the request stands for the picture of another row.
+    """
+
+    id: str
+    request: GenerationRequest
+    motion: Mapping[str, Any] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+    """Where it stands in the manifest, as an error names it."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What distinguishes it in its campaign: its id and, among its variants, the take."""
+        return self.id, str(self.request.take)
+
+    @property
+    def uses(self) -> tuple[str, ...]:
+        """The ids of the rows whose pictures it uses."""
+        return used_rows(self.request)
+
+    def motion_request(self, image: Asset) -> GenerationRequest:
+        """Return the request for the clip that begins with the picture."""
+        assert self.motion is not None
+        return GenerationRequest(**{**self.motion, "image_urls": [image], "take": self.request.take})
+
+
+@dataclass(frozen=True, slots=True)
+class RowOptions:
+    """What holds for all rows of a manifest.
+
+    A row without a `take` of its own has this one; `take_of` fills in either. `carry` names the columns to take along,
+    "*" all that are no field of a row. The templates make the prompts of rows without one. `labels` are those of all
+    rows; a row's own win. Each row is made in as many `variants`, unless it says itself how many.
+    """
+
+    take: int | str = 1
+    take_of: TakeOf = lambda take: take
+    carry: Carry = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    prompt_template: str | None = None
+    motion_template: str | None = None
+    variants: int = 1
+
+    def __post_init__(self) -> None:
+        checked_labels(self.labels)
+        if isinstance(self.carry, str) and self.carry != "*":
+            raise _wrong_option("carry", self.carry, 'a list of columns, or "*" for all')
+        if not isinstance(self.carry, str):
+            if not all(isinstance(name, str) for name in self.carry):
+                raise _wrong_option("carry", self.carry, 'a list of columns, or "*" for all')
+            if taken := [name for name in self.carry if name in RESULT_COLUMNS and name not in FIELDS]:
+                raise ConfigurationError(
+                    f"carry: the results have a column {taken[0]!r} of their own",
+                    next_step="Nothing was bought. Rename the column in your table.",
+                )
+        if (problem := _variants_problem(self.variants)) is not None:
+            raise _wrong_option("variants", self.variants, problem)
+        for name in ("prompt_template", "motion_template"):
+            template = getattr(self, name)
+            if template is not None and (not isinstance(template, str) or not template.strip()):
+                raise _wrong_option(name, template, "text such as 'A {color} {name}, studio light'")
+
+    @property
+    def named(self) -> list[str]:
+        """The columns that the templates name."""
+        return names_in(f"{self.prompt_template or ''} {self.motion_template or ''}")
+
+    def carries(self, column: str) -> bool:
+        """Tell whether a column that is no field of a row is taken along."""
+        return self.carry == "*" or column in self.carry or column in self.named
+
+
+class Rows(Packed[Row]):
+    """A manifest's rows, in its order, in little memory."""
+
+    def __init__(self, rows: Iterable[Row] = (), kept: Mapping[tuple[str, str], CampaignItem] | None = None) -> None:
+        self._numbers: dict[str, int] = {}
+        self.used: set[str] = set()
+        """The ids of the rows whose pictures others use."""
+        self.kept = dict(kept or {})
+        """How rows ended in an earlier run that are not to be made again, by their keys."""
+        super().__init__(rows)
+
+    def append(self, item: Row) -> None:
+        self._numbers.setdefault(item.id, len(self))
+        self.used.update(item.uses)
+        super().append(item)
+
+    def keep(self, items: Iterable[CampaignItem]) -> None:
+        """Leave out what has ended well before: it is reported as it ended."""
+        self.kept |= {item.key: item for item in items if item.status is ItemStatus.OK}
+
+    @property
+    def to_make(self) -> Sequence[int]:
+        """The positions of the rows to be made: those not kept, and those whose pictures they use, which are free."""
+        if not self.kept:
+            return range(len(self))
+        made = [number for number, row in enumerate(self) if row.key not in self.kept]
+        needed, pending = set(made), [identity for number in made for identity in self[number].uses]
+        while pending:
+            number = self._numbers[pending.pop()]
+            if number not in needed:
+                needed.add(number)
+                pending += self[number].uses
+        return sorted(needed)
+
+    def by_id(self, identity: str) -> Row:
+        """Return the row of an id; of several variants the first."""
+        return self[self._numbers[identity]]
+
+    @classmethod
+    def of(cls, rows: Sequence[Row]) -> Rows:
+        """Return rows as such a list."""
+        return rows if isinstance(rows, cls) else cls(rows)
+
+
+def rows_of(records: Iterable[Record], options: RowOptions) -> Rows:
+    """Return the rows of a manifest's records, one per variant.
+
+    Raises:
+        InvalidManifest: rows are wrong; all of them are named.
+    """
+    reading = _Reading(options)
+    for record in records:
+        reading.add(record)
+    return reading.finish()
+
+
+class _Reading:
+    """One pass over a manifest's records."""
+
+    def __init__(self, options: RowOptions) -> None:
+        self._options = options
+        self._rows = Rows()
+        self._problems: list[str] = []
+        self._ids: dict[str, str] = {}
+        self._columns: set[str] = set()
+        self._reported: set[str] = set()
+        self._uses: dict[str, tuple[str, ...]] = {}
+        self._records = 0
+
+    def add(self, record: Record) -> None:
+        self._records += 1
+        fields = dict.fromkeys(record.columns) | record.fields
+        self._columns.update(record.columns)
+        label = record.where
+        identity = fields.get("id")
+        if id_problem(identity) is None:
+            label += f" ({identity})"
+            first = self._ids.setdefault(str(identity), record.where)
+            if first != record.where:
+                self._problems.append(f"{label}: id: is used by {first} already")
+        self._problems += [f"{label}: {problem}" for problem in record.problems]
+        if record.problems:
+            return
+        try:
+            columns = self._split(fields, label)
+            for row in _rows(fields, columns, label, self._options):
+                self._rows.append(row)
+                if row.uses:
+                    self._uses[row.id] = row.uses
+        except InvalidManifest as error:
+            self._problems += [f"{label}: {problem}" for problem in error.problems]
+
+    def finish(self) -> Rows:
+        problems = self._problems + self._missing_columns()
+        if not self._records:
+            problems.append("it has no rows")
+        problems += [
+            f"{self._ids.get(identity, '')} ({identity}): image_urls: {problem}"
+            for identity, problem in reference_problems(self._uses, self._ids)
+        ]
+        if problems:
+            raise InvalidManifest(problems)
+        return self._rows
+
+    def _split(self, fields: dict[str, Any], label: str) -> _Columns:
+        """Take labels and carried columns out of the fields; what remains unknown is reported, once per heading."""
+        if is_result(fields):
+            return self._split_result(fields)
+        labels, carried = dict(self._options.labels), {}
+        for name in [name for name in fields if name not in FIELDS]:
+            value = fields.pop(name)
+            if name.startswith(LABEL):
+                labels[name.removeprefix(LABEL)] = value
+            elif name in RESULT_COLUMNS:
+                self._report(name, f"{label}: {name}: is a column of the results; rename it in your table")
+            elif self._options.carries(name):
+                carried[name] = value
+            else:
+                self._report(name, f"{label}: {_unknown(name, value)}; or take it along with carry=[{name!r}]")
+        return _Columns(labels, carried)
+
+    def _split_result(self, fields: dict[str, Any]) -> _Columns:
+        """Take what became of the row out of a table of results; what ended well is not made again."""
+        item = item_of(fields)
+        self._rows.keep([item])
+        for name in [name for name in fields if name not in FIELDS]:
+            del fields[name]
+        fields.pop("variants", None)
+        return _Columns({**self._options.labels, **item.labels}, item.carried)
+
+    def _report(self, name: str, problem: str) -> None:
+        if name not in self._reported:
+            self._reported.add(name)
+            self._problems.append(problem)
+
+    def _missing_columns(self) -> list[str]:
+        """Return the problems of columns which no row has: a typo, said once."""
+        asked = [*([] if isinstance(self._options.carry, str) else self._options.carry), *self._options.named]
+        missing = [name for name in dict.fromkeys(asked) if name not in self._columns] if self._records else []
+        return [str(Problem(name, None, "no row has such a column", None, _nearest(name, self._columns)))
+                for name in missing]
+
+
+@dataclass(frozen=True, slots=True)
+class _Columns:
+    labels: Mapping[str, Any]
+    carried: Mapping[str, Any]
+
+
+def _rows(fields: dict[str, Any], columns: _Columns, label: str, options: RowOptions) -> list[Row]:
+    """Return the rows of one record, one per variant."""
+    problems: list[str] = []
+    identity = fields.pop("id", None)
+    if (wrong := id_problem(identity)) is not None:
+        problems.append(str(Problem("id", identity, wrong)))
+    variants = fields.pop("variants", options.variants)
+    if (wrong := _variants_problem(variants)) is not None:
+        problems.append(str(Problem("variants", variants, wrong)))
+    _fill_in(fields, "prompt", options.prompt_template, columns.carried, problems)
+    _fill_in(fields, f"{MOTION}prompt", options.motion_template, columns.carried, problems)
+    motion = {name.removeprefix(MOTION): fields.pop(name) for name in list(fields) if name.startswith(MOTION)}
+    labels = _collected(lambda: checked_labels(columns.labels), problems) or {}
+    fields = _with_pictures_of_rows(fields)
+    request = _collected(
+        lambda: GenerationRequest(**fields | {"take": options.take_of(fields.get("take", options.take))}), problems
+    )
+    if motion:
+        problems += _motion_problems(motion)
+    if request is None or problems:
+        raise InvalidManifest(problems)
+    row = Row(
+        str(identity), request, _motion_of(request, motion) if motion else None, labels, columns.carried, label
+    )
+    return [_variant(row, number) for number in range(1, variants + 1)]
+
+
+def _variant(row: Row, number: int) -> Row:
+    if number == 1:
+        return row
+    request = row.request.model_copy(update={"take": f"{row.request.take}.{number}"})
+    return Row(row.id, request, row.motion, row.labels, row.carried, row.where)
+
+
+def _fill_in(
+    fields: dict[str, Any], name: str, template: str | None, columns: Mapping[str, Any], problems: list[str]
+) -> None:
+    """Set a prompt from its template, unless the row has its own; refuse one which nothing has filled in."""
+    if template is not None and name not in fields:
+        missing = [column for column in names_in(template) if columns.get(column) is None]
+        problems += [f"{name}: the column {column!r} of its template is empty" for column in missing]
+        fields[name] = template if missing else fill(template, columns)
+        if missing:
+            return
+    prompt = fields.get(name)
+    if isinstance(prompt, str) and (problem := unfilled_problem(prompt)) is not None:
+        problems.append(str(Problem(name, prompt, problem)))
+
+
+def _with_pictures_of_rows(fields: dict[str, Any]) -> dict[str, Any]:
+    images = fields.get("image_urls")
+    if not isinstance(images, list | tuple):
+        return fields  # the request says what is wrong with it
+    given = [picture_of_row(item) if isinstance(item, str) and item.startswith(ROW) else item for item in images]
+    return fields | {"image_urls": given}
+
+
+def id_problem(value: Any) -> str | None:
+    """Return why a value can't be a row's id; `None` if it can."""
+    if value is None:
+        return "is required"
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        return "must be text or a whole number"
+    if isinstance(value, int):
+        return None if abs(value) < 10**MAX_DIGITS else f"has more than {MAX_DIGITS} digits"
+    if len(value) > MAX_ID_CHARACTERS:
+        return f"is {len(value)} characters long; at most {MAX_ID_CHARACTERS} are allowed"
+    return "must be one line" if re.search(r"[\t\r\n]", value) else text_problem(value)
+
+
+def _variants_problem(value: Any) -> str | None:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_VARIANTS:
+        return f"must be a whole number from 1 to {MAX_VARIANTS}"
+    return None
+
+
+def _unknown(name: str, value: Any) -> Problem:
+    return Problem(name or "(no heading)", value, "is not a field of a row", FIELDS, _nearest(name, FIELDS))
+
+
+def _nearest(name: str, known: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1)), None)
+
+
+def _motion_problems(motion: dict[str, Any]) -> list[str]:
+    problems = [] if "prompt" in motion else [f"{MOTION}prompt: is required by the other {MOTION} fields"]
+    # Without the picture, which isn't made yet and doesn't affect the other fields.
+    _collected(
+        lambda: GenerationRequest(**{"model": DEFAULT_MOTION_MODEL, "prompt": "-", **motion}), problems, prefix=MOTION
+    )
+    return problems
+
+
+def _motion_of(request: GenerationRequest, motion: dict[str, Any]) -> dict[str, Any]:
+    ratio = {"aspect_ratio": request.aspect_ratio} if request.aspect_ratio is not None else {}
+    return {"model": DEFAULT_MOTION_MODEL, **ratio, **motion}
+
+
+def _collected(make: Callable[[], Any], problems: list[str], prefix: str = "") -> Any:
+    try:
+        return make()
+    except InvalidRequest as error:
+        problems += [f"{prefix}{problem}" for problem in error.problems]
+    except ConfigurationError as error:
+        problems.append(error.message)
+    return None
+
+
+def _wrong_option(name: str, value: Any, expected: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{name}={value!r} is not valid", next_step=f"Nothing was bought. Expected: {expected}."
+    )

@@ -1,0 +1,39 @@
+"""Prompts filled in from a row's columns, and the refusal of those which should have been."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any
+
+# Braces that a backslash precedes are the prompt's own, and JSON has more between its braces than one word.
+_UNFILLED = re.compile(r"(?<!\\)\{\s*(\w+)\s*\}")
+_NAMED = re.compile(r"(?<!\\)\{([^{}\\\"']+)\}")
+
+
+def names_in(template: str) -> list[str]:
+    """Return the columns that a template names: `{name}`, where a name may hold spaces."""
+    return list(dict.fromkeys(name.strip() for name in _NAMED.findall(template)))
+
+
+def fill(template: str, columns: Mapping[str, Any]) -> str:
+    """Return the template with the columns' values for their names; all of them must be there."""
+    return _NAMED.sub(lambda name: _text(columns[name[1].strip()]), template)
+
+
+def unfilled_problem(prompt: str) -> str | None:
+    r"""Return why a prompt looks like a template that was not filled in; `None` if it doesn't."""
+    found = _UNFILLED.search(prompt)
+    if found is None:
+        return None
+    return (
+        f"holds the placeholder {found[0]}, which nothing fills in; name the column in prompt_template or "
+        f"motion_template, or write \\{found[0][:-1]}\\}} if the service is to get it"
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float | Decimal) and value == int(value):
+        return str(int(value))
+    return str(value)

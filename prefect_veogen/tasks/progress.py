@@ -1,0 +1,59 @@
+"""How far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
+
+from prefect_veogen.campaign.report import CampaignItem
+from prefect_veogen.campaign.results import plain_name
+from prefect_veogen.tasks.markdown import literal
+
+_REPORTED_EVERY_SECONDS = 2.0
+_LOGGED_EVERY_SECONDS = 15.0
+
+
+@asynccontextmanager
+async def campaign_progress(name: str, total: int, items: Mapping[int, CampaignItem]) -> AsyncIterator[None]:
+    """Report how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
+    artifact = await acreate_progress_artifact(0.0, key=f"campaign-{plain_name(name)}-progress", description=literal(name))
+    reporting = asyncio.create_task(_report_progress(artifact, total, items))
+    try:
+        yield
+    finally:
+        reporting.cancel()
+        await asyncio.gather(reporting, return_exceptions=True)
+        await _update_progress(artifact, total, items)
+
+
+async def _report_progress(artifact: UUID, total: int, items: Mapping[int, CampaignItem]) -> None:
+    log, reported, logged_at = get_run_logger(), -1, time.monotonic()
+    while True:
+        await asyncio.sleep(_REPORTED_EVERY_SECONDS)
+        if len(items) == reported:
+            continue
+        reported = len(items)
+        await _update_progress(artifact, total, items)
+        if time.monotonic() - logged_at >= _LOGGED_EVERY_SECONDS:
+            logged_at = time.monotonic()
+            log.info(_summary(total, items))
+
+
+async def _update_progress(artifact: UUID, total: int, items: Mapping[int, CampaignItem]) -> None:
+    # Progress is a courtesy: a server that can't take it must not end a campaign.
+    with contextlib.suppress(Exception):
+        await aupdate_progress_artifact(artifact, 100 * len(items) / total, _summary(total, items))
+
+
+def _summary(total: int, items: Mapping[int, CampaignItem]) -> str:
+    found = Counter(item.status.value for item in items.values())
+    counts = ", ".join(f"{count} {status}" for status, count in found.items())
+    return f"{len(items)} of {total} rows are done{f': {counts}' if counts else ''}"

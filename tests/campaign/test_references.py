@@ -1,0 +1,30 @@
+"""What uses other rows' pictures comes after them."""
+
+from __future__ import annotations
+
+from prefect_veogen.campaign.records import read_records
+from prefect_veogen.campaign.references import heroes_first, placeholder_image, with_pictures
+from prefect_veogen.campaign.rows import RowOptions, rows_of
+
+
+async def test_rows_come_after_those_whose_pictures_they_use_and_else_in_order() -> None:
+    uses = {"a": ["c"], "b": [], "c": ["d"], "d": [], "e": ["a", "b"]}
+    records = [
+        {"id": name, "model": "m", "prompt": name, "image_urls": [f"row:{other}" for other in used]}
+        for name, used in uses.items()
+    ]
+    rows = rows_of(await read_records(records), RowOptions())
+    assert [rows[number].id for number in heroes_first(rows)] == ["b", "d", "c", "a", "e"]
+
+
+async def test_known_pictures_take_the_places_of_the_rows_in_order() -> None:
+    images = ["row:a", "https://example.com/x.png", "row:b"]
+    records = [{"id": name, "model": "m", "prompt": name} for name in "ab"]
+    rows = rows_of(
+        await read_records([*records, {"id": "c", "model": "m", "prompt": "c", "image_urls": images}]), RowOptions()
+    )
+    picture = placeholder_image("made")
+    request = with_pictures(rows[2].request, {"b": picture})
+    assert request.image_urls is not None
+    assert request.image_urls[1:] == ("https://example.com/x.png", picture)
+    assert with_pictures(rows[0].request, {"b": picture}) is not None

@@ -1,0 +1,212 @@
+"""Rows from records: the columns of one's own, templates, labels, variants and pictures of other rows."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from prefect_veogen.campaign.records import read_records
+from prefect_veogen.campaign.rows import MAX_VARIANTS, RowOptions, Rows, rows_of
+from prefect_veogen.errors import ConfigurationError, InvalidManifest
+
+ROW: dict[str, Any] = {"id": "fox", "model": "gpt-4o-image", "prompt": "a red fox"}
+
+
+async def rows(*records: dict[str, Any], **options: Any) -> Rows:
+    return rows_of(await read_records(list(records)), RowOptions(**options))
+
+
+async def problems_of(*records: dict[str, Any], **options: Any) -> list[str]:
+    with pytest.raises(InvalidManifest) as caught:
+        await rows(*records, **options)
+    return list(caught.value.problems)
+
+
+# ---------------------------------------------------------------- columns that are taken along
+
+
+async def test_columns_are_taken_along_by_name_or_all_of_them() -> None:
+    record = ROW | {"sku": 7, "locale": "de", "label_team": "x"}
+    (row,) = await rows(record, carry="*")
+    assert row.carried == {"sku": 7, "locale": "de"}
+    (row,) = await rows(record, carry=["sku", "locale"])
+    assert row.carried == {"sku": 7, "locale": "de"}
+    assert "locale" in (await problems_of(record, carry=["sku"]))[0]
+
+
+async def test_what_is_taken_along_is_no_part_of_what_is_bought() -> None:
+    (one,) = await rows(ROW | {"sku": 7, "label_project": "spring"}, carry="*", labels={"team": "x"})
+    (other,) = await rows(ROW)
+    assert one.request == other.request
+
+
+async def test_an_unknown_column_is_refused_once_with_the_nearest_field_and_the_way_to_take_it_along() -> None:
+    found = await problems_of(ROW | {"promt": "x"}, ROW | {"id": "b", "promt": "y"})
+    assert len(found) == 1
+    assert found[0].startswith("row 1 (fox): promt: is not a field of a row (got 'x')")
+    assert "nearest: prompt" in found[0]
+    assert "carry=['promt']" in found[0]
+
+
+async def test_a_column_that_no_row_has_can_not_be_taken_along() -> None:
+    assert await problems_of(ROW | {"locale": "de"}, carry=["locle", "locale"]) == [
+        "locle: no row has such a column; nearest: locale"
+    ]
+
+
+async def test_a_column_whose_cells_are_all_empty_is_taken_along() -> None:
+    (row,) = await rows(ROW | {"locale": None}, carry=["locale"])
+    assert row.carried == {"locale": None}
+    (row,) = await rows(ROW | {"locale": float("nan")}, carry="*")
+    assert row.carried == {"locale": None}
+
+
+@pytest.mark.parametrize("name", ["status", "price_usd", "image_uri", "finished_at"])
+async def test_a_column_named_like_one_of_the_results_is_refused(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="the results have a column"):
+        RowOptions(carry=[name])
+    assert await problems_of(ROW | {name: "x"}, carry="*") == [
+        f"row 1 (fox): {name}: is a column of the results; rename it in your table"
+    ]
+
+
+@pytest.mark.parametrize("carry", ["sku", [1], 5])
+def test_carry_is_a_list_of_columns_or_a_star(carry: Any) -> None:
+    with pytest.raises(ConfigurationError, match="carry="):
+        RowOptions(carry=carry)
+
+
+# ---------------------------------------------------------------- templates
+
+
+async def test_a_template_fills_prompts_from_columns_as_people_write_them() -> None:
+    columns = {"color": "red", "Product name": "kettle", "count": 8.0, "liters": Decimal("1.5")}
+    (row,) = await rows(
+        {"id": "a", "model": "m"} | columns,
+        prompt_template="{count} {color} {Product name}s of {liters} l, studio light",
+        motion_template="the {Product name} turns",
+        carry="*",
+    )
+    assert row.request.prompt == "8 red kettles of 1.5 l, studio light"
+    assert row.motion is not None
+    assert row.motion["prompt"] == "the kettle turns"
+
+
+async def test_a_template_takes_its_columns_along_and_leaves_a_prompt_of_the_rows_own() -> None:
+    first, second = await rows(
+        {"id": "a", "model": "m", "color": "red"}, {"id": "b", "model": "m", "color": "blue", "prompt": "my own"},
+        prompt_template="A {color} kettle",
+    )
+    assert (first.request.prompt, second.request.prompt) == ("A red kettle", "my own")
+    assert (first.carried, second.carried) == ({"color": "red"}, {"color": "blue"})
+
+
+async def test_a_missing_value_of_a_template_is_named_with_its_row() -> None:
+    filled = {"id": "a", "model": "m", "color": "red"}
+    assert await problems_of(filled, {"id": "b", "model": "m", "color": ""}, prompt_template="A {color} kettle") == [
+        "row 2 (b): prompt: the column 'color' of its template is empty"
+    ]
+    found = await problems_of(filled, prompt_template="A {colour} kettle", carry="*")
+    assert "colour: no row has such a column; nearest: color" in found
+
+
+@pytest.mark.parametrize("prompt", ["a {color} kettle", "a { color } kettle", "a {{color}} kettle", "{name}"])
+@pytest.mark.parametrize("field", ["prompt", "motion_prompt"])
+async def test_a_placeholder_that_nothing_fills_in_is_refused(prompt: str, field: str) -> None:
+    (found,) = await problems_of(ROW | {field: prompt})
+    assert found.startswith(f"row 1 (fox): {field}: holds the placeholder {{")
+
+
+@pytest.mark.parametrize(
+    "prompt", [r"a \{literal\} brace", '{"scene": "a fox", "mood": {"light": "soft"}}', "{two words}", "{}", "a } b {"]
+)
+async def test_json_prompts_and_escaped_braces_are_bought_as_they_are(prompt: str) -> None:
+    (row,) = await rows(ROW | {"prompt": prompt})
+    assert row.request.prompt == prompt
+
+
+@pytest.mark.parametrize("name", ["prompt_template", "motion_template"])
+@pytest.mark.parametrize("template", ["", "  ", 5])
+def test_a_template_is_text(name: str, template: Any) -> None:
+    with pytest.raises(ConfigurationError, match=name):
+        RowOptions(**{name: template})
+
+
+# ---------------------------------------------------------------- labels
+
+
+async def test_labels_of_the_row_win_over_those_of_the_campaign() -> None:
+    first, second = await rows(
+        ROW | {"label_project": "spring"}, ROW | {"id": "b"}, labels={"project": "autumn", "team": "x"}
+    )
+    assert first.labels == {"project": "spring", "team": "x"}
+    assert second.labels == {"project": "autumn", "team": "x"}
+
+
+async def test_a_label_that_can_not_be_one_is_named_with_its_row() -> None:
+    (found,) = await problems_of(ROW | {"label_Project X": "spring"})
+    assert found.startswith("row 1 (fox): ")
+    assert "Project X" in found
+
+
+# ---------------------------------------------------------------- variants
+
+
+async def test_variants_are_takes_of_the_row() -> None:
+    assert [row.key for row in await rows(ROW, variants=4)] == [
+        ("fox", "1"), ("fox", "1.2"), ("fox", "1.3"), ("fox", "1.4"),
+    ]
+    daily = await rows(ROW | {"variants": 2}, ROW | {"id": "one"}, take="2026-11-24")
+    assert [row.key for row in daily] == [("fox", "2026-11-24"), ("fox", "2026-11-24.2"), ("one", "2026-11-24")]
+
+
+@pytest.mark.parametrize("variants", [0, -1, MAX_VARIANTS + 1, 1.5, "x", True])
+async def test_a_number_of_variants_that_can_not_be_made_is_refused(variants: Any) -> None:
+    assert "variants: must be a whole number from 1 to" in (await problems_of(ROW | {"variants": variants}))[0]
+    with pytest.raises(ConfigurationError, match="variants="):
+        RowOptions(variants=variants)
+
+
+# ---------------------------------------------------------------- pictures of other rows
+
+
+async def test_a_row_may_use_the_pictures_of_others_wherever_they_stand() -> None:
+    user, hero = await rows(
+        ROW | {"id": "user", "image_urls": ["https://example.com/x.png", "row:hero"]}, ROW | {"id": "hero"}
+    )
+    assert (user.uses, hero.uses) == (("hero",), ())
+
+
+async def test_a_picture_of_an_unknown_row_is_refused_with_the_nearest() -> None:
+    assert await problems_of(ROW | {"image_urls": ["row:hreo"]}, ROW | {"id": "hero"}) == [
+        "row 1 (fox): image_urls: row:hreo: there is no row 'hreo'; nearest: hero"
+    ]
+
+
+async def test_rows_that_use_each_others_pictures_in_a_circle_are_refused() -> None:
+    found = await problems_of(
+        ROW | {"id": "a", "image_urls": ["row:b"]},
+        ROW | {"id": "b", "image_urls": ["row:c"]},
+        ROW | {"id": "c", "image_urls": ["row:a"]},
+    )
+    assert len(found) == 1
+    assert "in a circle: " in found[0]
+    assert "in a circle: fox → fox" in (await problems_of(ROW | {"image_urls": ["row:fox"]}))[0]
+
+
+async def test_a_chain_of_a_thousand_rows_is_no_circle() -> None:
+    chain = [ROW | {"id": str(n), "image_urls": [f"row:{n + 1}"]} for n in range(999)]
+    assert len(await rows(*chain, ROW | {"id": "999"})) == 1000
+
+
+# ---------------------------------------------------------------- many
+
+
+async def test_a_hundred_thousand_rows_of_a_generator_are_held_in_little_memory() -> None:
+    records = ({**ROW, "id": str(n), "prompt": f"fox number {n}", "sku": n} for n in range(100_000))
+    found = rows_of(await read_records(records), RowOptions(carry="*"))
+    assert len(found) == 100_000
+    assert found[99_999].carried == {"sku": 99_999}
+    assert sum(map(len, found._pickles)) < 100_000 * 700
