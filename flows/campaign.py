@@ -42,11 +42,11 @@ async def campaign(
 ) -> CampaignReport:
     """Return how all rows of `manifest` ended, a table: a list of dicts, a DataFrame, or the path or link of a file.
 
-    The file is CSV, JSON, JSONL, YAML, Parquet or Arrow. Columns in `carry` ("*": all) come along into the results, which
-    are a table, too: `campaigns/<name>/results.jsonl` in the store (and `results.parquet` where pyarrow is installed),
+    The file is CSV, JSON, JSONL, YAML, Parquet or Arrow. Columns in `carry` ("*": all) come along into the results,
+    a table, too: `campaigns/<name>/results.jsonl` in the store (and `results.parquet` where pyarrow is installed),
     written last and whole; `report.records()` and `report.to_frame()` give its rows. `prompt_template` makes prompts
-    from columns, `labels` mark the purchases, `variants` makes each row in several takes. With `only="failed"`, what ended
-    well in the last run of that name is left out.
+    from columns, `labels` mark the purchases, `variants` makes each row in several takes. With `only="failed"`, what
+    ended well in the last run of that name is left out.
 
     COSTS MONEY: what the rows come to, at most `budget_usd` over all runs of the campaign called `name` (unset: a name
     made from its rows). All rows are checked and priced first, and nothing is bought if one is wrong or if the money

@@ -45,9 +45,7 @@ def with_pictures(request: GenerationRequest, pictures: Mapping[str, Asset]) -> 
     return request.model_copy(update={"image_urls": inputs})
 
 
-def reference_problems(
-    uses: Mapping[str, tuple[str, ...]], known: Mapping[str, object]
-) -> Iterator[tuple[str, str]]:
+def reference_problems(uses: Mapping[str, tuple[str, ...]], known: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     """Give each row that refers to an unknown one or to itself, if only in a circle, with the problem."""
     for identity, used in uses.items():
         for other in used:
@@ -63,7 +61,7 @@ def reference_problems(
 
 
 def heroes_first(rows: Sequence[Row]) -> Sequence[int]:
-    """Return the rows' positions so that each comes after those whose pictures it uses, else in the manifest's order."""
+    """Return the rows' positions, each after those whose pictures it uses, else in the manifest's order."""
     uses = {row.id: row.uses for row in rows if row.uses}
     depths: dict[str, int] = {}
     for identity in TopologicalSorter(uses).static_order():
@@ -71,4 +69,3 @@ def heroes_first(rows: Sequence[Row]) -> Sequence[int]:
     if not depths:
         return range(len(rows))
     return sorted(range(len(rows)), key=lambda number: depths.get(rows[number].id, 0))
-

@@ -16,9 +16,9 @@ from prefect_veogen.models import Asset, Kind, in_usd, named_by_the_package
 from prefect_veogen.models.generation import Value
 
 if TYPE_CHECKING:
-    import pandas
-    import polars
-    import pyarrow
+    import pandas as pd
+    import polars as pl
+    import pyarrow as pa
 
 Frame = Literal["polars", "pandas", "pyarrow"]
 
@@ -54,8 +54,8 @@ class Step:
 class CampaignItem:
     """How one row ended, or one of its variants, which differ in the take.
 
-    `reused` tells that this run paid nothing for it; `None` where nothing was bought at all. `fields` are the row's own,
-    as a manifest has them; `labels` and `carried` come from there, too.
+    `reused` tells that this run paid nothing for it; `None` where nothing was bought at all. `fields` are the row's
+    own, as a manifest has them; `labels` and `carried` come from there, too.
     """
 
     id: str
@@ -162,7 +162,7 @@ class CampaignReport(Value):
 
         return list(Table(self.items).records())
 
-    def to_frame(self, kind: Frame = "polars") -> polars.DataFrame | pandas.DataFrame | pyarrow.Table:
+    def to_frame(self, kind: Frame = "polars") -> pl.DataFrame | pd.DataFrame | pa.Table:
         """Return the table of results as a DataFrame of that library, which has to be installed. Free.
 
         Its columns and their types are the same whatever became of the rows; money is decimal.
@@ -184,5 +184,3 @@ class CampaignReport(Value):
         counts = ", ".join(f"{count} {status.value}" for status, count in self.counts.items())
         undelivered = f", {in_usd(self.undelivered_usd)} of it not delivered yet" if self.undelivered_usd else ""
         return f"Campaign {self.name}: {counts or 'no rows'}; {in_usd(self.price_usd)}{undelivered}"
-
-

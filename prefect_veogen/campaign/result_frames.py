@@ -42,7 +42,7 @@ def parquet_of(table: Table) -> bytes | None:
     """Return the table as a Parquet file; `None` where pyarrow is not installed."""
     if find_spec("pyarrow") is None:
         return None
-    import pyarrow.parquet as parquet
+    from pyarrow import parquet
 
     file = io.BytesIO()
     parquet.write_table(_pyarrow(table), file)
@@ -111,6 +111,4 @@ def _pandas(table: Table) -> Any:
         "time": "datetime64[us, UTC]",
     }
     kinds = table.columns
-    return pd.DataFrame({
-        name: pd.Series(values, dtype=types[kinds[name]]) for name, values in _columns(table).items()
-    })
+    return pd.DataFrame({name: pd.Series(values, dtype=types[kinds[name]]) for name, values in _columns(table).items()})

@@ -40,7 +40,7 @@ class Row:
     motion: Mapping[str, Any] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     carried: Mapping[str, Any] = field(default_factory=dict)
-    where: str = ""
+    where: str = field(default="", compare=False)
     """Where it stands in the manifest, as an error names it."""
 
     @property
@@ -78,22 +78,12 @@ class RowOptions:
 
     def __post_init__(self) -> None:
         checked_labels(self.labels)
-        if isinstance(self.carry, str) and self.carry != "*":
-            raise _wrong_option("carry", self.carry, 'a list of columns, or "*" for all')
-        if not isinstance(self.carry, str):
-            if not all(isinstance(name, str) for name in self.carry):
-                raise _wrong_option("carry", self.carry, 'a list of columns, or "*" for all')
-            if taken := [name for name in self.carry if name in RESULT_COLUMNS and name not in FIELDS]:
-                raise ConfigurationError(
-                    f"carry: the results have a column {taken[0]!r} of their own",
-                    next_step="Nothing was bought. Rename the column in your table.",
-                )
-        if (problem := _variants_problem(self.variants)) is not None:
-            raise _wrong_option("variants", self.variants, problem)
+        _check_option("carry", self.carry, _carry_problem(self.carry))
+        _check_option("variants", self.variants, _variants_problem(self.variants))
         for name in ("prompt_template", "motion_template"):
             template = getattr(self, name)
-            if template is not None and (not isinstance(template, str) or not template.strip()):
-                raise _wrong_option(name, template, "text such as 'A {color} {name}, studio light'")
+            is_text = template is None or (isinstance(template, str) and template.strip())
+            _check_option(name, template, None if is_text else "must be text such as 'A {color} {name}, studio light'")
 
     @property
     def named(self) -> list[str]:
@@ -101,7 +91,9 @@ class RowOptions:
         return names_in(f"{self.prompt_template or ''} {self.motion_template or ''}")
 
     def carries(self, column: str) -> bool:
-        """Tell whether a column that is no field of a row is taken along."""
+        """Tell whether a column is taken along: a field or a label of the row is no such column."""
+        if column in FIELDS or column.startswith(LABEL):
+            return False
         return self.carry == "*" or column in self.carry or column in self.named
 
 
@@ -169,6 +161,7 @@ class _Reading:
         self._rows = Rows()
         self._problems: list[str] = []
         self._ids: dict[str, str] = {}
+        self._keys: dict[tuple[str, str], str] = {}
         self._columns: set[str] = set()
         self._reported: set[str] = set()
         self._uses: dict[str, tuple[str, ...]] = {}
@@ -176,14 +169,15 @@ class _Reading:
 
     def add(self, record: Record) -> None:
         self._records += 1
-        fields = dict.fromkeys(record.columns) | record.fields
+        fields = dict.fromkeys(name for name in record.columns if self._options.carries(name)) | record.fields
         self._columns.update(record.columns)
         label = record.where
         identity = fields.get("id")
         if id_problem(identity) is None:
             label += f" ({identity})"
-            first = self._ids.setdefault(str(identity), record.where)
-            if first != record.where:
+            self._ids.setdefault(str(identity), record.where)
+            key = (str(identity), str(fields["take"]) if is_result(fields) else "")  # variants share an id
+            if (first := self._keys.setdefault(key, record.where)) != record.where:
                 self._problems.append(f"{label}: id: is used by {first} already")
         self._problems += [f"{label}: {problem}" for problem in record.problems]
         if record.problems:
@@ -244,8 +238,10 @@ class _Reading:
         """Return the problems of columns which no row has: a typo, said once."""
         asked = [*([] if isinstance(self._options.carry, str) else self._options.carry), *self._options.named]
         missing = [name for name in dict.fromkeys(asked) if name not in self._columns] if self._records else []
-        return [str(Problem(name, None, "no row has such a column", None, _nearest(name, self._columns)))
-                for name in missing]
+        return [
+            str(Problem(name, None, "no row has such a column", None, _nearest(name, self._columns)))
+            for name in missing
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,9 +271,7 @@ def _rows(fields: dict[str, Any], columns: _Columns, label: str, options: RowOpt
         problems += _motion_problems(motion)
     if request is None or problems:
         raise InvalidManifest(problems)
-    row = Row(
-        str(identity), request, _motion_of(request, motion) if motion else None, labels, columns.carried, label
-    )
+    row = Row(str(identity), request, _motion_of(request, motion) if motion else None, labels, columns.carried, label)
     return [_variant(row, number) for number in range(1, variants + 1)]
 
 
@@ -362,7 +356,13 @@ def _collected(make: Callable[[], Any], problems: list[str], prefix: str = "") -
     return None
 
 
-def _wrong_option(name: str, value: Any, expected: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{name}={value!r} is not valid", next_step=f"Nothing was bought. Expected: {expected}."
-    )
+def _carry_problem(carry: Any) -> str | None:
+    if isinstance(carry, list | tuple) and all(isinstance(name, str) for name in carry):
+        taken = [name for name in carry if name in RESULT_COLUMNS and name not in FIELDS]
+        return f"the results have a column {taken[0]!r} of their own; rename it in your table" if taken else None
+    return None if carry == "*" else 'must be a list of columns, or "*" for all'
+
+
+def _check_option(name: str, value: Any, problem: str | None) -> None:
+    if problem is not None:
+        raise ConfigurationError(f"{name}={value!r}: {problem}", next_step="Nothing was bought. Correct it.")

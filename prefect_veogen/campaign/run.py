@@ -47,8 +47,9 @@ Pictures = Mapping[str, Asset]
 def campaign_name(rows: Sequence[Row]) -> str:
     """Return a name for a campaign without one: the same rows have the same."""
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(f"{row.id} {row.request.unsigned()!r} {row.motion!r}\n".encode())
+    for number, row in enumerate(rows):
+        line = f"{row.id} {row.request.unsigned()!r} {row.motion!r}"
+        digest.update((f"\n{line}" if number else line).encode())
     return digest.hexdigest()[:12]
 
 
@@ -153,29 +154,32 @@ def _batches(rows: Rows) -> Iterator[list[Row]]:
 async def _check_against_catalogue(session: Session, rows: Rows) -> None:
     problems: list[str] = []
     unknown: dict[str, str] = {}  # each model is requested once, not once per row
-    videos: set[str] = set()
+    videos = {name for name in rows.used if await _kind_of(session, rows.by_id(name).request) is Kind.VIDEO}
     for row in (row for batch in _batches(rows) for row in batch):
-        label = row.where or row.id
-        parts = [("", row.request)]
-        if row.motion is not None:
-            parts.append((MOTION, row.motion_request(placeholder_image())))
-        for prefix, request in parts:
-            try:
-                if request.model not in unknown:
-                    await priced(session, request)
-            except InvalidRequest as error:
-                problems += [f"{label}: {prefix}{problem}" for problem in error.problems]
-            except ChangeTheRequest as error:
-                unknown[request.model] = error.message
-            if request.model in unknown:
-                problems.append(f"{label}: {prefix}model: {unknown[request.model]} (got {request.model!r})")
-        if row.id in rows.used and await _kind_of(session, row.request) is Kind.VIDEO:
-            videos.add(row.id)
-    for row in (row for batch in _batches(rows) for row in batch if videos.intersection(row.uses)):
-        wrong = sorted(videos.intersection(row.uses))
-        problems += [f"{row.where or row.id}: image_urls: {ROW}{name} makes a video, not a picture" for name in wrong]
+        found = await _problems_of(session, row, unknown)
+        found += [f"image_urls: {ROW}{name} makes a video, not a picture" for name in row.uses if name in videos]
+        problems += [f"{row.where or row.id}: {problem}" for problem in found]
     if problems:
         raise InvalidManifest(problems)
+
+
+async def _problems_of(session: Session, row: Row, unknown: dict[str, str]) -> list[str]:
+    """Return what the catalogue has against a row; `unknown` keeps the models that it doesn't list."""
+    problems: list[str] = []
+    parts = [("", row.request)]
+    if row.motion is not None:
+        parts.append((MOTION, row.motion_request(placeholder_image())))
+    for prefix, request in parts:
+        try:
+            if request.model not in unknown:
+                await priced(session, request)
+        except InvalidRequest as error:
+            problems += [f"{prefix}{problem}" for problem in error.problems]
+        except ChangeTheRequest as error:
+            unknown[request.model] = error.message
+        if request.model in unknown:
+            problems.append(f"{prefix}model: {unknown[request.model]} (got {request.model!r})")
+    return problems
 
 
 async def _kind_of(session: Session, request: GenerationRequest) -> Kind:

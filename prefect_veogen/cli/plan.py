@@ -20,7 +20,7 @@ from prefect_veogen.schedule import take_of_slot
 if TYPE_CHECKING:
     from argparse import Namespace
 
-    from prefect_veogen.campaign.manifest import Row
+    from prefect_veogen.campaign.rows import Rows
     from prefect_veogen.session import Session
 
 _FIELDS = (
@@ -58,7 +58,7 @@ async def _make(session: Session, options: Namespace) -> Plan:
     )
 
 
-async def _rows(options: Namespace, given: list[str]) -> list[Row]:
+async def _rows(options: Namespace, given: list[str]) -> Rows:
     if given:
         raise ConfigurationError(
             f"{', '.join(given)} would be ignored: the rows of a manifest have their own",

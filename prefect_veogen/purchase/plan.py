@@ -120,10 +120,10 @@ class Planner:
 
     async def finish(self, items: Sequence[PlanItem] = ()) -> Plan:
         """Return the plan of all that was added; `items` are those it is to show. Free."""
-        budgets = [
-            BudgetLeft(cap.budget, cap.usd, await _left(self._session, cap, {*wanted}), sum(wanted.values(), Decimal(0)))
-            for cap, wanted in self._wanted.items()
-        ]
+        budgets = []
+        for cap, wanted in self._wanted.items():
+            left = await _left(self._session, cap, {*wanted})
+            budgets.append(BudgetLeft(cap.budget, cap.usd, left, sum(wanted.values(), Decimal(0))))
         balance = await balance_of(self._session.client)
         levels = (Certainty.UNPRICED, Certainty.UPPER_BOUND)
         certainty = next((level for level in levels if level in self._certainties), Certainty.EXACT)

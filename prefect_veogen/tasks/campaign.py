@@ -83,11 +83,11 @@ _MAX_KEPT_CHARACTERS = 256 * 1024
 
 
 class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
-    """A flow which runs with a table of any length and kind, though Prefect keeps no more than half a megabyte of JSON."""
+    """A flow which runs with a table of any length and kind, though Prefect keeps half a megabyte of JSON."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        kept = _kept_manifest(parameters.get("manifest"))
-        return super().serialize_parameters({**parameters, "manifest": kept} if "manifest" in parameters else parameters)
+        manifest = {name: _kept_manifest(value) for name, value in parameters.items() if name == "manifest"}
+        return super().serialize_parameters(parameters | manifest)
 
 
 def _kept_manifest(manifest: Any) -> Any:
@@ -146,8 +146,8 @@ async def read_manifest(
     """Return the rows of a manifest, with all takes filled in by `take_of_slot`. Free.
 
     A manifest is a list (or generator) of mappings, a DataFrame (pandas, Polars, PyArrow, DuckDB, whatever Narwhals
-    knows), or the path or link (http(s), s3, file) of a CSV, TSV, JSON, JSON Lines, YAML, Parquet or Arrow file. A table
-    of results is one, too: what ended well is not made again.
+    knows), or the path or link (http(s), s3, file) of a CSV, TSV, JSON, JSON Lines, YAML, Parquet or Arrow file. A
+    table of results is one, too: what ended well is not made again.
 
     A row has an `id`, a `GenerationRequest`'s fields and, for image-then-animate, `motion_prompt` (with
     `motion_model`, `motion_aspect_ratio`, `motion_resolution`, `motion_duration`, `motion_mode`, `motion_style`). An

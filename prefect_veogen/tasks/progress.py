@@ -24,7 +24,8 @@ _LOGGED_EVERY_SECONDS = 15.0
 @asynccontextmanager
 async def campaign_progress(name: str, total: int, items: Mapping[int, CampaignItem]) -> AsyncIterator[None]:
     """Report how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
-    artifact = await acreate_progress_artifact(0.0, key=f"campaign-{plain_name(name)}-progress", description=literal(name))
+    key = f"campaign-{plain_name(name)}-progress"
+    artifact = await acreate_progress_artifact(0.0, key=key, description=literal(name))
     reporting = asyncio.create_task(_report_progress(artifact, total, items))
     try:
         yield

@@ -18,7 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_veogen import Asset, GenerationRequest
-from prefect_veogen.campaign.manifest import Row, read_manifest
+from prefect_veogen.campaign.manifest import read_manifest
+from prefect_veogen.campaign.rows import Row
 from prefect_veogen.campaign.run import campaign_name
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from tests.support.servers import Reply, serving

@@ -96,7 +96,8 @@ async def test_a_template_fills_prompts_from_columns_as_people_write_them() -> N
 
 async def test_a_template_takes_its_columns_along_and_leaves_a_prompt_of_the_rows_own() -> None:
     first, second = await rows(
-        {"id": "a", "model": "m", "color": "red"}, {"id": "b", "model": "m", "color": "blue", "prompt": "my own"},
+        {"id": "a", "model": "m", "color": "red"},
+        {"id": "b", "model": "m", "color": "blue", "prompt": "my own"},
         prompt_template="A {color} kettle",
     )
     assert (first.request.prompt, second.request.prompt) == ("A red kettle", "my own")
@@ -156,7 +157,10 @@ async def test_a_label_that_can_not_be_one_is_named_with_its_row() -> None:
 
 async def test_variants_are_takes_of_the_row() -> None:
     assert [row.key for row in await rows(ROW, variants=4)] == [
-        ("fox", "1"), ("fox", "1.2"), ("fox", "1.3"), ("fox", "1.4"),
+        ("fox", "1"),
+        ("fox", "1.2"),
+        ("fox", "1.3"),
+        ("fox", "1.4"),
     ]
     daily = await rows(ROW | {"variants": 2}, ROW | {"id": "one"}, take="2026-11-24")
     assert [row.key for row in daily] == [("fox", "2026-11-24"), ("fox", "2026-11-24.2"), ("one", "2026-11-24")]

@@ -6,8 +6,8 @@ from decimal import Decimal
 
 import pytest
 
-from prefect_veogen.campaign.manifest import Row
 from prefect_veogen.campaign.report import ItemStatus
+from prefect_veogen.campaign.rows import Row
 from prefect_veogen.campaign.run import item_of_failure
 from prefect_veogen.errors import StoreUnavailable, UnexpectedAnswer, UnknownSubmission, VeogenError
 from prefect_veogen.models import GenerationRequest
@@ -30,7 +30,7 @@ ROW = Row("a", GenerationRequest(model="gpt-4o-image", prompt="a red fox"))
 async def test_only_a_purchase_in_doubt_leaves_a_row_unsettled_without_a_price(
     sandbox: Sandbox, error: VeogenError, status: ItemStatus
 ) -> None:
-    item = await on_io(item_of_failure(open_session(), ROW, error))
+    item = await on_io(item_of_failure(open_session(), ROW, {}, error))
     assert (item.status, item.price_usd, item.undelivered_usd) == (status, Decimal(0), {})
 
 
@@ -40,7 +40,7 @@ async def test_a_transient_failure_after_the_purchase_leaves_the_row_unsettled_w
 ) -> None:
     session = open_session()
     bought = (await on_io(buy(session, ROW.request))).generation
-    item = await on_io(item_of_failure(session, ROW, kind("It happened while waiting")))
+    item = await on_io(item_of_failure(session, ROW, {}, kind("It happened while waiting")))
     assert (item.status, item.price_usd) == (ItemStatus.UNSETTLED, Decimal("0.02"))
     assert item.undelivered_usd == {bought.id: Decimal("0.02")}
     assert "nothing was bought" not in str(item.error).lower()

@@ -40,9 +40,11 @@ from flows.sweep import sweep
 from prefect_veogen import Asset
 from prefect_veogen.campaign.contact_sheet import MAX_TILES, Tile, page
 from prefect_veogen.campaign.manifest import read_manifest
+from prefect_veogen.campaign.report import Step
 from prefect_veogen.campaign.run import campaign_name
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InsufficientBalance, InvalidManifest
 from prefect_veogen.ledger.budgets import Cap
+from prefect_veogen.models import Kind
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.tasks.campaign import CampaignItem, CampaignReport, ItemStatus, make_campaign, publish_campaign
@@ -405,13 +407,15 @@ async def sheet_of(name: str) -> str:
 
 
 async def test_campaigns_whose_names_have_no_letter_a_to_z_have_sheets_of_their_own(sandbox: Sandbox) -> None:
-    sheets = [await publish_campaign(CampaignReport(name, ())) for name in ("秋", "冬", "Über", "ber", "autumn", "!")]
+    sheets = [
+        await publish_campaign(CampaignReport.of(name, ())) for name in ("秋", "冬", "Über", "ber", "autumn", "!")
+    ]
     assert len(set(sheets)) == 6
     assert sheets[4].endswith("/campaigns/autumn/contact-sheet.html")
 
 
 async def test_long_names_have_sheets_of_their_own_too(sandbox: Sandbox) -> None:
-    sheets = [await publish_campaign(CampaignReport("n" * 300 + end, ())) for end in ("", "x", "y")]
+    sheets = [await publish_campaign(CampaignReport.of("n" * 300 + end, ())) for end in ("", "x", "y")]
     assert len(set(sheets)) == 3
 
 
@@ -426,8 +430,9 @@ async def test_assets_that_are_gone_spoil_no_sheet(sandbox: Sandbox) -> None:
 
 def test_a_sheet_of_many_rows_says_how_many_it_leaves_out() -> None:
     asset = Asset(uri="s3://b/a.png", sha256="ab", size=1, content_type="image/png", generation_id="g")
-    items = tuple(CampaignItem(f"r{number}", ItemStatus.OK, (asset,)) for number in range(MAX_TILES + 20))
-    sheet = page(CampaignReport("large", items), [Tile(item, ()) for item in items[:MAX_TILES]])
+    step = Step(Kind.IMAGE, "v1", asset)
+    items = tuple(CampaignItem(f"r{number}", ItemStatus.OK, (step,)) for number in range(MAX_TILES + 20))
+    sheet = page(CampaignReport.of("large", items), [Tile(item, ()) for item in items[:MAX_TILES]])
     assert "… and 20 more rows." in sheet
     assert 'href="s3://b/a.png"' in sheet
 

@@ -34,8 +34,9 @@ from prefect_veogen import (
 )
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidRequest
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.tasks.campaign import Row, check_campaign, check_requests, make_row, publish_campaign
+from prefect_veogen.tasks.campaign import Row, check_campaign, make_row, publish_campaign
 from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store
+from prefect_veogen.tasks.requests import check_requests
 from prefect_veogen.upkeep.statement import Reconciliation
 from tests.support.runs import task_runs
 
@@ -72,7 +73,7 @@ TASKS: list[tuple[Task[..., Any], Arguments | None, dict[str, Any], type]] = [
     (check_campaign, given([ROW]), {"name": "cats"}, Decimal),
     (check_requests, given(CAT), {}, type(None)),
     (make_row, given(ROW), {"name": "cats"}, CampaignItem),
-    (publish_campaign, given(CampaignReport("cats", ())), {}, str),
+    (publish_campaign, given(CampaignReport.of("cats", ())), {}, str),
     (sweep_store, None, {}, list),
     (compare_with_statement, None, {}, Reconciliation),
 ]

@@ -81,7 +81,7 @@ async def test_every_task_takes_the_name_of_a_block(studio: str, form: str, sand
     await check_requests(rows[0].request, credentials=form)
     await make_row(rows[0], name="x", credentials=form)
     asset = await generate(CAT, credentials=form)
-    await publish_campaign(CampaignReport("x", ()), credentials=form)
+    await publish_campaign(CampaignReport.of("x", ()), credentials=form)
     assert await sweep_store(credentials=form) == []
     assert (await compare_with_statement(credentials=form)).adds_up
     assert asset.generation_id == sandbox.generations[0].id

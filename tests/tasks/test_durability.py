@@ -29,11 +29,11 @@ from prefect_veogen.tasks.campaign import (
     CampaignReport,
     Row,
     check_campaign,
-    check_requests,
     make_campaign,
     publish_campaign,
 )
 from prefect_veogen.tasks.maintenance import compare_with_statement, report_unfinished, sweep_store
+from prefect_veogen.tasks.requests import check_requests
 from tests.support.prefect_processes import POOL, copy_deployable, deploy_all, environment_for, running_worker
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -97,7 +97,7 @@ STEPS: dict[str, Step] = {
     "check requests": lambda: check_requests(PICTURE),
     "check campaign": lambda: check_campaign([ROW], name="c"),
     "make campaign": lambda: make_campaign([ROW], name="c"),
-    "publish campaign": lambda: publish_campaign(CampaignReport("c", ())),
+    "publish campaign": lambda: publish_campaign(CampaignReport.of("c", ())),
     "sweep": sweep_store,
     "compare": compare_with_statement,
     "submitted": lambda: asyncio.to_thread(lambda: generate.submit(PICTURE).result()),

@@ -7,7 +7,7 @@ import pytest
 from prefect_veogen import Asset, GenerationRequest, generate
 from prefect_veogen.errors import ChangeTheRequest, ConfigurationError
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.tasks.campaign import check_requests, placeholder_of
+from prefect_veogen.tasks.requests import check_requests, placeholder_of
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
