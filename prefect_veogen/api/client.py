@@ -43,9 +43,9 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.models import Kind, normal_base_url
 from prefect_veogen.process.io_loop import close_at_end, io_loop, on_io
+from prefect_veogen.process.registry import Registry
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
     from collections.abc import Awaitable, Callable
 
     from pydantic import SecretStr
@@ -229,7 +229,7 @@ _Key = tuple[str, int, float]
 
 
 class _Clients:
-    """The clients of one event loop: all that are in use, and for some minutes those that were."""
+    """The clients of one process: all that are in use, and for some minutes those that were."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -264,7 +264,7 @@ class _Clients:
 # Longer than the minute of the rate limit, which must not be forgotten between two calls.
 _UNUSED_SECONDS = 300.0
 _MAX_UNUSED = 16
-_clients: weakref.WeakKeyDictionary[AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
+_clients = Registry[None, _Clients]()
 
 
 def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout_seconds: float) -> VeogenClient:
@@ -272,7 +272,7 @@ def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout
 
     It is closed some minutes after the last call for it, once no caller uses it any more.
     """
-    clients = _clients.setdefault(io_loop(), _Clients())
+    clients = _clients.get(None, _Clients, owner=io_loop())
     key = (_account(_sendable_token(token), _usable_base_url(base_url)), requests_per_minute, timeout_seconds)
     known = clients.get(key)
     if known is not None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, StoreUnavailable, UnreadableReceipt
 from prefect_veogen.models import in_usd
+from prefect_veogen.process.registry import Registry
 from prefect_veogen.store import AlreadyExists, VersionConflict
 
 if TYPE_CHECKING:
@@ -136,37 +136,37 @@ class Budgets:
         return Account(budget=budget) if document is None else _account_of(budget, document.body)
 
     async def _change(self, budget: str, change: Change) -> None:
-        await _desk(self._store, budget).change(change)
+        await _queues.get((self._store, budget), lambda: _WriteQueue(self._store, budget)).change(change)
 
 
-class _Desk:
-    """Where all changes to one budget from one event loop queue up, so that one write serves all that wait.
+class _WriteQueue:
+    """The changes of one event loop to one budget: each write makes all of them that wait.
 
-    Hundreds of purchases under one cap would otherwise spend their time on overwriting each other.
+    Hundreds of purchases under one cap would otherwise spend their time on conflicts with each other.
     """
 
     def __init__(self, store: Store, budget: str) -> None:
         self._store = store
         self._budget = budget
         self._waiting: list[tuple[Change, asyncio.Future[None]]] = []
-        self._clerk: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
 
     async def change(self, change: Change) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((change, done))
-        if self._clerk is None or self._clerk.done():
-            # A task of its own: that one caller is stopped must not stop what it does for the others.
-            self._clerk = asyncio.create_task(self._serve())
+        if self._writer is None or self._writer.done():
+            # A task of its own: when one caller is cancelled, the changes of the others are still written.
+            self._writer = asyncio.create_task(self._write_all())
         await done
 
-    async def _serve(self) -> None:
+    async def _write_all(self) -> None:
         while self._waiting:
-            served, self._waiting = self._waiting, []
+            batch, self._waiting = self._waiting, []
             try:
-                refused = await self._apply([change for change, _ in served])
-            except Exception as error:  # noqa: BLE001 - whatever it is, the callers have to hear of it
-                refused = dict.fromkeys(range(len(served)), error)
-            for number, (_, done) in enumerate(served):
+                refused = await self._apply([change for change, _ in batch])
+            except Exception as error:  # noqa: BLE001 - every caller gets it
+                refused = dict.fromkeys(range(len(batch)), error)
+            for number, (_, done) in enumerate(batch):
                 if done.done():
                     continue
                 if number in refused:
@@ -200,13 +200,7 @@ class _Desk:
         raise StoreUnavailable(f"The budget {self._budget} is changed by too many at once")
 
 
-_desks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Store, str], _Desk]]
-_desks = weakref.WeakKeyDictionary()
-
-
-def _desk(store: Store, budget: str) -> _Desk:
-    known = _desks.setdefault(asyncio.get_running_loop(), {})
-    return known.setdefault((store, budget), _Desk(store, budget))
+_queues = Registry[tuple["Store", str], _WriteQueue]()
 
 
 def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> Account:

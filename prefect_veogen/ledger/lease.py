@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 import uuid
 from contextlib import contextmanager
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 CLOCK_TOLERANCE = timedelta(seconds=30)
 
 _active: set[str] = set()
-_lock = threading.Lock()
+"""The ids of this process's own leases; no lock, which a fork could leave locked for ever."""
 
 
 class Owner(BaseModel):
@@ -73,13 +72,11 @@ def own_lease(lease_seconds: float, flow_run_id: str | None) -> Iterator[Owner]:
         lease_until=datetime.now(UTC) + timedelta(seconds=lease_seconds),
         flow_run_id=flow_run_id,
     )
-    with _lock:
-        _active.add(owner.id)
+    _active.add(owner.id)
     try:
         yield owner
     finally:
-        with _lock:
-            _active.discard(owner.id)
+        _active.discard(owner.id)
 
 
 def boot_seconds() -> float:
