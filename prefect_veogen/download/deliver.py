@@ -13,6 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.api.http import ResponseLost
@@ -24,7 +25,7 @@ from prefect_veogen.download.url_guard import open_media, output_link
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
 from prefect_veogen.ledger.receipt import Receipt
 from prefect_veogen.models import Asset, Generation, Kind, Status, without_secrets
-from prefect_veogen.process.concurrency import ConcurrencyLimit
+from prefect_veogen.process.concurrency import ConcurrencyLimit, backoff_seconds
 
 if TYPE_CHECKING:
     from prefect_veogen.api.http import MediaResponse
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _MAX_CONCURRENT = 8
 _EXPIRED_STATUSES = (401, 403, 404, 410)
 _MAX_TRIES_WITHOUT_PROGRESS = 4
-_PAUSE_SECONDS = (0.2, 0.5, 1.0, 2.0)
+_pause_seconds = partial(backoff_seconds, first=0.25, longest=2.0)
 _MAX_LINK_TRIES = 6
 _LIMIT = "VEOGEN_MAX_ASSET_BYTES"
 _WHEN_TOO_LARGE = f"If you expect so large a file, raise {_LIMIT} and run it again: nothing is bought again."
@@ -162,7 +163,7 @@ class _Download:
                 return
             if failures > _MAX_TRIES_WITHOUT_PROGRESS:
                 raise DownloadBroken(f"The download of generation {self._generation.id} broke off: {reason}")
-            await asyncio.sleep(_PAUSE_SECONDS[min(failures, len(_PAUSE_SECONDS)) - 1])
+            await asyncio.sleep(_pause_seconds(failures))
 
     async def _connect(self, transfer: Transfer) -> None:
         """Read from one connection to the end of the file."""
@@ -184,7 +185,7 @@ class _Download:
         known = output_link(self._session, self._generation)
         if known is not None and not fresh:
             return known
-        for attempt in range(_MAX_LINK_TRIES):
+        for attempt in range(1, _MAX_LINK_TRIES + 1):
             generation = await self._session.client.get_generation(self._generation.id)
             if generation.status is Status.FAILED:
                 raise failure_of(generation)
@@ -198,7 +199,7 @@ class _Download:
                     generation_id=generation.id,
                     next_step="Wait for it with wait_for_generation first.",
                 )
-            await asyncio.sleep(_PAUSE_SECONDS[min(attempt, len(_PAUSE_SECONDS) - 1)])
+            await asyncio.sleep(_pause_seconds(attempt))
         raise OutputMissing(
             f"Generation {self._generation.id} is completed, but the service gives no link to its output",
             generation_id=self._generation.id,

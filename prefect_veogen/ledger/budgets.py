@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, StoreUnavailable, UnreadableReceipt
 from prefect_veogen.models import in_usd
+from prefect_veogen.process.concurrency import backoff_seconds
 from prefect_veogen.process.registry import Registry
 from prefect_veogen.store import AlreadyExists, VersionConflict
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from prefect_veogen.store import Store
 
 _TRIES = 200
+_longest_pause_seconds = partial(backoff_seconds, first=0.01, longest=0.5)
 
 Change = Callable[["Account"], "Account | None"]
 
@@ -176,7 +179,7 @@ class _WriteQueue:
 
     async def _apply(self, changes: Sequence[Change]) -> dict[int, Exception]:
         """Write all changes at once, and return the refusals of those that can't be made."""
-        for attempt in range(_TRIES):
+        for attempt in range(1, _TRIES + 1):
             document = await self._store.read(_path(self._budget))
             before = Account(budget=self._budget) if document is None else _account_of(self._budget, document.body)
             account, refused = before, {}
@@ -194,7 +197,7 @@ class _WriteQueue:
                 else:
                     await self._store.replace(_path(self._budget), body, document.version)
             except (AlreadyExists, VersionConflict):
-                await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
+                await asyncio.sleep(random.uniform(0, _longest_pause_seconds(attempt)))
             else:
                 return dict(refused)
         raise StoreUnavailable(f"The budget {self._budget} is changed by too many at once")
