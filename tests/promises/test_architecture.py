@@ -44,6 +44,9 @@ ORDER = [
     "cli",
 ]
 BESIDE = "sandbox"
+# Who hops to the I/O loop, once per call: the outermost layers, and the client for those who got one by `get_client()`.
+HOPPING = ("tasks/", "cli/", "api/client.py")
+HOPPING_STILL = ("campaign/",)
 
 # Outside libraries and who may import them; pydantic, which makes the values, may be imported everywhere.
 DOORS = {
@@ -277,6 +280,17 @@ def changing_names(path: Path) -> Iterator[str]:
     for inner in ast.walk(parsed(path)):
         if isinstance(inner, ast.Global):
             yield from inner.names
+
+
+def test_only_the_outermost_layers_hop_to_the_io_loop() -> None:
+    calls = [
+        str(path.relative_to(PACKAGE))
+        for path in sources()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "on_io"
+    ]
+    assert [name for name in calls if not name.startswith((*HOPPING, *HOPPING_STILL))] == []
+    assert calls.count("api/client.py") == 1
 
 
 def test_what_a_process_shares_is_in_a_registry() -> None:
