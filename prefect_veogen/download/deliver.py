@@ -59,7 +59,7 @@ async def deliver(session: Session, generation: Generation) -> Delivery:
     stored = await intact_asset(session.store, entry.receipt) if entry else None
     if stored is not None:
         return Delivery(stored, reused=True)
-    async with _places():
+    async with _download_limit():
         asset, etag = await _Download(session, generation, entry.receipt if entry else None).run()
     if entry is not None:
         await session.ledger.store(entry, asset, etag)
@@ -83,7 +83,7 @@ async def intact_asset(store: Store, receipt: Receipt) -> Asset | None:
 
 
 # Bounded concurrency: each transfer holds some megabytes in memory.
-_places = ConcurrencyLimit(_MAX_CONCURRENT)
+_download_limit = ConcurrencyLimit(_MAX_CONCURRENT)
 
 
 class _LinkExpired(Exception):
@@ -169,16 +169,16 @@ class _Download:
         """Read from one connection to the end of the file."""
         if transfer.size and transfer.validator is None:
             raise Restart
-        async with open_media(self._session, self._url, transfer.headers()) as answer:
-            if answer.status in _EXPIRED_STATUSES:
-                raise _LinkExpired(f"the media host responds with HTTP {answer.status}")
-            if answer.status == 416:
-                if answer.headers.get("content-range", "").strip() == f"bytes */{transfer.size}":
+        async with open_media(self._session, self._url, transfer.headers()) as response:
+            if response.status in _EXPIRED_STATUSES:
+                raise _LinkExpired(f"the media host responds with HTTP {response.status}")
+            if response.status == 416:
+                if response.headers.get("content-range", "").strip() == f"bytes */{transfer.size}":
                     return  # it was complete already
                 raise Restart
-            if answer.status not in (200, 206):
-                raise ResponseLost(f"the media host responds with HTTP {answer.status}")
-            await transfer.receive(answer)
+            if response.status not in (200, 206):
+                raise ResponseLost(f"the media host responds with HTTP {response.status}")
+            await transfer.receive(response)
 
     async def _link(self, *, fresh: bool = False) -> str:
         """Return a link to the output, from the service if there is none or a fresh one is needed."""
@@ -247,8 +247,8 @@ class _Download:
         """Download the file once more, into quarantine; `False` if the bytes differ from those that were rejected."""
         writer = self._session.store.writer(transfer.quarantine_key, "application/octet-stream")
         try:
-            async with open_media(self._session, self._url, {}) as answer:
-                await self._copy(answer, writer, transfer)
+            async with open_media(self._session, self._url, {}) as response:
+                await self._copy(response, writer, transfer)
             await writer.commit()
         except BaseException as error:
             with contextlib.suppress(VeogenError):
@@ -258,21 +258,21 @@ class _Download:
             raise
         return True
 
-    async def _copy(self, answer: MediaResponse, writer: Writer, transfer: Transfer) -> None:
+    async def _copy(self, response: MediaResponse, writer: Writer, transfer: Transfer) -> None:
         """Copy as many bytes as were rejected; of a complete file one more, to notice if it has grown.
 
         Raises:
             ResponseLost: the bytes differ from those that were rejected.
         """
         digest, left = hashlib.sha256(), transfer.size + (not transfer.is_cut)
-        async for chunk in transfer.decoded(answer):
+        async for chunk in transfer.decoded(response):
             piece = chunk[:left]
             digest.update(piece)
             await writer.write(piece)
             left -= len(piece)
             if not left:
                 break
-        if answer.status != 200 or digest.hexdigest() != transfer.sha256:
+        if response.status != 200 or digest.hexdigest() != transfer.sha256:
             raise ResponseLost("the link serves other bytes now")
 
     async def _kind(self) -> Kind | None:

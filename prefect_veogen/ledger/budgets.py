@@ -41,10 +41,10 @@ class Cap(NamedTuple):
 
     @classmethod
     def of(cls, budget: str, usd: Decimal | float | None) -> Cap | None:
-        """Return the cap, `None` if there is no amount.
+        """Return the cap, `None` for no amount.
 
         Raises:
-            ConfigurationError: the amount is none.
+            ConfigurationError: the amount is not valid.
         """
         if usd is None:
             return None
@@ -54,7 +54,7 @@ class Cap(NamedTuple):
             amount = Decimal("nan")
         if isinstance(usd, bool) or not amount.is_finite() or amount < 0:
             raise ConfigurationError(
-                f"budget_usd={usd!r} is no amount of money",
+                f"budget_usd={usd!r} is not a valid amount of money",
                 next_step="Give a number of USD, 0 or more, or None for no cap.",
             )
         return cls(budget, amount)
@@ -79,9 +79,9 @@ class Account(BaseModel):
     budget: str
     spent_usd: Decimal = Field(default=Decimal(0), ge=0)
     reserved: dict[str, Reservation] = Field(default_factory=dict)
-    # Whose money was given back after a failure: giving back is tried again after a kill, and must not count twice.
+    # Whose money was refunded after a failure: a refund is repeated after a kill, and must not count twice.
     refunded: tuple[str, ...] = ()
-    # What was charged against an expectation, and counted: counting is tried again after a kill, and must not double.
+    # What was charged without a reservation, and counted: counting is repeated after a kill, and must not count twice.
     charged: tuple[str, ...] = ()
     # A nonce: makes a repeated write distinguishable from another worker's.
     written: str = ""
@@ -93,7 +93,7 @@ class Account(BaseModel):
 
 
 def day_budget(now: datetime | None = None) -> str:
-    """Return the name of the budget that everybody who shares the store spends from today (UTC)."""
+    """Return the name of the budget that all who share the store spend from today (UTC)."""
     return f"day-{(now or datetime.now(UTC)).date().isoformat()}"
 
 
@@ -104,10 +104,10 @@ class Budgets:
         self._store = store
 
     async def reserve(self, caps: Iterable[Cap], name: str, usd: Decimal, by: str) -> None:
-        """Set money aside under every cap, or under none; setting the same aside again changes nothing.
+        """Reserve money under every cap, or under none. Idempotent.
 
         Raises:
-            BudgetExceeded: it would break a cap; the message says what is left and who holds the rest.
+            BudgetExceeded: it would break a cap; the message says what is left and who has reserved the rest.
         """
         taken: list[str] = []
         try:
@@ -200,7 +200,7 @@ class _WriteQueue:
                 await asyncio.sleep(random.uniform(0, _longest_pause_seconds(attempt)))
             else:
                 return dict(refused)
-        raise StoreUnavailable(f"The budget {self._budget} is changed by too many at once")
+        raise StoreUnavailable(f"The budget {self._budget} has too many concurrent writers")
 
 
 _queues = Registry[tuple["Store", str], _WriteQueue]()

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Clocks of different machines may differ by so much without anybody being declared dead too early.
+# Clocks of different machines may differ by so much without an owner being declared dead too early.
 CLOCK_TOLERANCE = timedelta(seconds=30)
 
 _active: set[str] = set()

@@ -1,7 +1,7 @@
 """The ledger: one receipt per purchase, written ahead of the money, in the same store as the assets.
 
-A receipt is *created* by exactly one worker of the whole fleet (create if absent) and *replaced* only by whoever read
-its last version (compare-and-swap), so that every step of a purchase has one author. Each method is one transition
+A receipt is *created* by exactly one worker of the whole fleet (create if absent) and *replaced* only by the one that
+read its last version (compare-and-swap), so that every step of a purchase has one author. Each method is one transition
 together with its settlement in the budgets: receipt and money can't be moved apart. `receipt` draws the states.
 """
 
@@ -150,7 +150,7 @@ class Ledger:
         return await self._write(entry, entry.receipt.sending(owner, clock_offset=clock_offset, links=links))
 
     async def wait(self, entry: Entry, owner: Owner, seconds: float) -> Entry:
-        """Note that the service answered "too many requests", and that it is sent again after a pause."""
+        """Note that the service responded "too many requests", and that it is sent again after a pause."""
         return await self._write(entry, entry.receipt.waiting(owner, seconds))
 
     async def release(self, entry: Entry, reason: str) -> Entry:

@@ -33,13 +33,13 @@ class Search:
     found: Generation | None = None
     candidates: tuple[str, ...] = ()
     wait: bool = False
-    """Whether other purchases are unsettled whose generations these may be, so that time may tell them apart."""
+    """Whether other purchases are unsettled whose generations these may be, so that time may distinguish them."""
 
     @property
     def reason(self) -> str:
         """Why nothing was found, for a person."""
         if self.candidates:
-            return f"{len(self.candidates)} generations could be it, and none can be told from the others"
+            return f"{len(self.candidates)} generations could be it, and nothing distinguishes them"
         return "the service does not list it"
 
 
@@ -67,7 +67,7 @@ async def judge(session: Session, receipt: Receipt, listed: Sequence[Generation]
     """Return which of the listed generations a receipt paid for, if that is unmistakable."""
     listed = [item for item in listed if item.id not in receipt.known_ids]
     matching = [item for item in listed if looks_like(receipt, item)]
-    # The rivals before the claims: whichever is no rival any more by now has made its claim before.
+    # The rivals before the claims: one that is settled by then has made its claim before.
     rivals = await rivals_of(session, receipt, since) if matching else []
     free = []
     for generation in matching:

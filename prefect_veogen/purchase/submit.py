@@ -53,13 +53,13 @@ if TYPE_CHECKING:
     from prefect_veogen.ledger.receipt import Receipt
     from prefect_veogen.session import Session
 
-# Longer than a purchase can take to be answered; only other machines ever have to wait for it.
+# Longer than the response to a purchase can take; only other machines ever have to wait for it.
 _LEASE_MARGIN_SECONDS = 30.0
 _BUSY_SECONDS = 900.0
 _rival_poll_seconds = partial(backoff_seconds, first=0.05, longest=1.0)
 _pause_seconds = partial(backoff_seconds, longest=5.0)
 _SEARCH_POLLS = 10
-"""For how many poll intervals a purchase whose response was just lost is searched for before its caller is told so."""
+"""For how many poll intervals a purchase whose response was just lost is searched for before that is reported."""
 _WAITED_FOR = timedelta(seconds=30)
 """What is left of a doubt at most for a call to wait for its end."""
 _BLIND_SECONDS = 60.0
@@ -269,7 +269,7 @@ class _Buyer:
         try:
             written = await asyncio.shield(noting)
         except asyncio.CancelledError:
-            # Stopped with the id in hand, which nobody else knows: a moment to write it down.
+            # Stopped with the id in hand, which no other process knows: a moment to write it down.
             await asyncio.wait([noting], timeout=_LAST_WORDS_SECONDS)
             raise
         if written is None:
@@ -370,7 +370,7 @@ class _Buyer:
         return await self._ledger.reopen(entry, "a generation that could be it is listed by now")
 
     def _search_until(self, receipt: Receipt) -> datetime:
-        """Return until when a purchase is searched for before the caller hears of the doubt, from the loss on."""
+        """Return until when a purchase is searched for before the doubt is reported, from the loss on."""
         last = receipt.history[-1]
         polls = _SEARCH_POLLS if last.event is EventName.IN_DOUBT else 0
         return last.at + timedelta(seconds=polls * self._session.settings.image_poll_seconds)

@@ -176,7 +176,7 @@ async def _refuse_exposed(secret: str) -> None:
             recorded.append(await asyncio.to_thread(lambda: deployment.parameters))
     if any(text == secret or (len(secret) >= _MIN_SECRET and secret in text) for text in _texts(recorded)):
         raise ConfigurationError(
-            "The token is in plain text in this flow run's parameters, for everybody who sees the Prefect server",
+            "The token is in plain text in this flow run's parameters, for everyone who sees the Prefect server",
             next_step="Nothing was bought. Make a new token at the service, for this one is exposed. Save it in a "
             'VeogenCredentials block and give the block\'s name: credentials="NAME". So in prefect.yaml, too, where a '
             "template or a $ref of a block is filled in while deploying.",

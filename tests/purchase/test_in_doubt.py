@@ -222,7 +222,7 @@ VOID: dict[str, tuple[Callable[[Reply], Reply], str]] = {
     "an error": (lambda reply: Reply(500, reply.headers, b"{}"), "could not be asked"),
     "a web page": (lambda reply: replace(reply, body=b"<html>Please log in</html>"), "could not be asked"),
     "an empty list": (bent(lambda body: body["data"].clear()), "shows no image that this store has bought"),
-    "no time": (without_date, "does not say when it answered"),
+    "no time": (without_date, "does not say when it responded"),
     "another order": (bent(reverse), "not newest first"),
     "no times of creation": (
         bent(lambda body: [item.pop("created_at") for item in body["data"]] and body),
