@@ -18,7 +18,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
             code = main(words)
         except SystemExit as wrong_usage:
             code = int(wrong_usage.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
+        written = capsys.readouterr()
+        return code, written.out, written.err
 
     return run_it

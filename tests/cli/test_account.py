@@ -25,13 +25,13 @@ def test_models_lists_all_with_what_one_generation_costs(sandbox: Sandbox, run: 
 
 
 def test_models_reads_every_page(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answer(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         page = int(request.path.partition("page=")[2] or 1)
         model = {"slug": f"model-{page}", "type": "image", "price_usd": "0.10"}
         return Reply(body=json.dumps({"data": [model], "total": 3, "per_page": 1}).encode())
 
     monkeypatch.setenv("VEOGEN_API_TOKEN", "t")
-    with serving(answer) as url:
+    with serving(respond) as url:
         code, out, _ = run("models", "--json", "--base-url", url)
     assert code == 0
     assert [model["slug"] for model in json.loads(out)] == ["model-1", "model-2", "model-3"]
@@ -47,9 +47,9 @@ def test_one_model_is_shown_with_the_price_of_every_resolution(sandbox: Sandbox,
 
 def test_prices_in_json_are_decimal_strings(sandbox: Sandbox, run: Run) -> None:
     _, out, err = run("models", "seedance-2.0", "--json")
-    told = json.loads(out)
-    assert (told["priced_per"], err) == ("second", "")
-    assert told["price_usd_by_resolution"] == {"480p": "0.1321", "720p": "0.284015"}
+    shown = json.loads(out)
+    assert (shown["priced_per"], err) == ("second", "")
+    assert shown["price_usd_by_resolution"] == {"480p": "0.1321", "720p": "0.284015"}
 
 
 def test_an_unknown_model_is_an_error_with_a_next_step(sandbox: Sandbox, run: Run) -> None:
@@ -59,17 +59,17 @@ def test_an_unknown_model_is_an_error_with_a_next_step(sandbox: Sandbox, run: Ru
     assert "What to do: " in err
 
 
-def test_balance_tells_what_is_held_and_spent(sandbox: Sandbox, run: Run) -> None:
+def test_balance_shows_what_is_left_and_spent(sandbox: Sandbox, run: Run) -> None:
     bought()
     assert run("balance") == (0, "The account holds $99.98 and has spent $0.02.\n", "")
-    told = json.loads(run("balance", "--json")[1])
-    assert {name: Decimal(amount) for name, amount in told.items()} == {
+    shown = json.loads(run("balance", "--json")[1])
+    assert {name: Decimal(amount) for name, amount in shown.items()} == {
         "remaining_usd": Decimal("99.98"),
         "spent_usd": Decimal("0.02"),
     }
 
 
-def test_a_balance_nobody_tells_is_an_error_and_not_zero(sandbox: Sandbox, run: Run) -> None:
+def test_a_balance_that_no_endpoint_states_is_an_error_and_not_zero(sandbox: Sandbox, run: Run) -> None:
     sandbox.fault("balance-500", times=None)
     code, out, err = run("balance", "--json")
     assert (code, out) == (1, "")

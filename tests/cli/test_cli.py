@@ -103,14 +103,14 @@ def test_ctrl_c_is_130_and_says_that_nothing_was_bought(
 ) -> None:
     hanging, asked, over = threading.Event(), threading.Event(), threading.Event()
 
-    def answer(request: Request) -> Reply | None:
+    def respond(request: Request) -> Reply | None:
         if not hanging.is_set():
             return None if request.method == "POST" else relayed(sandbox.base_url, request)
         asked.set()
         over.wait(30)
         return None
 
-    with serving(answer) as url:
+    with serving(respond) as url:
         monkeypatch.setenv("VEOGEN_BASE_URL", f"{url}/api/v1")
         monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
         with pytest.raises(UnknownSubmission):
@@ -131,10 +131,10 @@ def test_the_sandboxs_first_line_is_its_base_url_and_ctrl_c_ends_it() -> None:
         assert command.stdout is not None
         base_url = command.stdout.readline().strip()
         exported = dict(re.findall(r"export (VEOGEN_\w+)=(.+)", "".join(command.stdout.readline() for _ in range(2))))
-        answer = httpx.get(f"{base_url}/models", headers={"Authorization": f"Bearer {exported['VEOGEN_API_TOKEN']}"})
+        response = httpx.get(f"{base_url}/models", headers={"Authorization": f"Bearer {exported['VEOGEN_API_TOKEN']}"})
         command.send_signal(signal.SIGINT)
         _, err = command.communicate(timeout=60)
-    assert answer.status_code == 200
+    assert response.status_code == 200
     assert exported["VEOGEN_BASE_URL"] == base_url
     assert (command.returncode, err) == (0, "")
 

@@ -28,10 +28,13 @@ def test_the_demo_buys_in_the_sandbox_and_leaves_a_picture_a_clip_and_no_process
     (tmp_path / "veogen-demo" / "run-1").mkdir(parents=True)
     mark = uuid.uuid4().hex
     with _real_service() as (service, seen), process("demo", "--keep", CLI_TEST_MARK=mark, **service) as demo:
-        told = _read_until(demo, "What the sandbox has seen")
+        printed = _read_until(demo, "What the sandbox has seen")
         balance = subprocess.run(
             [sys.executable, "-m", "prefect_veogen.cli", "balance"],
-            env={**os.environ, **dict(re.findall(r"export (VEOGEN_\w+)=(http\S+|sandbox-token)$", told, re.MULTILINE))},
+            env={
+                **os.environ,
+                **dict(re.findall(r"export (VEOGEN_\w+)=(http\S+|sandbox-token)$", printed, re.MULTILINE)),
+            },
             capture_output=True,
             text=True,
             timeout=60,
@@ -41,10 +44,12 @@ def test_the_demo_buys_in_the_sandbox_and_leaves_a_picture_a_clip_and_no_process
         demo.send_signal(signal.SIGINT)
         _, err = demo.communicate(timeout=60)
     assert (demo.returncode, err, seen) == (0, "", [])
-    assert "2 purchases, $0.32 of play money" in told
+    assert "2 purchases, $0.32 of play money" in printed
     assert balance == "The account holds $99.68 and has spent $0.32.\n"
-    assert "\x1b" not in told
-    picture, clip = (tmp_path / path for path in re.findall(r"veogen-demo/run-2/assets/\S+$", told, re.MULTILINE)[-2:])
+    assert "\x1b" not in printed
+    picture, clip = (
+        tmp_path / path for path in re.findall(r"veogen-demo/run-2/assets/\S+$", printed, re.MULTILINE)[-2:]
+    )
     assert Image.open(io.BytesIO(picture.read_bytes())).size[0] >= 1024
     with av.open(str(clip)) as container:
         assert container.streams.video[0].width >= 1280
@@ -77,14 +82,14 @@ def test_the_demo_refuses_a_store_it_cannot_write(run: Run, tmp_path: Path, stor
 
 @contextmanager
 def _real_service() -> Iterator[tuple[dict[str, str], list[str]]]:
-    """The environment of somebody with an account and a Prefect server, and what either of them was asked."""
+    """The environment of a user with an account and a Prefect server, and what either of them was asked."""
     seen: list[str] = []
 
-    def answer(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         seen.append(request.path)
         return Reply(500)
 
-    with serving(answer) as url:
+    with serving(respond) as url:
         yield (
             {
                 "VEOGEN_BASE_URL": f"{url}/api/v1",
@@ -99,12 +104,12 @@ def _real_service() -> Iterator[tuple[dict[str, str], list[str]]]:
 
 def _read_until(command: subprocess.Popen[str], text: str) -> str:
     assert command.stdout is not None
-    told = ""
+    printed = ""
     for line in command.stdout:
-        told += line
+        printed += line
         if text in line:
-            return told
-    raise AssertionError(f"it ended without {text!r}:\n{told}{command.stderr.read() if command.stderr else ''}")
+            return printed
+    raise AssertionError(f"it ended without {text!r}:\n{printed}{command.stderr.read() if command.stderr else ''}")
 
 
 def _alive(mark: str) -> list[str]:

@@ -38,10 +38,10 @@ def test_a_plan_of_a_manifest_knows_what_is_bought_and_what_is_double(
     assert code == 0
     assert [Decimal(item["usd"]) for item in items] == [0, Decimal("0.02"), Decimal("0.3"), 0, Decimal("0.18")]
     assert [item["already_bought"] for item in items] == [True, False, False, True, False]
-    told = run("plan", str(rows))[1].splitlines()
-    assert told[1].endswith("already bought")
-    assert told[4].endswith("same as above")
-    assert "Total: $0.50" in told
+    lines = run("plan", str(rows))[1].splitlines()
+    assert lines[1].endswith("already bought")
+    assert lines[4].endswith("same as above")
+    assert "Total: $0.50" in lines
 
 
 def test_a_plan_says_how_sure_it_is(sandbox: Sandbox, run: Run) -> None:
@@ -82,7 +82,7 @@ def test_a_plan_beyond_the_budget_is_1(sandbox: Sandbox, run: Run, monkeypatch: 
     assert [budget["left_usd"] for budget in json.loads(out)["budgets"]] == ["0.10"]
 
 
-def test_a_wrong_manifest_is_told_row_by_row(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+def test_a_wrong_manifest_is_reported_row_by_row(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text("id,model,prompt\na,gpt-4o-image,\nb,gpt-4o-image,x\nb,gpt-4o-image,y\n")
     code, out, err = run("plan", str(rows))
@@ -100,8 +100,8 @@ def test_a_plan_may_come_before_the_store_but_not_with_a_file_as_one(sandbox: Sa
 def test_a_scheduled_manifest_is_planned_as_if_it_ran_now(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
     rows = tmp_path / "rows.csv"
     rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,{scheduled:%%}\n")
-    code, _, told = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
-    assert (code, "row 2 (b): take: " in told) == (1, True)
+    code, _, err = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
+    assert (code, "row 2 (b): take: " in err) == (1, True)
     rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,\n")
     code, out, _ = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
     assert (code, "$0.04" in out) == (0, True)

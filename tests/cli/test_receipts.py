@@ -59,8 +59,8 @@ def test_a_lost_purchase_is_adopted_by_hand(sandbox: Sandbox, run: Run, monkeypa
     body = {"model": "gpt-4o-image", "prompt": "something that doesn't look like it"}
     made = httpx.post(f"{sandbox.base_url}/generations", json=body, headers=bearer(sandbox)).json()
     assert f"prefect-veogen receipts adopt {key} GENERATION_ID" in run("receipts", "show", key)[1]
-    code, _, told = run("receipts", "adopt", key, made["data"]["id"])
-    assert (code, "--force" in told) == (1, True)
+    code, _, shown = run("receipts", "adopt", key, made["data"]["id"])
+    assert (code, "--force" in shown) == (1, True)
     code, out, _ = run("receipts", "adopt", key, made["data"]["id"], "--force")
     assert code == 0
     assert f"{key} is bought now" in out
@@ -79,14 +79,14 @@ def test_a_lost_purchase_is_released_by_hand_and_then_bought(
     assert len(sandbox.bill) == 1
 
 
-def test_a_damaged_receipt_is_told_beside_the_others(sandbox: Sandbox, run: Run) -> None:
+def test_a_damaged_receipt_is_reported_beside_the_others(sandbox: Sandbox, run: Run) -> None:
     bought()
     store = Path(os.environ["VEOGEN_STORE"])
     (store / "receipts" / "v1-0-0-1.json").write_text("{")
-    code, out, told = run("receipts")
+    code, out, shown = run("receipts")
     assert code == 1
     assert "1 receipts, $0.02 paid" in out
-    assert "v1-0-0-1 can't be read" in told
+    assert "v1-0-0-1 can't be read" in shown
 
 
 # ---------------------------------------------------------------- sweep and reconcile
@@ -103,23 +103,25 @@ def test_sweep_stores_what_was_paid_for_and_buys_nothing(sandbox: Sandbox, run: 
     assert len(sandbox.bill) == 1
 
 
-def test_sweep_is_1_when_a_person_must_look(sandbox: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sweep_is_1_when_something_needs_manual_review(
+    sandbox: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = lost(sandbox, monkeypatch)
     code, out, _ = run("sweep", "--json")
     assert code == 1
     assert [(item["key"], item["after"]) for item in json.loads(out)] == [(key, "unknown")]
 
 
-def test_reconcile_adds_up_until_somebody_else_buys(sandbox: Sandbox, run: Run) -> None:
+def test_reconcile_adds_up_until_another_store_buys(sandbox: Sandbox, run: Run) -> None:
     bought()
     sandbox.advance(60)  # the statement names what is completed
     assert run("reconcile")[0] == 0
-    body = {"model": "veo-3.1-fast", "prompt": "by somebody else"}
+    body = {"model": "veo-3.1-fast", "prompt": "by another"}
     httpx.post(f"{sandbox.base_url}/generations", json=body, headers=bearer(sandbox)).raise_for_status()
     sandbox.advance(300)
     code, out, _ = run("reconcile")
     assert code == 1
     assert "On the statement, but not in this store's receipts:" in out
     code, out, _ = run("reconcile", "--json", "--since", "2020-01-01")
-    told = json.loads(out)
-    assert (code, told["adds_up"], told["ledger_usd"], told["receipts"]) == (1, False, "0.02", 1)
+    shown = json.loads(out)
+    assert (code, shown["adds_up"], shown["ledger_usd"], shown["receipts"]) == (1, False, "0.02", 1)

@@ -30,13 +30,13 @@ def test_setup_makes_the_limit_and_registers_the_block_however_often(prefect_ser
     assert name == "Veogen Credentials"
 
 
-@pytest.mark.parametrize(("server", "told"), [(None, "no Prefect server"), ("http://127.0.0.1:9/api", "127.0.0.1:9")])
-def test_setup_without_a_server_says_how_to_get_one(tmp_path: Path, server: str | None, told: str) -> None:
+@pytest.mark.parametrize(("server", "words"), [(None, "no Prefect server"), ("http://127.0.0.1:9/api", "127.0.0.1:9")])
+def test_setup_without_a_server_says_how_to_get_one(tmp_path: Path, server: str | None, words: str) -> None:
     environment = {"PREFECT_HOME": str(tmp_path), "PREFECT_CLIENT_MAX_RETRIES": "0"}
     with process("setup", **environment, **({"PREFECT_API_URL": server} if server else {})) as setup:
         out, err = setup.communicate(timeout=60)
     assert (setup.returncode, out) == (1, "")
-    assert told in err
+    assert words in err
     assert "What to do: " in err
     assert "Traceback" not in err
 

@@ -148,17 +148,17 @@ async def test_a_validator_that_no_request_can_say_is_none(headers: dict[str, st
     assert asset.sha256 == hashlib.sha256(CLIP_BYTES).hexdigest()
 
 
-async def test_a_file_that_changes_at_every_look_is_given_up(sandbox: Sandbox) -> None:
-    looks = 0
+async def test_a_file_that_changes_at_every_request_is_given_up(sandbox: Sandbox) -> None:
+    requests = 0
 
     def changing(request: Request) -> Reply:
-        nonlocal looks
-        looks += 1
-        return Reply(200, {"etag": f'"{looks}"'}, CLIP_BYTES, cut_at=1_500_000)
+        nonlocal requests
+        requests += 1
+        return Reply(200, {"etag": f'"{requests}"'}, CLIP_BYTES, cut_at=1_500_000)
 
     with serving(changing) as host, pytest.raises(DownloadBroken):
         await asyncio.wait_for(delivered(elsewhere(f"{host}/x.mp4")), 40)
-    assert looks < 20
+    assert requests < 20
 
 
 async def test_a_rest_that_does_not_fit_is_not_glued_on(sandbox: Sandbox) -> None:
@@ -235,7 +235,7 @@ async def test_a_digest_that_the_host_states_is_checked(header: str, sandbox: Sa
 # ---------------------------------------------------------------- what is in the store
 
 
-async def test_the_sidecar_tells_where_an_asset_comes_from(sandbox: Sandbox, store_url: str) -> None:
+async def test_the_sidecar_says_where_an_asset_comes_from(sandbox: Sandbox, store_url: str) -> None:
     generation = await bought(sandbox, PICTURE)
     asset = (await delivered(generation)).asset
     sidecar = json.loads(await content(open_session().store, f"{asset.uri}.json"))

@@ -61,7 +61,7 @@ async def test_nothing_at_all_is_not_said_to_be_kept(sandbox: Sandbox, store_url
     assert await open_session().store.list_objects("rejected/") == []
 
 
-async def test_the_same_bytes_are_kept_aside_once_however_often_they_are_served(
+async def test_the_same_bytes_are_quarantined_once_however_often_they_are_served(
     sandbox: Sandbox, store_url: str
 ) -> None:
     generation = await bought(sandbox)
@@ -141,8 +141,11 @@ async def test_a_file_announced_above_the_limit_is_refused_without_a_trace(
     sandbox: Sandbox, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VEOGEN_MAX_ASSET_BYTES", str(LARGE))
-    told = rf"announces {len(TOO_LARGE)} bytes, more than {LARGE} \(VEOGEN_MAX_ASSET_BYTES\)"
-    with serving(lambda request: Reply(200, {}, TOO_LARGE)) as host, pytest.raises(MediaRejected, match=told) as caught:
+    problem = rf"announces {len(TOO_LARGE)} bytes, more than {LARGE} \(VEOGEN_MAX_ASSET_BYTES\)"
+    with (
+        serving(lambda request: Reply(200, {}, TOO_LARGE)) as host,
+        pytest.raises(MediaRejected, match=problem) as caught,
+    ):
         await delivered(elsewhere(f"{host}/x.mp4"))
     store = open_session().store
     assert "kept" not in str(caught.value)

@@ -90,17 +90,17 @@ async def test_a_name_that_changes_its_address_after_the_check_gets_nothing_in(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VEOGEN_ALLOW_PRIVATE_MEDIA", "false")
-    resolve, answers = socket.getaddrinfo, ["93.184.215.14", "127.0.0.1"]
+    resolve, addresses = socket.getaddrinfo, ["93.184.215.14", "127.0.0.1"]
 
     def rebinding(host: Any, *arguments: Any, **keywords: Any) -> Any:
         named = str(host).startswith(("rebinding", "b'rebinding"))
-        return resolve(answers.pop(0) if named else host, *arguments, **keywords)
+        return resolve(addresses.pop(0) if named else host, *arguments, **keywords)
 
     with serving(lambda request: Reply(200, {}, CLIP_BYTES)) as host:
         monkeypatch.setattr(socket, "getaddrinfo", rebinding)
         with pytest.raises(MediaRejected, match="private address rebinding"):
             await delivered(elsewhere(host.replace("127.0.0.1", "rebinding.example") + "/x.mp4"))
-    assert answers == []
+    assert addresses == []
 
 
 async def test_the_setting_opens_every_address(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def bearer(sandbox: Sandbox) -> dict[str, str]:
 
 
 def process(*words: str, **environment: str) -> subprocess.Popen[str]:
-    """Start a command in a process of its own, without a terminal and with nobody's home."""
+    """Start a command in a process of its own, without a terminal and with an empty home."""
     home = Path.cwd() / "home"
     home.mkdir(exist_ok=True)
     return subprocess.Popen(
@@ -47,7 +47,7 @@ def bought(request: GenerationRequest = FOX) -> Purchase:
 
 
 def lost(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, request: GenerationRequest = FOX) -> str:
-    """Leave a purchase behind whose answer was lost and which the service doesn't list; return its receipt's key."""
+    """Leave a purchase behind whose response was lost and which the service doesn't list; return its receipt's key."""
     monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
     sandbox.fault("lost-answer-before-charge")
     with pytest.raises(UnknownSubmission) as caught:

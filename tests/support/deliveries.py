@@ -52,8 +52,8 @@ async def served(sandbox: Sandbox, generation_id: str) -> bytes:
     sandbox.clear_faults()
     url = next(record.output_url for record in sandbox.generations if record.id == generation_id)
     assert url is not None
-    async with httpx.AsyncClient() as anybody:
-        return (await anybody.get(url)).content
+    async with httpx.AsyncClient() as client:
+        return (await client.get(url)).content
 
 
 def media_requests(sandbox: Sandbox) -> list[Any]:
