@@ -33,7 +33,7 @@ from benchmarks.report import (
 )
 from benchmarks.shared_limit_run import measure_shared_limit
 
-PARTS = ("campaigns", "overhead", "media", "accidents", "joined")
+PARTS = ("campaigns", "overhead", "media", "accidents", "shared-limit")
 _OVERHEAD_SPEED = 100.0
 _CONCURRENCY = 300
 _MEGABYTE = 1024 * 1024
@@ -77,8 +77,8 @@ class Benchmark:
                     self._overhead(prefect)
                 if "accidents" in parts:
                     self._accidents(prefect)
-                if "joined" in parts:
-                    self._joined(prefect)
+                if "shared-limit" in parts:
+                    self._measure_shared_limit(prefect)
 
     def _campaigns(self, prefect: dict[str, str]) -> None:
         pairs: list[tuple[Measurement, Measurement]] = []
@@ -128,10 +128,10 @@ class Benchmark:
             found += measure_outcomes(way, prefect, self._folder / f"accidents-{way}")
         _say(accident_table(found))
 
-    def _joined(self, prefect: dict[str, str]) -> None:
-        workers, seconds = self._options.workers, self._options.joined_seconds
+    def _measure_shared_limit(self, prefect: dict[str, str]) -> None:
+        workers, seconds = self._options.workers, self._options.shared_limit_seconds
         peer, ours = (
-            measure_shared_limit(way, workers, seconds, prefect, self._folder / f"joined-{way}")
+            measure_shared_limit(way, workers, seconds, prefect, self._folder / f"shared-limit-{way}")
             for way in ("peer", "ours")
         )
         _say(shared_limit_table(peer, ours))
@@ -152,7 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overhead-rows", type=int, default=100, help="pictures to measure the overhead with")
     parser.add_argument("--media-mb", nargs="+", type=int, default=[512], help="sizes of the video (default: 512)")
     parser.add_argument("--workers", type=int, default=2, help="how many share the limit (default: 2)")
-    parser.add_argument("--joined-seconds", type=float, default=30.0, help="how long they do (default: 30)")
+    parser.add_argument("--shared-limit-seconds", type=float, default=30.0, help="how long they do (default: 30)")
     parser.add_argument("--out", type=Path, default=servers.ROOT / "docs" / "benchmarks", help="where the charts go")
     return parser
 

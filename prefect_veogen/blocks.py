@@ -25,7 +25,7 @@ class VeogenCredentials(CredentialsBlock):
 
     What isn't set comes from `VEOGEN_API_TOKEN` and `VEOGEN_BASE_URL`. Wherever `credentials` are taken, so is the name
     of a saved block. For the parameters of a deployment that is the safe form: a block by value, or by a template in
-    prefect.yaml, would show its token to everybody who sees the Prefect server.
+    prefect.yaml, would show its token to everyone who sees the Prefect server.
 
     Example:
         Load stored credentials:

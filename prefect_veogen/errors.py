@@ -262,12 +262,7 @@ class InsufficientBalance(ChangeTheSetup):
     default_next_step = "Nothing was bought. Top up the account (https://veogen.studio/billing), then run it again."
 
     def __init__(
-        self,
-        message: str,
-        *,
-        required_usd: Decimal | None = None,
-        balance_usd: Decimal | None = None,
-        **facts: Any,
+        self, message: str, *, required_usd: Decimal | None = None, balance_usd: Decimal | None = None, **facts: Any
     ) -> None:
         super().__init__(message, **facts)
         self.required_usd = required_usd

@@ -19,7 +19,7 @@ def take_of_slot(take: int | str, scheduled: datetime | None = None) -> int | st
     take again, and passing that date by hand reruns the slot. A take without braces is returned as it is.
 
     Raises:
-        ConfigurationError: the braces hold anything else or never change, or this is no flow run.
+        ConfigurationError: the braces hold anything else or never change, or there is no flow run.
     """
     if not isinstance(take, str) or not {"{", "}"} & {*take}:
         return take

@@ -14,6 +14,7 @@ from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Ledger
 from prefect_veogen.ledger.budgets import Budgets, Cap, day_budget
 from prefect_veogen.process.concurrency import SharedReads
+from prefect_veogen.process.registry import Registry
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import Store, open_store
 
@@ -49,27 +50,24 @@ class Session:
     @property
     def catalogue(self) -> Catalogue:
         """The service's models, shared by the process."""
-        return _catalogues.setdefault(self.client, Catalogue(weakref.proxy(self.client)))
+        return _catalogues.get(None, lambda: Catalogue(weakref.proxy(self.client)), owner=self.client)
 
     @property
     def poller(self) -> Poller:
         """The poller that serves all waits of the process."""
         intervals = (self.settings.image_poll_seconds, self.settings.video_poll_seconds)
-        pollers = _pollers.setdefault(self.client, {})
-        if intervals not in pollers:
-            pollers[intervals] = Poller(weakref.proxy(self.client), *intervals)
-        return pollers[intervals]
+        return _pollers.get(intervals, lambda: Poller(weakref.proxy(self.client), *intervals), owner=self.client)
 
     @property
     def shared_reads(self) -> SharedReads:
         """The list requests that purchases in doubt share."""
-        return _listings.setdefault(self.client, SharedReads())
+        return _shared_reads.get(None, SharedReads, owner=self.client)
 
 
 # What belongs to a client must not keep it alive: it is closed with the last session that uses it.
-_listings: weakref.WeakKeyDictionary[VeogenClient, SharedReads] = weakref.WeakKeyDictionary()
-_catalogues: weakref.WeakKeyDictionary[VeogenClient, Catalogue] = weakref.WeakKeyDictionary()
-_pollers: weakref.WeakKeyDictionary[VeogenClient, dict[tuple[float, float], Poller]] = weakref.WeakKeyDictionary()
+_catalogues = Registry[None, Catalogue]()
+_pollers = Registry[tuple[float, float], Poller]()
+_shared_reads = Registry[None, SharedReads]()
 
 
 def open_session(

@@ -77,9 +77,9 @@ def test_the_drawing_shows_every_error_under_its_parent_and_nothing_else() -> No
     assert drawn_tree() == {kind.__name__: nearest_public_parent(kind) for kind in public_errors()}
 
 
-def test_every_error_says_what_to_do_by_standing_under_one_of_the_six_answers() -> None:
-    answers = [name for name, parent in drawn_tree().items() if parent == "VeogenError"]
-    assert answers == [
+def test_every_error_says_what_to_do_by_standing_under_one_of_the_six_classes() -> None:
+    classes = [name for name, parent in drawn_tree().items() if parent == "VeogenError"]
+    assert classes == [
         "TryAgainLater",
         "ChangeTheRequest",
         "ChangeTheSetup",
@@ -180,5 +180,5 @@ def test_a_value_that_cannot_be_shown_does_not_hide_the_problem() -> None:
 
 @pytest.mark.parametrize("kind", public_errors())
 def test_every_error_says_what_to_do(kind: type[VeogenError]) -> None:
-    if kind not in (VeogenError, errors.PersonNeeded, errors.UnknownSubmission):  # these are told case by case
+    if kind not in (VeogenError, errors.PersonNeeded, errors.UnknownSubmission):  # these are decided case by case
         assert kind.default_next_step

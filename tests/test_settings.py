@@ -72,7 +72,7 @@ def test_a_misspelt_cap_is_refused_for_it_would_be_none(misspelt: str, monkeypat
         Settings()
 
 
-def test_another_misspelt_variable_is_told_with_the_name_it_should_have(
+def test_another_misspelt_variable_is_reported_with_the_name_it_should_have(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("VEOGEN_WAIT_TIMEOUT", "5")
@@ -91,7 +91,7 @@ def test_a_variable_that_was_replaced_is_warned_of_and_not_refused(
     assert "VEOGEN_IN_DOUBT_SECONDS" in caplog.text
 
 
-def test_a_variable_that_may_be_somebody_elses_is_told_of_once(
+def test_a_variable_that_may_be_another_programs_is_reported_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     for name in ("VEOGEN_PORT", "VEOGEN_SERVICE_HOST"):

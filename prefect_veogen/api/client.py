@@ -6,13 +6,14 @@ are made on the process's I/O loop, whatever loop a client is called from.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 import threading
 import time
 import weakref
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from prefect_veogen.api.fields import Response, read_date
@@ -43,18 +44,33 @@ from prefect_veogen.errors import (
 )
 from prefect_veogen.models import Kind, normal_base_url
 from prefect_veogen.process.io_loop import close_at_end, io_loop, on_io
+from prefect_veogen.process.registry import Registry
 
 if TYPE_CHECKING:
-    from asyncio import AbstractEventLoop
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Coroutine
 
     from pydantic import SecretStr
 
     from prefect_veogen.models import CatalogueModel, Generation
 
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
 MAX_PER_PAGE = 100  # /api-reference/generations/list
 # How often a GET is sent while the response is 429: the limiter pauses all requests in between.
 _MAX_GETS_WHEN_BUSY = 5
+
+
+def _from_any_loop(
+    method: Callable[Arguments, Coroutine[Any, Any, Result]],
+) -> Callable[Arguments, Coroutine[Any, Any, Result]]:
+    """Run a method on the I/O loop: users of `get_client()` call it from their own."""
+
+    @functools.wraps(method)
+    async def run(*arguments: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+        return await on_io(method(*arguments, **keywords))
+
+    return run
 
 
 class VeogenClient:
@@ -93,10 +109,12 @@ class VeogenClient:
         """Return a name for the account which does not reveal the token."""
         return _account(self._token, self.base_url)
 
+    @_from_any_loop
     async def acquire_for_purchase(self) -> None:
         """Acquire the rate limiter for a purchase; `create_generation` must follow at once."""
-        await on_io(self.limiter.acquire(Lane.BUYING))
+        await self.limiter.acquire(Lane.BUYING)
 
+    @_from_any_loop
     async def create_generation(
         self, body: dict[str, Any], before_sending: Callable[[], Awaitable[None]] | None = None
     ) -> Submission:
@@ -108,7 +126,16 @@ class VeogenClient:
         Raises:
             NotSent: it surely did not reach the service.
         """
-        return await on_io(self._create(body, before_sending))
+        submission: Submission
+        try:
+            response = await self._call("POST", "/generations", body=body, before_body=before_sending)
+            submission = read_submission(response, _now())
+        except ResponseLost as error:
+            submission = Unknown(str(error))
+        if isinstance(submission, Busy):
+            self.limiter.pause(submission.retry_after_seconds)
+        self.limiter.report_purchase(in_doubt=isinstance(submission, Unknown))
+        return submission
 
     async def get_generation(self, generation_id: str) -> Generation:
         """Return one generation (/api-reference/generations/get); the price is only in the response to the purchase."""
@@ -161,22 +188,8 @@ class VeogenClient:
             query["type"] = kind.value
         return read_usage(await self._get("/account/usage", query), page)
 
-    async def _create(self, body: dict[str, Any], before_sending: Callable[[], Awaitable[None]] | None) -> Submission:
-        submission: Submission
-        try:
-            response = await self._call("POST", "/generations", body=body, before_body=before_sending)
-            submission = read_submission(response, _now())
-        except ResponseLost as error:
-            submission = Unknown(str(error))
-        if isinstance(submission, Busy):
-            self.limiter.pause(submission.retry_after_seconds)
-        self.limiter.report_purchase(in_doubt=isinstance(submission, Unknown))
-        return submission
-
+    @_from_any_loop
     async def _get(self, path: str, query: dict[str, str | int] | None = None, *, uncached: bool = False) -> Response:
-        return await on_io(self._get_when_allowed(path, query, uncached=uncached))
-
-    async def _get_when_allowed(self, path: str, query: dict[str, str | int] | None, *, uncached: bool) -> Response:
         for _ in range(_MAX_GETS_WHEN_BUSY):
             await self.limiter.acquire(Lane.READING)
             try:
@@ -229,7 +242,7 @@ _Key = tuple[str, int, float]
 
 
 class _Clients:
-    """The clients of one event loop: all that are in use, and for some minutes those that were."""
+    """The clients of one process: all that are in use, and for some minutes those that were."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -264,7 +277,7 @@ class _Clients:
 # Longer than the minute of the rate limit, which must not be forgotten between two calls.
 _UNUSED_SECONDS = 300.0
 _MAX_UNUSED = 16
-_clients: weakref.WeakKeyDictionary[AbstractEventLoop, _Clients] = weakref.WeakKeyDictionary()
+_clients = Registry[None, _Clients]()
 
 
 def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout_seconds: float) -> VeogenClient:
@@ -272,7 +285,7 @@ def client_of(token: SecretStr, base_url: str, requests_per_minute: int, timeout
 
     It is closed some minutes after the last call for it, once no caller uses it any more.
     """
-    clients = _clients.setdefault(io_loop(), _Clients())
+    clients = _clients.get(None, _Clients, owner=io_loop())
     key = (_account(_sendable_token(token), _usable_base_url(base_url)), requests_per_minute, timeout_seconds)
     known = clients.get(key)
     if known is not None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from prefect_veogen.models import Generation, Kind
+from prefect_veogen.process.concurrency import backoff_seconds
 
 if TYPE_CHECKING:
     import asyncio
@@ -150,7 +151,8 @@ class PendingGenerations:
 
     def retry_at(self, kind: Kind | None, times_failed: int, pause: float) -> float:
         """Return when a poll is repeated that has failed that many times, after a pause of all polls."""
-        return self._clock() + pause + self.poll_seconds[kind] * min(2.0**times_failed, _MAX_BACKOFF_POLLS)
+        poll = self.poll_seconds[kind]
+        return self._clock() + pause + backoff_seconds(times_failed + 1, first=poll, longest=poll * _MAX_BACKOFF_POLLS)
 
     def note_completion(self, pending: Pending) -> None:
         """Record how long a generation of its model took, if its purchase is known."""

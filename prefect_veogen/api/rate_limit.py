@@ -12,6 +12,8 @@ from collections import deque
 from enum import IntEnum
 from typing import TYPE_CHECKING
 
+from prefect_veogen.process.concurrency import backoff_seconds
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -19,7 +21,7 @@ _SPARED_SHARE = 0.02
 _MAX_BURST = 3
 # After a purchase in doubt the next one is held for this many intervals, for twice as many after each further one.
 _INTERVALS_HELD = 2
-_MAX_DOUBLINGS = 5
+_MAX_INTERVALS_HELD = 64
 # After this many purchases in a row a waiting read goes first: reads get at most 1 in 15 requests during purchases.
 _MAX_PURCHASES_IN_A_ROW = 14
 
@@ -81,8 +83,8 @@ class RateLimiter:
         A purchase in doubt may need manual review, so a service in trouble should get few of them.
         """
         if in_doubt:
-            intervals = _INTERVALS_HELD * 2 ** min(self._in_doubt_in_a_row, _MAX_DOUBLINGS)
             self._in_doubt_in_a_row += 1
+            intervals = backoff_seconds(self._in_doubt_in_a_row, first=_INTERVALS_HELD, longest=_MAX_INTERVALS_HELD)
             self._purchases_held_until = self._clock() + intervals * self._interval
         else:
             self._in_doubt_in_a_row = 0

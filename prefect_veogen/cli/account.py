@@ -7,6 +7,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.api.client import balance_of
+from prefect_veogen.api.pages import read_pages
 from prefect_veogen.api.pricing import quote
 from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import say, table, write_json
@@ -54,16 +55,7 @@ async def _balance(client: VeogenClient) -> Balance:
 
 
 async def _catalogue(client: VeogenClient) -> list[CatalogueModel]:
-    found: dict[str, CatalogueModel] = {}
-    page = 1
-    while True:
-        listed = await client.list_models(page=page)
-        new = [model for model in listed.items if model.slug not in found]
-        found.update((model.slug, model) for model in new)
-        # `page` is not documented: a service that ignores it lists the same models again.
-        if not listed.has_more or not new:
-            return list(found.values())
-        page += 1
+    return await read_pages(client.list_models, lambda model: model.slug)
 
 
 # ---------------------------------------------------------------- prices

@@ -13,6 +13,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.api.http import ResponseLost
@@ -24,7 +25,7 @@ from prefect_veogen.download.url_guard import open_media, output_link
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
 from prefect_veogen.ledger.receipt import Receipt
 from prefect_veogen.models import Asset, Generation, Kind, Status, without_secrets
-from prefect_veogen.process.concurrency import ConcurrencyLimit
+from prefect_veogen.process.concurrency import ConcurrencyLimit, backoff_seconds
 
 if TYPE_CHECKING:
     from prefect_veogen.api.http import MediaResponse
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 _MAX_CONCURRENT = 8
 _EXPIRED_STATUSES = (401, 403, 404, 410)
 _MAX_TRIES_WITHOUT_PROGRESS = 4
-_PAUSE_SECONDS = (0.2, 0.5, 1.0, 2.0)
+_pause_seconds = partial(backoff_seconds, first=0.25, longest=2.0)
 _MAX_LINK_TRIES = 6
 _LIMIT = "VEOGEN_MAX_ASSET_BYTES"
 _WHEN_TOO_LARGE = f"If you expect so large a file, raise {_LIMIT} and run it again: nothing is bought again."
@@ -58,7 +59,7 @@ async def deliver(session: Session, generation: Generation) -> Delivery:
     stored = await intact_asset(session.store, entry.receipt) if entry else None
     if stored is not None:
         return Delivery(stored, reused=True)
-    async with _places():
+    async with _download_limit():
         asset, etag = await _Download(session, generation, entry.receipt if entry else None).run()
     if entry is not None:
         await session.ledger.store(entry, asset, etag)
@@ -82,7 +83,7 @@ async def intact_asset(store: Store, receipt: Receipt) -> Asset | None:
 
 
 # Bounded concurrency: each transfer holds some megabytes in memory.
-_places = ConcurrencyLimit(_MAX_CONCURRENT)
+_download_limit = ConcurrencyLimit(_MAX_CONCURRENT)
 
 
 class _LinkExpired(Exception):
@@ -162,29 +163,29 @@ class _Download:
                 return
             if failures > _MAX_TRIES_WITHOUT_PROGRESS:
                 raise DownloadBroken(f"The download of generation {self._generation.id} broke off: {reason}")
-            await asyncio.sleep(_PAUSE_SECONDS[min(failures, len(_PAUSE_SECONDS)) - 1])
+            await asyncio.sleep(_pause_seconds(failures))
 
     async def _connect(self, transfer: Transfer) -> None:
         """Read from one connection to the end of the file."""
         if transfer.size and transfer.validator is None:
             raise Restart
-        async with open_media(self._session, self._url, transfer.headers()) as answer:
-            if answer.status in _EXPIRED_STATUSES:
-                raise _LinkExpired(f"the media host responds with HTTP {answer.status}")
-            if answer.status == 416:
-                if answer.headers.get("content-range", "").strip() == f"bytes */{transfer.size}":
+        async with open_media(self._session, self._url, transfer.headers()) as response:
+            if response.status in _EXPIRED_STATUSES:
+                raise _LinkExpired(f"the media host responds with HTTP {response.status}")
+            if response.status == 416:
+                if response.headers.get("content-range", "").strip() == f"bytes */{transfer.size}":
                     return  # it was complete already
                 raise Restart
-            if answer.status not in (200, 206):
-                raise ResponseLost(f"the media host responds with HTTP {answer.status}")
-            await transfer.receive(answer)
+            if response.status not in (200, 206):
+                raise ResponseLost(f"the media host responds with HTTP {response.status}")
+            await transfer.receive(response)
 
     async def _link(self, *, fresh: bool = False) -> str:
         """Return a link to the output, from the service if there is none or a fresh one is needed."""
         known = output_link(self._session, self._generation)
         if known is not None and not fresh:
             return known
-        for attempt in range(_MAX_LINK_TRIES):
+        for attempt in range(1, _MAX_LINK_TRIES + 1):
             generation = await self._session.client.get_generation(self._generation.id)
             if generation.status is Status.FAILED:
                 raise failure_of(generation)
@@ -198,7 +199,7 @@ class _Download:
                     generation_id=generation.id,
                     next_step="Wait for it with wait_for_generation first.",
                 )
-            await asyncio.sleep(_PAUSE_SECONDS[min(attempt, len(_PAUSE_SECONDS) - 1)])
+            await asyncio.sleep(_pause_seconds(attempt))
         raise OutputMissing(
             f"Generation {self._generation.id} is completed, but the service gives no link to its output",
             generation_id=self._generation.id,
@@ -246,8 +247,8 @@ class _Download:
         """Download the file once more, into quarantine; `False` if the bytes differ from those that were rejected."""
         writer = self._session.store.writer(transfer.quarantine_key, "application/octet-stream")
         try:
-            async with open_media(self._session, self._url, {}) as answer:
-                await self._copy(answer, writer, transfer)
+            async with open_media(self._session, self._url, {}) as response:
+                await self._copy(response, writer, transfer)
             await writer.commit()
         except BaseException as error:
             with contextlib.suppress(VeogenError):
@@ -257,21 +258,21 @@ class _Download:
             raise
         return True
 
-    async def _copy(self, answer: MediaResponse, writer: Writer, transfer: Transfer) -> None:
+    async def _copy(self, response: MediaResponse, writer: Writer, transfer: Transfer) -> None:
         """Copy as many bytes as were rejected; of a complete file one more, to notice if it has grown.
 
         Raises:
             ResponseLost: the bytes differ from those that were rejected.
         """
         digest, left = hashlib.sha256(), transfer.size + (not transfer.is_cut)
-        async for chunk in transfer.decoded(answer):
+        async for chunk in transfer.decoded(response):
             piece = chunk[:left]
             digest.update(piece)
             await writer.write(piece)
             left -= len(piece)
             if not left:
                 break
-        if answer.status != 200 or digest.hexdigest() != transfer.sha256:
+        if response.status != 200 or digest.hexdigest() != transfer.sha256:
             raise ResponseLost("the link serves other bytes now")
 
     async def _kind(self) -> Kind | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MAX_BYTES = 64 * 1024 * 1024
 _WIDTH = 240
 # Each is read whole and decoded: hundreds at once must neither fill the memory nor delay the ledger's requests.
-_places = ConcurrencyLimit(2)
+_decoding_limit = ConcurrencyLimit(2)
 
 
 async def thumbnail(store: Store, asset: Asset) -> str | None:
@@ -27,7 +27,7 @@ async def thumbnail(store: Store, asset: Asset) -> str | None:
     key = store.key(asset.uri)
     if key is None or asset.size > _MAX_BYTES:
         return None
-    async with _places():
+    async with _decoding_limit():
         document = await store.read(key)
         return None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
 

@@ -101,7 +101,7 @@ class Transfer:
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self.validator}
 
-    async def receive(self, answer: MediaResponse) -> None:
+    async def receive(self, response: MediaResponse) -> None:
         """Receive a response to its end.
 
         Raises:
@@ -110,8 +110,8 @@ class Transfer:
             TooLarge: it announces more than the limit.
             NotMedia: it exceeds the limit.
         """
-        self._begin(answer)
-        async with contextlib.aclosing(_read_ahead(_batched(answer.chunks(), self._timeout_seconds))) as batches:
+        self._begin(response)
+        async with contextlib.aclosing(_read_ahead(_batched(response.chunks(), self._timeout_seconds))) as batches:
             async for batch in batches:
                 self._received += len(batch)
                 await self._take_decoded(batch)
@@ -124,9 +124,9 @@ class Transfer:
                 raise ResponseLost("the response ends in the middle of its encoding")
             self._restart_undecoded("its end is missing")
 
-    def _begin(self, answer: MediaResponse) -> None:
-        headers = answer.headers
-        if answer.status == 206:
+    def _begin(self, response: MediaResponse) -> None:
+        headers = response.headers
+        if response.status == 206:
             found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", headers.get("content-range", "").strip())
             if found is None or int(found[1]) != self.size or (self.length and found[2] not in ("*", str(self.length))):
                 raise Restart
@@ -172,14 +172,14 @@ class Transfer:
         if self.is_cut:  # by its encoded size
             raise self._too_much()
 
-    async def decoded(self, answer: MediaResponse) -> AsyncIterator[bytes]:
+    async def decoded(self, response: MediaResponse) -> AsyncIterator[bytes]:
         """Yield another response of the same file, decoded as the first one was.
 
         Raises:
             ResponseLost: it broke off, or can't be decoded.
         """
         decoder = self._decoder and decoder_of(self._codings)
-        async for chunk in _reject_trickle(answer.chunks(), self._timeout_seconds):
+        async for chunk in _reject_trickle(response.chunks(), self._timeout_seconds):
             try:
                 async for piece in _decoded(decoder, chunk):
                     yield piece

@@ -44,15 +44,15 @@ async def open_media(
     for _ in range(_MAX_REDIRECTS + 1):
         if not ours:
             await check_address(session, url)
-        async with session.client.transport.media(url, headers) as answer:
-            if answer.status not in _REDIRECTS:
+        async with session.client.transport.media(url, headers) as response:
+            if response.status not in _REDIRECTS:
                 # DNS rebinding: a name may resolve to another address when it is connected to than when it was checked.
-                peer = answer.peer  # read once: a connection that is reset meanwhile has none
+                peer = response.peer  # read once: a connection that is reset meanwhile has none
                 if not ours and peer is not None:
                     await _check(session, url_parts(url)[1], [_parsed(peer)])
-                yield answer
+                yield response
                 return
-            target = joined_url(url, answer.headers.get("location", ""))
+            target = joined_url(url, response.headers.get("location", ""))
         if url.startswith("https:") and not target.startswith("https:"):
             raise ResponseLost("the media host redirects to an unencrypted link")
         url = target

@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from urllib.parse import quote
 
@@ -20,12 +20,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, StoreUnavailable, UnreadableReceipt
 from prefect_veogen.models import in_usd
+from prefect_veogen.process.concurrency import backoff_seconds
+from prefect_veogen.process.registry import Registry
 from prefect_veogen.store import AlreadyExists, VersionConflict
 
 if TYPE_CHECKING:
     from prefect_veogen.store import Store
 
 _TRIES = 200
+_longest_pause_seconds = partial(backoff_seconds, first=0.01, longest=0.5)
 
 Change = Callable[["Account"], "Account | None"]
 
@@ -38,10 +41,10 @@ class Cap(NamedTuple):
 
     @classmethod
     def of(cls, budget: str, usd: Decimal | float | None) -> Cap | None:
-        """Return the cap, `None` if there is no amount.
+        """Return the cap, `None` for no amount.
 
         Raises:
-            ConfigurationError: the amount is none.
+            ConfigurationError: the amount is not valid.
         """
         if usd is None:
             return None
@@ -51,7 +54,7 @@ class Cap(NamedTuple):
             amount = Decimal("nan")
         if isinstance(usd, bool) or not amount.is_finite() or amount < 0:
             raise ConfigurationError(
-                f"budget_usd={usd!r} is no amount of money",
+                f"budget_usd={usd!r} is not a valid amount of money",
                 next_step="Give a number of USD, 0 or more, or None for no cap.",
             )
         return cls(budget, amount)
@@ -76,9 +79,9 @@ class Account(BaseModel):
     budget: str
     spent_usd: Decimal = Field(default=Decimal(0), ge=0)
     reserved: dict[str, Reservation] = Field(default_factory=dict)
-    # Whose money was given back after a failure: giving back is tried again after a kill, and must not count twice.
+    # Whose money was refunded after a failure: a refund is repeated after a kill, and must not count twice.
     refunded: tuple[str, ...] = ()
-    # What was charged against an expectation, and counted: counting is tried again after a kill, and must not double.
+    # What was charged without a reservation, and counted: counting is repeated after a kill, and must not count twice.
     charged: tuple[str, ...] = ()
     # A nonce: makes a repeated write distinguishable from another worker's.
     written: str = ""
@@ -90,7 +93,7 @@ class Account(BaseModel):
 
 
 def day_budget(now: datetime | None = None) -> str:
-    """Return the name of the budget that everybody who shares the store spends from today (UTC)."""
+    """Return the name of the budget that all who share the store spend from today (UTC)."""
     return f"day-{(now or datetime.now(UTC)).date().isoformat()}"
 
 
@@ -101,10 +104,10 @@ class Budgets:
         self._store = store
 
     async def reserve(self, caps: Iterable[Cap], name: str, usd: Decimal, by: str) -> None:
-        """Set money aside under every cap, or under none; setting the same aside again changes nothing.
+        """Reserve money under every cap, or under none. Idempotent.
 
         Raises:
-            BudgetExceeded: it would break a cap; the message says what is left and who holds the rest.
+            BudgetExceeded: it would break a cap; the message says what is left and who has reserved the rest.
         """
         taken: list[str] = []
         try:
@@ -136,37 +139,37 @@ class Budgets:
         return Account(budget=budget) if document is None else _account_of(budget, document.body)
 
     async def _change(self, budget: str, change: Change) -> None:
-        await _desk(self._store, budget).change(change)
+        await _queues.get((self._store, budget), lambda: _WriteQueue(self._store, budget)).change(change)
 
 
-class _Desk:
-    """Where all changes to one budget from one event loop queue up, so that one write serves all that wait.
+class _WriteQueue:
+    """The changes of one event loop to one budget: each write makes all of them that wait.
 
-    Hundreds of purchases under one cap would otherwise spend their time on overwriting each other.
+    Hundreds of purchases under one cap would otherwise spend their time on conflicts with each other.
     """
 
     def __init__(self, store: Store, budget: str) -> None:
         self._store = store
         self._budget = budget
         self._waiting: list[tuple[Change, asyncio.Future[None]]] = []
-        self._clerk: asyncio.Task[None] | None = None
+        self._writer: asyncio.Task[None] | None = None
 
     async def change(self, change: Change) -> None:
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((change, done))
-        if self._clerk is None or self._clerk.done():
-            # A task of its own: that one caller is stopped must not stop what it does for the others.
-            self._clerk = asyncio.create_task(self._serve())
+        if self._writer is None or self._writer.done():
+            # A task of its own: when one caller is cancelled, the changes of the others are still written.
+            self._writer = asyncio.create_task(self._write_all())
         await done
 
-    async def _serve(self) -> None:
+    async def _write_all(self) -> None:
         while self._waiting:
-            served, self._waiting = self._waiting, []
+            batch, self._waiting = self._waiting, []
             try:
-                refused = await self._apply([change for change, _ in served])
-            except Exception as error:  # noqa: BLE001 - whatever it is, the callers have to hear of it
-                refused = dict.fromkeys(range(len(served)), error)
-            for number, (_, done) in enumerate(served):
+                refused = await self._apply([change for change, _ in batch])
+            except Exception as error:  # noqa: BLE001 - every caller gets it
+                refused = dict.fromkeys(range(len(batch)), error)
+            for number, (_, done) in enumerate(batch):
                 if done.done():
                     continue
                 if number in refused:
@@ -176,7 +179,7 @@ class _Desk:
 
     async def _apply(self, changes: Sequence[Change]) -> dict[int, Exception]:
         """Write all changes at once, and return the refusals of those that can't be made."""
-        for attempt in range(_TRIES):
+        for attempt in range(1, _TRIES + 1):
             document = await self._store.read(_path(self._budget))
             before = Account(budget=self._budget) if document is None else _account_of(self._budget, document.body)
             account, refused = before, {}
@@ -194,19 +197,13 @@ class _Desk:
                 else:
                     await self._store.replace(_path(self._budget), body, document.version)
             except (AlreadyExists, VersionConflict):
-                await asyncio.sleep(random.uniform(0, min(0.01 * 2**attempt, 0.5)))
+                await asyncio.sleep(random.uniform(0, _longest_pause_seconds(attempt)))
             else:
                 return dict(refused)
-        raise StoreUnavailable(f"The budget {self._budget} is changed by too many at once")
+        raise StoreUnavailable(f"The budget {self._budget} has too many concurrent writers")
 
 
-_desks: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[Store, str], _Desk]]
-_desks = weakref.WeakKeyDictionary()
-
-
-def _desk(store: Store, budget: str) -> _Desk:
-    known = _desks.setdefault(asyncio.get_running_loop(), {})
-    return known.setdefault((store, budget), _Desk(store, budget))
+_queues = Registry[tuple["Store", str], _WriteQueue]()
 
 
 def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> Account:

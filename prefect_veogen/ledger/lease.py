@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import threading
 import time
 import uuid
 from contextlib import contextmanager
@@ -22,11 +21,11 @@ from pydantic import BaseModel, ConfigDict
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# Clocks of different machines may differ by so much without anybody being declared dead too early.
+# Clocks of different machines may differ by so much without an owner being declared dead too early.
 CLOCK_TOLERANCE = timedelta(seconds=30)
 
 _active: set[str] = set()
-_lock = threading.Lock()
+"""The ids of this process's own leases; no lock, which a fork could leave locked for ever."""
 
 
 class Owner(BaseModel):
@@ -73,13 +72,11 @@ def own_lease(lease_seconds: float, flow_run_id: str | None) -> Iterator[Owner]:
         lease_until=datetime.now(UTC) + timedelta(seconds=lease_seconds),
         flow_run_id=flow_run_id,
     )
-    with _lock:
-        _active.add(owner.id)
+    _active.add(owner.id)
     try:
         yield owner
     finally:
-        with _lock:
-            _active.discard(owner.id)
+        _active.discard(owner.id)
 
 
 def boot_seconds() -> float:

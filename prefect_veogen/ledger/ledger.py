@@ -1,7 +1,7 @@
 """The ledger: one receipt per purchase, written ahead of the money, in the same store as the assets.
 
-A receipt is *created* by exactly one worker of the whole fleet (create if absent) and *replaced* only by whoever read
-its last version (compare-and-swap), so that every step of a purchase has one author. Each method is one transition
+A receipt is *created* by exactly one worker of the whole fleet (create if absent) and *replaced* only by the one that
+read its last version (compare-and-swap), so that every step of a purchase has one author. Each method is one transition
 together with its settlement in the budgets: receipt and money can't be moved apart. `receipt` draws the states.
 """
 
@@ -23,7 +23,7 @@ from prefect_veogen.models import ReceiptKey
 from prefect_veogen.store import AlreadyExists, VersionConflict
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from decimal import Decimal
 
     from prefect_veogen.ledger.budgets import Cap
@@ -150,7 +150,7 @@ class Ledger:
         return await self._write(entry, entry.receipt.sending(owner, clock_offset=clock_offset, links=links))
 
     async def wait(self, entry: Entry, owner: Owner, seconds: float) -> Entry:
-        """Note that the service answered "too many requests", and that it is sent again after a pause."""
+        """Note that the service responded "too many requests", and that it is sent again after a pause."""
         return await self._write(entry, entry.receipt.waiting(owner, seconds))
 
     async def release(self, entry: Entry, reason: str) -> Entry:
@@ -186,22 +186,20 @@ class Ledger:
         """
         if not await self.claim(entry.receipt, generation.id):
             return None
-        while True:
-            receipt = entry.receipt
+
+        def note(receipt: Receipt) -> Receipt | None:
             if receipt.is_about(generation) or generation.id in {also.id for also in receipt.also_bought}:
-                return entry
-            try:
-                if receipt.generation is not None:
-                    return await self._buy_also(entry, generation)
-                entry = await self._write(entry, receipt.bought(generation, event))
-            except VersionConflict:
-                current = await self.read(receipt.key)
-                if current is None:
-                    raise
-                entry = current
-            else:
-                await self._settle_bought(receipt, entry.receipt)
-                return entry
+                return None
+            return receipt.bought(generation, event) if receipt.generation is None else receipt.bought_also(generation)
+
+        before, written = await self._change(entry, note)
+        if written is None:
+            raise VersionConflict(entry.receipt.key)
+        if written.receipt is not before and before.generation is not None:
+            await self._charge_also(before, generation)
+        elif written.receipt is not before:
+            await self._settle_bought(before, written.receipt)
+        return written
 
     async def decide(self, entry: Entry, generation: Generation) -> Entry:
         """Note which generation a purchase in doubt was, by a person's decision; claimed before."""
@@ -212,28 +210,26 @@ class Ledger:
 
     async def store(self, entry: Entry, asset: Asset, etag: str) -> None:
         """Note that the asset of a purchase is in the store, verified, whatever was noted of it meanwhile."""
-        current: Entry | None = entry
-        while current is not None and current.receipt.state in (State.BOUGHT, State.STORED):
-            try:
-                await self._write(current, current.receipt.stored(asset, etag))
-            except VersionConflict:
-                current = await self.read(entry.receipt.key)
-            else:
-                return
+
+        def note(receipt: Receipt) -> Receipt | None:
+            return receipt.stored(asset, etag) if receipt.state in (State.BOUGHT, State.STORED) else None
+
+        await self._change(entry, note)
 
     async def fail(self, key: str, generation: Generation) -> None:
         """Note that a generation failed and was not charged, and release its money, once."""
-        while (entry := await self.read(key)) is not None:
-            receipt = entry.receipt
-            if receipt.state is not State.BOUGHT or not receipt.is_about(generation):
-                return
-            try:
-                await self._write(entry, receipt.failed(generation))
-            except VersionConflict:
-                continue
-            # Only the author of the transition releases the money, so that it is released once.
-            await self._budgets.release(receipt.budgets, receipt.reservation, receipt.price_usd)
+
+        def note(receipt: Receipt) -> Receipt | None:
+            is_its_own = receipt.state is State.BOUGHT and receipt.is_about(generation)
+            return receipt.failed(generation) if is_its_own else None
+
+        entry = await self.read(key)
+        if entry is None:
             return
+        before, written = await self._change(entry, note)
+        # Only the author of the transition releases the money, so that it is released once.
+        if written is not None and written.receipt is not before:
+            await self._budgets.release(before.budgets, before.reservation, before.price_usd)
 
     async def settle(self, receipt: Receipt) -> None:
         """Complete in the budgets what a worker that died after its transition left undone. Idempotent."""
@@ -264,16 +260,31 @@ class Ledger:
     async def _write(self, entry: Entry, receipt: Receipt) -> Entry:
         return Entry(receipt, await self._store.replace(_path(receipt.key), _body_of(receipt), entry.version))
 
-    async def _buy_also(self, entry: Entry, generation: Generation) -> Entry:
-        """Record a further generation that was charged for a receipt which has one already, and count it."""
-        receipt = entry.receipt
+    async def _change(self, entry: Entry, change: Callable[[Receipt], Receipt | None]) -> tuple[Receipt, Entry | None]:
+        """Make a transition from whatever other workers have made of a receipt meanwhile; return before and after.
+
+        Where `change` returns `None`, nothing is written, and both are the same; `None` means that it was removed.
+        """
+        while True:
+            before = entry.receipt
+            changed = change(before)
+            if changed is None:
+                return before, entry
+            try:
+                return before, await self._write(entry, changed)
+            except VersionConflict:
+                current = await self.read(before.key)
+            if current is None:
+                return before, None
+            entry = current
+
+    async def _charge_also(self, receipt: Receipt, generation: Generation) -> None:
+        """Count a further generation that was charged for a receipt which had one already."""
         lost = receipt.lost_attempt_of(generation)
-        entry = await self._write(entry, receipt.bought_also(generation))
         price = generation.price_usd or (lost.quote_usd if lost else receipt.quote_usd)
         if price is not None:
             name = ReceiptKey.reservation(receipt.key, lost.attempt) if lost else f"{receipt.key}+{generation.id}"
             await self._budgets.charge(lost.budgets if lost else receipt.budgets, name, price)
-        return entry
 
     async def _settle_bought(self, before: Receipt, receipt: Receipt) -> None:
         if before.state is State.RELEASED and receipt.price_usd is not None:

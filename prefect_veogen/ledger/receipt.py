@@ -248,7 +248,7 @@ class Receipt(BaseModel):
         return self._after(EventName.FAILED, generation.error, generation=self.recorded(generation))
 
     def released(self, reason: str) -> Receipt:
-        """Return it free for anybody: nothing was bought."""
+        """Return it free for any worker: nothing was bought."""
         return self._after(EventName.RELEASED, reason, owner=None)
 
     def in_doubt(self, reason: str) -> Receipt:

@@ -36,7 +36,7 @@ class State(StrEnum):
     FAILED = "failed"
     """The generation failed and was not charged."""
     RELEASED = "released"
-    """Nothing was bought; anybody may try again."""
+    """Nothing was bought; any worker may try again."""
     IN_DOUBT = "unknown"
     """The response was lost: whether a purchase was made is to be reconciled with the service's list."""
 

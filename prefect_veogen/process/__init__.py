@@ -1,1 +1,1 @@
-"""What a process has one of: its I/O loop, and the rules for concurrent work."""
+"""What a process has one of: its I/O loop, what it shares, and the rules for concurrent work."""

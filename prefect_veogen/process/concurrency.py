@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from prefect_veogen.process.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable
@@ -19,12 +20,11 @@ class ConcurrencyLimit:
 
     def __init__(self, count: int) -> None:
         self._count = count
-        self._semaphores: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]
-        self._semaphores = weakref.WeakKeyDictionary()
+        self._semaphores = Registry[None, asyncio.Semaphore]()
 
     def __call__(self) -> asyncio.Semaphore:
         """Return the running loop's semaphore."""
-        return self._semaphores.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._count))
+        return self._semaphores.get(None, lambda: asyncio.Semaphore(self._count))
 
 
 class SharedReads:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import TryAgainLater, UnknownSubmission
 from prefect_veogen.ledger.receipt import READINGS_NEEDED
 from prefect_veogen.ledger.transitions import EventName
 from prefect_veogen.models import in_usd
+from prefect_veogen.process.concurrency import backoff_seconds
 from prefect_veogen.purchase.readings import VoidReading, read_list
 from prefect_veogen.purchase.search import Search, kind_of, search
 
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
 _READING_TRIES = 5
-_PAUSE_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0)
+_pause_seconds = partial(backoff_seconds, longest=5.0)
 _SEARCHED_FOR = timedelta(days=7)
 _MAY_TURN_UP = timedelta(days=1)
 _DATE_RESOLUTION = timedelta(seconds=1)
@@ -148,7 +150,7 @@ async def prove_absent(session: Session, entry: Entry, doubt: Doubt) -> tuple[En
         tries += 1
         if tries > _READING_TRIES:
             raise still_in_doubt(session, entry.receipt, "the service's clock does not go on")
-        await asyncio.sleep(_PAUSE_SECONDS[1])
+        await asyncio.sleep(_DATE_RESOLUTION.total_seconds())
     return entry, Search()
 
 
@@ -158,14 +160,14 @@ async def read_repeatedly(session: Session, receipt: Receipt) -> tuple[Search, R
     Raises:
         UnknownSubmission: it proves nothing.
     """
-    for attempt in range(_READING_TRIES):
+    for attempt in range(1, _READING_TRIES + 1):
         try:
             return await read_list(session, receipt)
         except VoidReading as void:
             raise still_in_doubt(session, receipt, f"{void}") from None
         except TryAgainLater as error:
             failure = error
-        await asyncio.sleep(_PAUSE_SECONDS[min(attempt, len(_PAUSE_SECONDS) - 1)])
+        await asyncio.sleep(_pause_seconds(attempt))
     raise still_in_doubt(session, receipt, f"the service could not be asked: {failure.message}")
 
 

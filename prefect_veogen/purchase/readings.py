@@ -90,7 +90,7 @@ async def _read_pages(session: Session, kind: Kind, since: datetime, *, private:
     for page in itertools.count(1):
         listed = await session.client.list_generations(kind, page=page, uncached=True)
         if listed.at is None:
-            raise VoidReading("the service does not say when it answered")
+            raise VoidReading("the service does not say when it responded")
         began_at = began_at or listed.at
         last_page = max(last_page, listed.last_page or 0)
         _check_page(listed, page, last_page)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING
 
-from prefect_veogen.api.client import MAX_PER_PAGE
+from prefect_veogen.api.pages import read_pages
 from prefect_veogen.errors import VeogenError
 from prefect_veogen.ledger.transitions import State
 from prefect_veogen.models import Generation, Kind
@@ -32,13 +33,13 @@ class Search:
     found: Generation | None = None
     candidates: tuple[str, ...] = ()
     wait: bool = False
-    """Whether other purchases are unsettled whose generations these may be, so that time may tell them apart."""
+    """Whether other purchases are unsettled whose generations these may be, so that time may distinguish them."""
 
     @property
     def reason(self) -> str:
         """Why nothing was found, for a person."""
         if self.candidates:
-            return f"{len(self.candidates)} generations could be it, and none can be told from the others"
+            return f"{len(self.candidates)} generations could be it, and nothing distinguishes them"
         return "the service does not list it"
 
 
@@ -66,7 +67,7 @@ async def judge(session: Session, receipt: Receipt, listed: Sequence[Generation]
     """Return which of the listed generations a receipt paid for, if that is unmistakable."""
     listed = [item for item in listed if item.id not in receipt.known_ids]
     matching = [item for item in listed if looks_like(receipt, item)]
-    # The rivals before the claims: whichever is no rival any more by now has made its claim before.
+    # The rivals before the claims: one that is settled by then has made its claim before.
     rivals = await rivals_of(session, receipt, since) if matching else []
     free = []
     for generation in matching:
@@ -103,16 +104,12 @@ async def _listed_since(session: Session, kind: Kind | None, since: datetime) ->
     # The list of all kinds is documented to be newest first (/api-reference/generations/list), but has one page only.
     found = {item.id: item for item in (await session.client.list_generations()).items}
     for listed_kind in [kind] if kind is not None else list(Kind):
-        page = 1
-        while True:
-            response = await session.client.list_generations(listed_kind, page=page)
-            is_new = any(item.id not in found for item in response.items)
-            found.update((item.id, item) for item in response.items)
-            # Nor is it documented that a page says whether there are more.
-            may_go_on = response.has_more or len(response.items) >= MAX_PER_PAGE
-            if not may_go_on or _is_past(response.items, since) or (page > 1 and not is_new):
-                break
-            page += 1
+        listed = await read_pages(
+            partial(session.client.list_generations, listed_kind),
+            lambda item: item.id,
+            is_past=lambda items: _is_past(items, since),
+        )
+        found.update((item.id, item) for item in listed)
     return [item for item in found.values() if is_since(item, since)]
 
 

@@ -12,6 +12,7 @@ import contextlib
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.api.outcome import Accepted, Busy, Refused, Unknown, failure_of
@@ -30,7 +31,7 @@ from prefect_veogen.ledger import Entry, EventName, Intent, State
 from prefect_veogen.ledger.lease import boot_seconds, own_lease
 from prefect_veogen.ledger.receipt import attach
 from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd, without_secrets
-from prefect_veogen.process.concurrency import run_uninterrupted
+from prefect_veogen.process.concurrency import backoff_seconds, run_uninterrupted
 from prefect_veogen.purchase.in_doubt import (
     Doubt,
     needs_reading,
@@ -52,13 +53,13 @@ if TYPE_CHECKING:
     from prefect_veogen.ledger.receipt import Receipt
     from prefect_veogen.session import Session
 
-# Longer than a purchase can take to be answered; only other machines ever have to wait for it.
+# Longer than the response to a purchase can take; only other machines ever have to wait for it.
 _LEASE_MARGIN_SECONDS = 30.0
 _BUSY_SECONDS = 900.0
-_RIVAL_SECONDS = (0.05, 0.1, 0.2, 0.4, 0.8, 1.0)
-_POLL_SECONDS = (0.5, 1.0, 2.0, 3.0, 5.0)
+_rival_poll_seconds = partial(backoff_seconds, first=0.05, longest=1.0)
+_pause_seconds = partial(backoff_seconds, longest=5.0)
 _SEARCH_POLLS = 10
-"""For how many poll intervals a purchase whose response was just lost is searched for before its caller is told so."""
+"""For how many poll intervals a purchase whose response was just lost is searched for before that is reported."""
 _WAITED_FOR = timedelta(seconds=30)
 """What is left of a doubt at most for a call to wait for its end."""
 _BLIND_SECONDS = 60.0
@@ -164,8 +165,8 @@ class _Buyer:
                     case State.BOUGHT | State.STORED:
                         return Purchase(attach(entry.receipt), reused=True)
                     case State.RESERVED | State.SENDING if not entry.receipt.is_abandoned:
-                        await asyncio.sleep(_RIVAL_SECONDS[min(attempt, len(_RIVAL_SECONDS) - 1)])
                         attempt += 1
+                        await asyncio.sleep(_rival_poll_seconds(attempt))
                     case State.SENDING:
                         return await self._resolve(await note_doubt(self._session, entry, "the buyer died"))
                     case State.IN_DOUBT:
@@ -268,7 +269,7 @@ class _Buyer:
         try:
             written = await asyncio.shield(noting)
         except asyncio.CancelledError:
-            # Stopped with the id in hand, which nobody else knows: a moment to write it down.
+            # Stopped with the id in hand, which no other process knows: a moment to write it down.
             await asyncio.wait([noting], timeout=_LAST_WORDS_SECONDS)
             raise
         if written is None:
@@ -297,8 +298,8 @@ class _Buyer:
                         "generations, and not made again.",
                     ) from None
                 self._session.log.warning("%s yet: %s", paid, error.message)
-            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
             attempt += 1
+            await asyncio.sleep(_pause_seconds(attempt))
 
     # ------------------------------------------------------------ in doubt
 
@@ -325,8 +326,8 @@ class _Buyer:
                     return await self._bought(entry, outcome.found, EventName.ADOPTED)
                 if not outcome.wait and (is_over := self._is_over(doubt, search_until)) is not None:
                     return await self._after_searching(entry, doubt, outcome, is_over=is_over)
-            await asyncio.sleep(_POLL_SECONDS[min(attempt, len(_POLL_SECONDS) - 1)])
             attempt += 1
+            await asyncio.sleep(_pause_seconds(attempt))
             await self._ledger.check_current(entry)
 
     def _is_over(self, doubt: Doubt, search_until: datetime) -> bool | None:
@@ -369,7 +370,7 @@ class _Buyer:
         return await self._ledger.reopen(entry, "a generation that could be it is listed by now")
 
     def _search_until(self, receipt: Receipt) -> datetime:
-        """Return until when a purchase is searched for before the caller hears of the doubt, from the loss on."""
+        """Return until when a purchase is searched for before the doubt is reported, from the loss on."""
         last = receipt.history[-1]
         polls = _SEARCH_POLLS if last.event is EventName.IN_DOUBT else 0
         return last.at + timedelta(seconds=polls * self._session.settings.image_poll_seconds)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import weakref
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from prefect_veogen.errors import StoreRefused, StoreUnavailable
+from prefect_veogen.process.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,8 +92,7 @@ class Store(ABC):
 
     def __init__(self) -> None:
         self._is_proven = False
-        self._proofs: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Task[None]]
-        self._proofs = weakref.WeakKeyDictionary()
+        self._proofs = Registry[None, asyncio.Task[None]]()
 
     @abstractmethod
     def uri(self, key: str) -> str:
@@ -157,18 +156,15 @@ class Store(ABC):
             UnsafeStore: it can't stop two workers from both buying.
             StoreRefused: a permission that buying or delivering needs is missing; the message names it.
         """
-        loop = asyncio.get_running_loop()
-        if self._is_proven:
-            return
-        proof = self._proofs.get(loop)
-        if proof is None:
-            proof = self._proofs[loop] = loop.create_task(self._prove_once())
-            proof.add_done_callback(lambda _: self._proofs.pop(loop, None))
-        await asyncio.shield(proof)
+        if not self._is_proven:
+            await asyncio.shield(self._proofs.get(None, lambda: asyncio.create_task(self._prove_once())))
 
     async def _prove_once(self) -> None:
-        await self._prove()
-        self._is_proven = True
+        try:
+            await self._prove()
+            self._is_proven = True
+        finally:
+            self._proofs.forget(None)
 
     @abstractmethod
     async def _prove(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import weakref
 from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
@@ -19,7 +18,8 @@ from pydantic import ValidationError
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, masked
-from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.process.io_loop import io_loop, on_io
+from prefect_veogen.process.registry import Registry
 from prefect_veogen.settings import Settings
 
 _TRUSTED_SECONDS = 60.0
@@ -33,7 +33,7 @@ _MIN_SECRET = 8
 
 
 class Blocks:
-    """Saved blocks by name, each read once per flow run and minute, by however many tasks.
+    """Saved blocks by name, each read once per flow run and minute, for any number of tasks; loaded on the I/O loop.
 
     A later run reads its block anew, and a long one notices within a minute that the token was changed. Outside of
     flow runs nothing is kept.
@@ -42,8 +42,7 @@ class Blocks:
     def __init__(self, trusted_seconds: float = _TRUSTED_SECONDS) -> None:
         self._trusted_seconds = trusted_seconds
         self._known: dict[_Key, tuple[float, VeogenCredentials]] = {}
-        self._loading: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock]
-        self._loading = weakref.WeakKeyDictionary()
+        self._loading = asyncio.Lock()
 
     async def load(self, name: str, named_by: str) -> VeogenCredentials:
         """Return the block of a name, from the Prefect server if need be; `named_by` says where the name was given."""
@@ -55,7 +54,7 @@ class Blocks:
         return await on_io(self._load_once(key, named_by)) if trusted is None else trusted
 
     async def _load_once(self, key: _Key, named_by: str) -> VeogenCredentials:
-        async with self._loading.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+        async with self._loading:
             if trusted := self._trusted(key):
                 return trusted
             try:
@@ -76,7 +75,7 @@ class Blocks:
 
 
 _Key = tuple[str, str, str]  # server, name, flow run
-_blocks = Blocks()
+_blocks = Registry[None, Blocks]()
 
 
 async def resolve_credentials(
@@ -96,7 +95,8 @@ async def resolve_credentials(
     if credentials is None:
         return None
     if isinstance(credentials, str):
-        return await _blocks.load(_name_of(credentials, named_by), named_by)
+        blocks = _blocks.get(None, Blocks, owner=io_loop())
+        return await blocks.load(_name_of(credentials, named_by), named_by)
     if not isinstance(credentials, VeogenCredentials):
         raise ConfigurationError(
             f"A VeogenCredentials is needed, not a {type(credentials).__name__}",
@@ -176,7 +176,7 @@ async def _refuse_exposed(secret: str) -> None:
             recorded.append(await asyncio.to_thread(lambda: deployment.parameters))
     if any(text == secret or (len(secret) >= _MIN_SECRET and secret in text) for text in _texts(recorded)):
         raise ConfigurationError(
-            "The token is in plain text in this flow run's parameters, for everybody who sees the Prefect server",
+            "The token is in plain text in this flow run's parameters, for everyone who sees the Prefect server",
             next_step="Nothing was bought. Make a new token at the service, for this one is exposed. Save it in a "
             'VeogenCredentials block and give the block\'s name: credentials="NAME". So in prefect.yaml, too, where a '
             "template or a $ref of a block is filled in while deploying.",

@@ -16,7 +16,8 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
 from prefect_veogen.api.rate_limit import burst_and_interval
-from prefect_veogen.process.io_loop import close_at_end, close_now, on_io
+from prefect_veogen.process.io_loop import close_at_end, close_now, io_loop, on_io
+from prefect_veogen.process.registry import Registry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -39,13 +40,6 @@ _SLOTS_PER_REQUEST = 1000
 _JITTER = 0.2
 # After this time a server that reports current slots must show that some have decayed.
 _DECAY_SHOWS_SECONDS = 0.1
-_known: dict[tuple[str, str], tuple[float, bool]] = {}
-"""Whether there is such a limit, and until when that is trusted."""
-_stale: set[str] = set()
-"""Servers which report active slots as of the last acquisition, without the decay since: all that helps is to try."""
-_lookups: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = weakref.WeakKeyDictionary()
-_connections: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Connection]]
-_connections = weakref.WeakKeyDictionary()
 
 
 class _Connection:
@@ -65,12 +59,67 @@ class _Connection:
         await self.client.__aexit__(None, None, None)
 
 
+class _Server:
+    """What this process knows of a Prefect server's limits, and its connection to it; belongs to the I/O loop."""
+
+    def __init__(self) -> None:
+        self.connection: _Connection | None = None
+        self.reports_no_decay = False
+        """Whether it reports active slots as of the last acquisition: then all that helps is to try."""
+        self._known: dict[str, tuple[float, bool]] = {}
+        self._reading = asyncio.Lock()
+
+    async def connect(self) -> _Connection:
+        """Return the connection, made unless another call was first."""
+        made = _Connection()
+        await made.open()
+        if self.connection is None:
+            self.connection = made
+        else:
+            close_now(made.close)
+        return self.connection
+
+    def note(self, name: str, *, exists: bool, trusted_seconds: float) -> None:
+        """Record whether there is such a limit, and for how long that is trusted."""
+        self._known[name] = (time.monotonic() + trusted_seconds, exists)
+
+    def has(self, name: str) -> bool | None:
+        """Return whether there is such a limit, `None` if that isn't known or was read too long ago."""
+        trusted_until, exists = self._known.get(name, (0.0, False))
+        return exists if time.monotonic() < trusted_until else None
+
+    async def read_once(self, name: str) -> bool:
+        """Return whether there is such a limit, read once for all tasks that ask at the same time.
+
+        At the start of a campaign, hundreds do.
+        """
+        async with self._reading:
+            if (known := self.has(name)) is not None:
+                return known
+            exists, trusted_seconds = True, _TRUSTED_SECONDS
+            try:
+                await _read(name)
+            except ObjectNotFound:
+                exists = False
+            except Exception:  # noqa: BLE001 - an old server, a slow one, none: each process keeps its own limit
+                exists, trusted_seconds = False, _RETRY_AFTER_SECONDS
+            self.note(name, exists=exists, trusted_seconds=trusted_seconds)
+            return exists
+
+
+_servers = Registry[str, _Server]()
+
+
+def _server() -> _Server:
+    """Return what is known of the server that Prefect's settings name."""
+    return _servers.get(str(PREFECT_API_URL.value()), _Server, owner=io_loop())
+
+
 async def use_shared_limit(session: Session) -> None:
     """Let the session's requests share one rate limit with all other workers, if `prefect-veogen setup` was run."""
-    server = PREFECT_API_URL.value()
+    name, log, server = session.settings.requests_limit_name, session.log, _server()
     # A process without a configured server has none that other workers use.
-    name, log = session.settings.requests_limit_name, session.log
-    is_shared = server is not None and await _exists(server, name)
+    is_shared = PREFECT_API_URL.value() is not None and await _exists(server, name)
     limiter = weakref.proxy(session.client.limiter)  # it must not keep itself alive through its callback
 
     async def acquire() -> None:
@@ -78,7 +127,7 @@ async def use_shared_limit(session: Session) -> None:
             await _acquire_slots(name)
         except Exception as error:  # noqa: BLE001 - a limit that can't be reached must not stop what is paid for
             log.warning("The concurrency limit %s can't be used: %s", name, str(error) or repr(error))
-            _known[str(server), name] = (time.monotonic() + _RETRY_AFTER_SECONDS, False)
+            server.note(name, exists=False, trusted_seconds=_RETRY_AFTER_SECONDS)
             limiter.acquire_shared = None
 
     session.client.limiter.acquire_shared = acquire if is_shared else None
@@ -113,11 +162,11 @@ async def _acquire_slots(name: str) -> None:
             async with asyncio.timeout(_RESPONSE_SECONDS):
                 limit = await client.read_global_concurrency_limit_by_name(name)
                 if before is not None and slept >= _DECAY_SHOWS_SECONDS and _is_unchanged(before, limit):
-                    _stale.add(server)
+                    server.reports_no_decay = True
                 # One that was made by hand counts whole requests.
                 slots = _SLOTS_PER_REQUEST if limit.limit >= _SLOTS_PER_REQUEST else 1
                 too_many = limit.active_slots + slots - limit.limit
-                may_try = too_many <= 0 or server in _stale
+                may_try = too_many <= 0 or server.reports_no_decay
                 if not limit.active or (may_try and await _try_to_acquire(client, name, slots)):
                     return
             if not limit.slot_decay_per_second:
@@ -149,23 +198,17 @@ async def _retry_soon(response: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connected() -> AsyncIterator[tuple[PrefectClient, str]]:
-    """Give the process's connection to the server, and its address; a new connection is made after a failure."""
-    connections = _connections.setdefault(asyncio.get_running_loop(), {})
-    server = str(PREFECT_API_URL.value())
-    if server not in connections:
-        made = _Connection()
-        await made.open()
-        if connections.setdefault(server, made) is not made:
-            close_now(made.close)
-    connection = connections[server]
+async def _connected() -> AsyncIterator[tuple[PrefectClient, _Server]]:
+    """Give the process's connection to the server, and the server; a new connection is made after a failure."""
+    server = _server()
+    connection = server.connection or await server.connect()
     connection.users += 1
     try:
         yield connection.client, server
     except BaseException:
         connection.has_failed = True
-        if connections.get(server) is connection:
-            del connections[server]
+        if server.connection is connection:
+            server.connection = None
         raise
     finally:
         connection.users -= 1
@@ -180,28 +223,6 @@ async def _read(name: str) -> None:
         await client.read_global_concurrency_limit_by_name(name)
 
 
-async def _exists(server: str, name: str) -> bool:
-    if (known := _trusted(server, name)) is not None:
-        return known
-    return await on_io(_look_up_once(server, name))
-
-
-async def _look_up_once(server: str, name: str) -> bool:
-    """Look it up once for all tasks that ask at the same time: at the start of a campaign, hundreds do."""
-    async with _lookups.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
-        if (known := _trusted(server, name)) is not None:
-            return known
-        exists, trusted_seconds = True, _TRUSTED_SECONDS
-        try:
-            await _read(name)
-        except ObjectNotFound:
-            exists = False
-        except Exception:  # noqa: BLE001 - an old server, a slow one, none: each process keeps its own limit
-            exists, trusted_seconds = False, _RETRY_AFTER_SECONDS
-        _known[server, name] = (time.monotonic() + trusted_seconds, exists)
-        return exists
-
-
-def _trusted(server: str, name: str) -> bool | None:
-    trusted_until, exists = _known.get((server, name), (0.0, False))
-    return exists if time.monotonic() < trusted_until else None
+async def _exists(server: _Server, name: str) -> bool:
+    known = server.has(name)
+    return await on_io(server.read_once(name)) if known is None else known

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 async def adopt(session: Session, key: str, generation_id: str, *, force: bool = False) -> Receipt:
-    """Tell the ledger which generation a lost purchase was; the next run then uses it. It can't be taken back.
+    """Tell the ledger which generation a lost purchase was; the next run then uses it. It can't be undone.
 
     Raises:
         ConfigurationError: there is no such receipt, it isn't unknown, or another one has that generation; or the
@@ -28,7 +28,7 @@ async def adopt(session: Session, key: str, generation_id: str, *, force: bool =
     if unlike and not force:
         raise ConfigurationError(
             f"Generation {generation.id} is not what the receipt asked for: {', '.join(unlike)} differ",
-            next_step="Check the id, for this can't be taken back. If it is the one all the same, add --force.",
+            next_step="Check the id, for this can't be undone. If it is the one all the same, add --force.",
         )
     if not await session.ledger.claim(entry.receipt, generation.id):
         owner = await session.ledger.claimant(entry.receipt.api, generation.id)

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, NamedTuple
 
+from prefect_veogen.api.pages import read_pages
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.upkeep.receipts import read_receipts
 
@@ -111,14 +112,12 @@ def _may_be_running(receipt: Receipt) -> bool:
 
 
 async def _charges(session: Session, since: datetime) -> list[Charge]:
-    found: dict[str, Charge] = {}
-    page = 1
-    while True:
-        response = await session.client.list_usage(page=page)
-        new = [charge for charge in response.items if charge.id not in found]
-        found.update((charge.id, charge) for charge in new)
-        # `page` is not documented here: a service which ignores it shows the same charges again.
-        if not response.has_more or not any(charge.created_at is None or charge.created_at >= since for charge in new):
-            break
-        page += 1
-    return [charge for charge in found.values() if charge.created_at is None or charge.created_at >= since]
+    def is_since(charge: Charge) -> bool:
+        return charge.created_at is None or charge.created_at >= since
+
+    charges = await read_pages(
+        session.client.list_usage,
+        lambda charge: charge.id,
+        is_past=lambda charges: not any(map(is_since, charges)),
+    )
+    return [*filter(is_since, charges)]

@@ -115,7 +115,7 @@ async def _finish(session: Session, entry: Entry) -> str | None:
             doubted = await note_doubt(session, entry, "the buyer died")
             return await _fetch(session, (await adopt_found(session, doubted)).receipt)
         case State.FAILED | State.RELEASED:
-            # Its worker may have died before giving the money back.
+            # Its worker may have died before releasing the money.
             await session.ledger.settle(receipt)
             return None
         case State.RESERVED if receipt.is_abandoned:

@@ -120,7 +120,7 @@ def test_a_stored_file_is_identified_by_its_bytes(tmp_path: Path, body: bytes, w
     [
         ("campaigns", ("--sizes", "2", "--speed", "100"), r"\| stored +\| +2 \| +2 \| +1 \|", True),
         ("media", ("--media-mb", "1"), r"(\| 1 MB into a (directory|bucket): .*\n){6}", True),
-        ("joined", ("--workers", "1", "--joined-seconds", "3"), r"\| requests a minute \| +[1-9]", False),
+        ("shared-limit", ("--workers", "1", "--shared-limit-seconds", "3"), r"\| requests a minute \| +[1-9]", False),
     ],
 )
 def test_one_command_measures_both_ways_and_draws_it(

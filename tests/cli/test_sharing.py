@@ -1,4 +1,4 @@
-"""On the command line, too, requests take turns under the shared limit; without a server nobody waits for Prefect."""
+"""On the command line, too, requests acquire the shared limit; without a server none waits for Prefect."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ COMMANDS = (["models"], ["balance"], ["plan", "gpt-4o-image", "x"], ["sweep"], [
 
 
 @pytest.fixture(autouse=True)
-def _nobody_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def _empty_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name in os.environ:
         if name.startswith("PREFECT_"):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
 
 
-async def told(*words: str, **environment: str) -> tuple[int | None, str]:
+async def ran(*words: str, **environment: str) -> tuple[int | None, str]:
     """Run a command in a process of its own; return its exit code and what it complained of."""
     command = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "prefect_veogen.cli", *words),
@@ -63,14 +63,16 @@ async def limit_now() -> GlobalConcurrencyLimitResponse:
 
 @pytest.mark.server
 @pytest.mark.usefixtures("prefect_server")
-async def test_each_request_of_each_command_takes_a_turn(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_each_request_of_each_command_acquires_the_limit(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
     sandbox.fault("lost-answer-before-charge")
     with pytest.raises(UnknownSubmission):
         await on_io(buy(open_session(), FOX))
     before = len(sandbox.requests)
     server = await by_hand(limit=500, decay=0.001)
-    ended = await asyncio.gather(*(told(*words, PREFECT_API_URL=server) for words in COMMANDS))
+    ended = await asyncio.gather(*(ran(*words, PREFECT_API_URL=server) for words in COMMANDS))
     assert [err for _, err in ended] == [""] * len(COMMANDS)
     assert len(sandbox.requests) - before >= len(COMMANDS)
     assert (await limit_now()).active_slots == len(sandbox.requests) - before
@@ -82,7 +84,7 @@ async def test_a_low_limit_paces_a_command(sandbox: Sandbox, tmp_path: Path) -> 
     server = await by_hand(limit=1, decay=1.0)
     rows = "".join(f"{model},{model},x\n" for model in ("gpt-4o-image", "gpt-image-2", "nano-banana"))
     (tmp_path / "rows.csv").write_text(f"id,model,prompt\n{rows}")
-    await told("plan", "rows.csv", PREFECT_API_URL=server)
+    await ran("plan", "rows.csv", PREFECT_API_URL=server)
     moments = [record.at.timestamp() for record in sandbox.requests]
     gaps = [later - earlier for earlier, later in pairwise(moments)]
     assert len(gaps) >= 3
@@ -118,11 +120,11 @@ def test_a_server_is_seen_wherever_prefect_would_see_it(
     (tmp_path / file).write_text(text)
     assert may_have_server()
     asking = "from prefect.settings import PREFECT_API_URL; print(PREFECT_API_URL.value())"
-    told = subprocess.run([sys.executable, "-c", asking], capture_output=True, text=True, check=True)
-    assert told.stdout == "http://127.0.0.1:4200/api\n"
+    printed = subprocess.run([sys.executable, "-c", asking], capture_output=True, text=True, check=True)
+    assert printed.stdout == "http://127.0.0.1:4200/api\n"
 
 
-def test_the_files_of_somebody_without_a_server_name_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_of_a_user_without_a_server_name_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".prefect").mkdir()
     (tmp_path / ".prefect/profiles.toml").write_text('active = "ephemeral"\n[profiles.ephemeral]\n')
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "an api"\ndependencies = ["prefect"]\n')

@@ -196,8 +196,8 @@ def test_no_cut_into_chunks_changes_the_verdict(
 ) -> None:
     content = bytearray(whole(name))
     content[place % len(content)] ^= change
-    told = [findings(bytes(content) + behind, chunks) for chunks in (cuts, None, list(range(len(content))))]
-    assert told[0] == told[1] == told[2]
+    found = [findings(bytes(content) + behind, chunks) for chunks in (cuts, None, list(range(len(content))))]
+    assert found[0] == found[1] == found[2]
 
 
 def findings(content: bytes, cuts: list[int] | None) -> tuple[object, ...]:
@@ -225,7 +225,7 @@ def test_a_fragmented_clip_is_refused_when_it_is_cut_inside_a_fragment(options: 
     boundaries = {
         place for place in range(len(content)) if content[place + 4 : place + 8] in (b"moof", b"mfra", b"sidx")
     }
-    # Between two fragments a cut can't be told from an end, nor the first bytes of a length from a tail.
+    # Between two fragments a cut can't be distinguished from an end, nor the first bytes of a length from a tail.
     assert {
         length for length in accepted_lengths(content) if not boundaries & set(range(length - 4, length + 1))
     } == set()
@@ -235,7 +235,7 @@ def test_a_fragmented_clip_is_refused_when_it_is_cut_inside_a_fragment(options: 
 def test_a_live_clip_is_refused_when_it_is_cut_inside_an_element() -> None:
     content = clip("webm", live="1")
     assert verdict(content[:-1]) == "a truncated Matroska or WebM file"
-    assert 0 < len(accepted_lengths(content)) < 10, "between elements a cut can't be told from an end"
+    assert 0 < len(accepted_lengths(content)) < 10, "between elements a cut can't be distinguished from an end"
 
 
 @pytest.mark.parametrize("tail", TAILS)

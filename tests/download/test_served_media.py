@@ -19,7 +19,8 @@ from prefect_veogen.errors import DownloadBroken, MediaRejected
 from prefect_veogen.models import Generation, Kind, Output, Status
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from tests.download.test_deliver import (
+from tests.download.test_formats import saved, signed
+from tests.support.deliveries import (
     CLIP_BYTES,
     bought,
     content,
@@ -28,7 +29,6 @@ from tests.download.test_deliver import (
     leftovers,
     serving_without_a_length,
 )
-from tests.download.test_formats import saved, signed
 from tests.support.servers import Once, Reply, Request, serving
 
 FILES = Path(__file__).parent / "media_files"
@@ -112,8 +112,8 @@ async def test_content_credentials_stay_and_the_sidecar_mentions_them(
         ).asset
     assert await content(open_session().store, asset.uri) == bodies["/signed"]
     assert (await sidecar_of(asset.uri))["content_credentials"] == "c2pa"
-    told = await sidecar_of(plain.uri)
-    assert (told["content_credentials"], told["bytes_behind_end"]) == (None, 0)
+    sidecar = await sidecar_of(plain.uri)
+    assert (sidecar["content_credentials"], sidecar["bytes_behind_end"]) == (None, 0)
 
 
 # ---------------------------------------------------------------- encoded
@@ -154,10 +154,10 @@ async def test_an_encoded_download_that_breaks_once_starts_afresh(sandbox: Sandb
 
 
 async def test_an_encoded_download_without_a_length_is_not_taken_for_whole_when_it_ends_early(sandbox: Sandbox) -> None:
-    # Behind its end a picture may have anything, so that only the encoding tells that something is missing.
+    # Behind its end a picture may have anything, so that only the encoding shows that something is missing.
     body = gzip.compress(PNG + bytes(range(256)) * 100)[:-9]
-    told = "in the middle of its encoding"
-    with serving_without_a_length(body, "Content-Encoding: gzip") as host, pytest.raises(DownloadBroken, match=told):
+    problem = "in the middle of its encoding"
+    with serving_without_a_length(body, "Content-Encoding: gzip") as host, pytest.raises(DownloadBroken, match=problem):
         await delivered(picture_at(f"{host}/x.png"))
     assert leftovers(open_session().store) == 0
 
@@ -212,10 +212,10 @@ async def test_a_label_on_what_was_never_encoded_keeps_nothing_out(encoding: str
 async def test_what_can_not_be_decoded_is_refused_with_the_reason_and_kept_as_it_came(
     encoding: str, body: bytes, reason: str, sandbox: Sandbox, store_url: str
 ) -> None:
-    told = rf"sent as {encoding}, which can't be decoded: .*{reason}"
+    problem = rf"sent as {encoding}, which can't be decoded: .*{reason}"
     with (
         serving(lambda request: Reply(200, {"content-encoding": encoding}, body)) as host,
-        pytest.raises(MediaRejected, match=told) as caught,
+        pytest.raises(MediaRejected, match=problem) as caught,
     ):
         await delivered(picture_at(f"{host}/x.png"))
     assert await content(open_session().store, str(caught.value.kept_at)) == body

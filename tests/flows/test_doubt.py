@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flow_engine import run_flow_async
-from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Scheduled
 
 from flows.image_then_animate import image_then_animate
@@ -24,11 +21,9 @@ from prefect_veogen.purchase.submit import buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from tests.support.prefect_processes import (
+    DeployedTree,
     copy_deployable,
-    deploy_all,
-    environment_for,
-    prefect,
-    running_server,
+    running_deployments,
     running_worker,
     wait_until,
 )
@@ -42,20 +37,8 @@ WAITED_FOR_SECONDS = 45.0
 MAX_RETRIES = 3
 
 
-@dataclass(frozen=True)
-class Deployed:
+class Deployed(DeployedTree):
     """The flow image-then-animate, deployed on a Prefect server of its own."""
-
-    environment: dict[str, str]
-    tree: Path
-
-    @contextmanager
-    def client(self) -> Iterator[SyncPrefectClient]:
-        with (
-            temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}),
-            get_client(sync_client=True) as client,
-        ):
-            yield client
 
     def start(self) -> FlowRun:
         with self.client() as client:
@@ -80,11 +63,7 @@ class Deployed:
 @pytest.fixture
 def deployed(sandbox: Sandbox, tmp_path: Path) -> Iterator[Deployed]:
     tree = copy_deployable(tmp_path / "tree")
-    home = tmp_path / "prefect"
-    with running_server(home) as api_url:
-        environment = environment_for(api_url, home)
-        prefect(environment, "work-pool", "create", "veogen", "--type", "process")
-        deploy_all(tree, environment)
+    with running_deployments(tree, tmp_path / "prefect") as environment:
         yield Deployed(environment, tree)
 
 

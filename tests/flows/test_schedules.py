@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import yaml
-from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_veogen.sandbox import Sandbox
 from tests.support.prefect_processes import (
+    DeployedTree,
     copy_deployable,
-    deploy_all,
-    environment_for,
     prefect,
-    running_server,
+    running_deployments,
     running_worker,
     wait_until,
 )
@@ -33,20 +28,8 @@ MODELS = ("gpt-4o-image", "veo-3.1-fast")
 DAILY = "image-then-animate/daily"
 
 
-@dataclass(frozen=True)
-class Deployed:
+class Deployed(DeployedTree):
     """The daily deployment on a server of its own, with a schedule of some seconds."""
-
-    environment: dict[str, str]
-    tree: Path
-
-    @contextmanager
-    def client(self) -> Iterator[SyncPrefectClient]:
-        with (
-            temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}),
-            get_client(sync_client=True) as client,
-        ):
-            yield client
 
     def runs(self) -> list[FlowRun]:
         """Return its flow runs, the earliest slot first."""
@@ -73,11 +56,7 @@ class Deployed:
 def scheduled(sandbox: Sandbox, tmp_path: Path) -> Iterator[Deployed]:
     tree = copy_deployable(tmp_path / "tree")
     schedule_every(tree, seconds=15)
-    home = tmp_path / "prefect"
-    with running_server(home) as api_url:
-        environment = environment_for(api_url, home)
-        prefect(environment, "work-pool", "create", "veogen", "--type", "process")
-        deploy_all(tree, environment)
+    with running_deployments(tree, tmp_path / "prefect") as environment:
         yield Deployed(environment, tree)
 
 

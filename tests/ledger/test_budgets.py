@@ -1,4 +1,4 @@
-"""Budgets: a cap is a cap, whoever races for the last cent."""
+"""Budgets: a cap is a cap, whichever worker races for the last cent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who holds a receipt, and whether he is still alive."""
+"""Who owns a lease, and whether that owner is still alive."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_a_holder_in_another_container_is_judged_by_its_lease() -> None:
         assert not neighbour.is_dead()
 
 
-def test_where_the_system_tells_nothing_the_lease_decides() -> None:
+def test_where_the_system_reports_nothing_the_lease_decides() -> None:
     with own_lease(60, None) as holder:
         assert not holder.model_copy(update={"process": None}).is_dead()
         late = {"process": None, "lease_until": datetime.now(UTC) - CLOCK_TOLERANCE - timedelta(seconds=1)}

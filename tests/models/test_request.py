@@ -76,7 +76,7 @@ def problems(**fields: Any) -> dict[str, Problem]:
 
 
 def test_the_keys_of_this_version_never_change() -> None:
-    # Another key means that everybody's next run buys again what he has. A new format needs a new version and a bridge.
+    # Another key means that the next run of every user buys again. A new format needs a new version and a bridge.
     assert key(**EVERYTHING) == "v1-d5073ad27d2f-25ed482e06dd4cc6ba429f7851f1175c-take-1"
     assert key(prompt="a") == "v1-ce3f271e6a35-e7df9b1ea0027460cfb25a8d54d4e048-take-1"
     assert key(prompt="a", take="Take One").endswith("-take.62967c83cd738c0e")
@@ -279,7 +279,7 @@ def test_what_is_no_request_at_all_is_refused_as_one(nonsense: Any) -> None:
         GenerationRequest.model_validate_json(b"\xff")
 
 
-def test_a_request_inside_another_model_tells_its_problems_there() -> None:
+def test_a_request_inside_another_model_reports_its_problems_there() -> None:
     class Order(BaseModel):
         wanted: GenerationRequest
 

@@ -1,4 +1,4 @@
-"""A link that is signed anew each run stays the same input; what else stands in a query still tells inputs apart."""
+"""A link that is signed anew each run stays the same input; everything else in a query still distinguishes inputs."""
 
 from __future__ import annotations
 

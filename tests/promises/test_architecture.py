@@ -44,6 +44,9 @@ ORDER = [
     "cli",
 ]
 BESIDE = "sandbox"
+# Who hops to the I/O loop, once per call: the outermost layers, and the client for those who got one by `get_client()`.
+HOPPING = ("tasks/", "cli/", "api/client.py")
+HOPPING_STILL = ("campaign/",)
 
 # Outside libraries and who may import them; pydantic, which makes the values, may be imported everywhere.
 DOORS = {
@@ -65,6 +68,9 @@ MOST_FILE_LINES = 400
 MOST_LINES = 45
 # Tables, not logic: one row per model.
 TABLES = {"sandbox/catalogue.py:_pictures"}
+# What a module may hold that changes, besides a Registry: the thread of the I/O loop itself, and which leases are held
+# in this process, which nothing shares.
+STATE = {"process/io_loop.py:_thread", "process/io_loop.py:_lock", "ledger/lease.py:_active"}
 
 
 def sources(folder: Path = PACKAGE) -> list[Path]:
@@ -260,6 +266,36 @@ def test_no_client_is_made_and_no_environment_read_while_importing() -> None:
             if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
                 called = {ast.unparse(call.func) for call in ast.walk(node.value) if isinstance(call, ast.Call)}
                 assert not called & {"Settings", "VeogenClient", "open_session", "os.getenv", "os.environ.get"}, path
+
+
+def changing_names(path: Path) -> Iterator[str]:
+    """Give the names of a module that hold something made to change: what is empty at first, weak, or a lock."""
+    for node in parsed(path).body:
+        if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
+            value = node.value
+            called = ast.unparse(value.func) if isinstance(value, ast.Call) else ""
+            is_empty = isinstance(value, ast.Dict | ast.List | ast.Set) and not ast.unparse(value).strip("{}[]")
+            if is_empty or re.search(r"Weak|Lock|(^|\.)(dict|list|set|defaultdict|deque|Counter|local)$", called):
+                yield ast.unparse(node.targets[0] if isinstance(node, ast.Assign) else node.target)
+    for inner in ast.walk(parsed(path)):
+        if isinstance(inner, ast.Global):
+            yield from inner.names
+
+
+def test_only_the_outermost_layers_hop_to_the_io_loop() -> None:
+    calls = [
+        str(path.relative_to(PACKAGE))
+        for path in sources()
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "on_io"
+    ]
+    assert [name for name in calls if not name.startswith((*HOPPING, *HOPPING_STILL))] == []
+    assert calls.count("api/client.py") == 1
+
+
+def test_what_a_process_shares_is_in_a_registry() -> None:
+    found = {f"{path.relative_to(PACKAGE)}:{name}" for path in sources() for name in changing_names(path)}
+    assert found == STATE
 
 
 def test_nothing_of_ours_is_mocked_by_the_tests() -> None:

@@ -1,4 +1,4 @@
-"""The promise: killed anywhere, raced by anybody, everything wanted is bought exactly once and nothing bought is lost.
+"""The promise: killed anywhere, raced by others, everything wanted is bought exactly once and nothing bought is lost.
 
 Processes are killed for real (SIGKILL): at every single request they make, before it reaches its server and after it
 was carried out; before every change they make in a directory; and at random instants. Each is then run again.
@@ -139,12 +139,12 @@ class Running:
         return report
 
     def kill(self) -> bool:
-        """Kill a process that lingers, and tell whether that ended it."""
+        """Kill a process that lingers, and return whether that ended it."""
         self.process.kill()
         return self.died() or self.died()  # it may have reported before
 
     def died(self) -> bool:
-        """Tell whether the process is gone without a (further) word."""
+        """Return whether the process is gone without a (further) word."""
         # Not by its exit code: two threads which ask for children's codes at the same time can miss one.
         try:
             self.report()
@@ -190,17 +190,17 @@ def killed_and_run_again(
     started(context, Order(OURS, lane.environment(store))).report()
     killed = killer(lane, store)
     lane.proxy.new_world()
-    answers = started(context, Order((PICTURE,), lane.environment(store), MOTION)).report().answers
+    outcomes = started(context, Order((PICTURE,), lane.environment(store), MOTION)).report().outcomes
     left = objects(store, lane.s3)
     lost = [lost for receipt in documents(left, "receipts/") for lost in receipt["lost"]]
-    complaints = [*wrong_assets(lane.sandbox, answers, left), *wrong_books(lane.sandbox, left, lost)]
+    complaints = [*wrong_assets(lane.sandbox, outcomes, left), *wrong_books(lane.sandbox, left, lost)]
     return Kill(
         where,
         killed,
         in_doubt=bool(lost),
-        asked=isinstance(answers[-1], UnknownSubmission),
+        asked=isinstance(outcomes[-1], UnknownSubmission),
         purchases=len(lane.sandbox.generations) - len(OURS),
-        lost=2 - whole(lane.sandbox, answers, left),
+        lost=2 - whole(lane.sandbox, outcomes, left),
         complaints=tuple(complaints),
     )
 
@@ -230,24 +230,24 @@ def served(sandbox: Sandbox) -> dict[str, bytes]:
     found = {}
     for generation in sandbox.generations:
         assert generation.output_url is not None
-        with urllib.request.urlopen(generation.output_url) as answer:
-            found[generation.id] = answer.read()
+        with urllib.request.urlopen(generation.output_url) as response:
+            found[generation.id] = response.read()
     return found
 
 
-def whole(sandbox: Sandbox, answers: list[Any], left: dict[str, bytes]) -> int:
-    """Count the answers that are assets whose stored bytes are the ones that were paid for."""
+def whole(sandbox: Sandbox, outcomes: list[Any], left: dict[str, bytes]) -> int:
+    """Count the outcomes that are assets whose stored bytes are the ones that were paid for."""
     paid, stored = served(sandbox), media(left)
     return sum(
         isinstance(asset, Asset)
         and any(asset.uri.endswith(key) and body == paid.get(asset.generation_id) for key, body in stored.items())
-        for asset in answers
+        for asset in outcomes
     )
 
 
-def wrong_assets(sandbox: Sandbox, answers: list[Any], left: dict[str, bytes]) -> Iterator[str]:
-    if whole(sandbox, answers, left) != len(answers) or len(answers) != 2:
-        yield f"not two whole assets: {answers}"
+def wrong_assets(sandbox: Sandbox, outcomes: list[Any], left: dict[str, bytes]) -> Iterator[str]:
+    if whole(sandbox, outcomes, left) != len(outcomes) or len(outcomes) != 2:
+        yield f"not two whole assets: {outcomes}"
     if sorted(media(left).values()) != sorted(served(sandbox).values()):
         yield f"stored media are not what was bought: {sorted(media(left))}"
     if {f"{key}.json" for key in media(left)} != {key for key in left if key.startswith("assets/")} - {*media(left)}:
@@ -281,7 +281,7 @@ def uninterrupted(context: ForkServerContext, lane: Lane, store: str) -> tuple[l
     started(context, Order(OURS, lane.environment(store))).report()
     world = lane.proxy.new_world()
     report = started(context, Order((PICTURE,), lane.environment(store), MOTION)).report()
-    assert len(lane.sandbox.bill) - len(OURS) == len(report.answers) == 2
+    assert len(lane.sandbox.bill) - len(OURS) == len(report.outcomes) == 2
     return world.requests, report.changes
 
 
@@ -391,9 +391,9 @@ def test_killed_anywhere_while_it_heals_and_run_again_it_is_bought_once(
         lane.sandbox.fault("503-before-charge")
         killed = started(processes, Order((PICTURE,), environment, dies_before_change=changes)).died()
         lane.sandbox.clear_faults()
-        (answer,) = started(processes, Order((PICTURE,), environment)).report().answers
-        if not isinstance(answer, Asset) or len(lane.sandbox.generations) != 2:
-            complaints.append((changes, answer, len(lane.sandbox.generations)))
+        (outcome,) = started(processes, Order((PICTURE,), environment)).report().outcomes
+        if not isinstance(outcome, Asset) or len(lane.sandbox.generations) != 2:
+            complaints.append((changes, outcome, len(lane.sandbox.generations)))
     lanes.put(lane)
     assert complaints == []
     assert changes > 20
@@ -407,7 +407,7 @@ def test_killed_around_a_failure_of_the_service_no_money_stays_set_aside(
     processes: ForkServerContext, lanes: queue.Queue[Lane], new_directory: Callable[[], str], fault: str
 ) -> None:
     lane, before = lanes.get(), new_directory()
-    # Something was bought before, or money given back twice would not show: no account falls below nothing.
+    # Something was bought before, or money refunded twice would not show: no account falls below nothing.
     started(processes, Order((PICTURE.model_copy(update={"take": 2}),), lane.environment(before))).report()
     complaints, changes, asked = [], 0, 0
     while True:
@@ -418,14 +418,14 @@ def test_killed_around_a_failure_of_the_service_no_money_stays_set_aside(
         environment = lane.environment(store)
         first = started(processes, Order((PICTURE,), environment, dies_before_change=changes))
         killed = first.died()
-        answers = [started(processes, Order((PICTURE,), environment)).report().answers[0] for _ in range(2)]
-        if isinstance(answers[-1], UnknownSubmission) and fault == "422":
+        outcomes = [started(processes, Order((PICTURE,), environment)).report().outcomes[0] for _ in range(2)]
+        if isinstance(outcomes[-1], UnknownSubmission) and fault == "422":
             asked += 1  # killed before it could be noted that the purchase had been refused
         else:
             account = documents(objects(store, lane.s3), "budgets/")[0]
             books = (len(lane.sandbox.bill), committed(account))
-            if not isinstance(answers[-1], Asset) or books != (1, Decimal("0.04")):
-                complaints.append((changes, answers, books))
+            if not isinstance(outcomes[-1], Asset) or books != (1, Decimal("0.04")):
+                complaints.append((changes, outcomes, books))
         if not killed:
             break
     lanes.put(lane)
@@ -491,14 +491,14 @@ def raced(
     """Return what all processes got, which begin at the same moment."""
     starts_at = time.time() + 1
     running = [started(context, Order(requests, environment, starts_at=starts_at)) for requests in wanted]
-    return [answer for one in running for answer in one.report().answers]
+    return [outcome for one in running for outcome in one.report().outcomes]
 
 
 @dataclass(frozen=True)
 class Race:
     """What many processes at once got, and what was paid for it."""
 
-    answers: list[Any]
+    outcomes: list[Any]
     purchases: int
     left: dict[str, bytes]
 
@@ -508,9 +508,9 @@ def six_at_once(processes: ForkServerContext, lanes: queue.Queue[Lane], new_pref
     lane, store = lanes.get(), new_prefix()
     lane.sandbox.reset()
     lane.proxy.new_world()
-    answers = raced(processes, lane.environment(store), [(PICTURE,)] * 6)
+    outcomes = raced(processes, lane.environment(store), [(PICTURE,)] * 6)
     lanes.put(lane)
-    return Race(answers, len(lane.sandbox.generations), objects(store, lane.s3))
+    return Race(outcomes, len(lane.sandbox.generations), objects(store, lane.s3))
 
 
 @pytest.fixture(scope="module")
@@ -520,21 +520,21 @@ def eight_on_a_budget(processes: ForkServerContext, lanes: queue.Queue[Lane], ne
     lane.proxy.new_world()
     pictures = [GenerationRequest(model="gpt-4o-image", prompt=f"picture {number}") for number in range(24)]
     environment = {**lane.environment(store), "VEOGEN_BUDGET_USD": "0.10"}
-    answers = raced(processes, environment, [tuple(pictures[start::8]) for start in range(8)])
+    outcomes = raced(processes, environment, [tuple(pictures[start::8]) for start in range(8)])
     lanes.put(lane)
-    return Race(answers, len(lane.sandbox.generations), objects(store, lane.s3))
+    return Race(outcomes, len(lane.sandbox.generations), objects(store, lane.s3))
 
 
 def test_six_processes_that_want_the_same_at_once_share_one_purchase(six_at_once: Race) -> None:
     assert six_at_once.purchases == 1
-    assert len(six_at_once.answers) == 6
-    assert len(set(six_at_once.answers)) == 1
-    assert isinstance(six_at_once.answers[0], Asset)
+    assert len(six_at_once.outcomes) == 6
+    assert len(set(six_at_once.outcomes)) == 1
+    assert isinstance(six_at_once.outcomes[0], Asset)
     assert len(media(six_at_once.left)) == 1
 
 
 def test_eight_processes_never_spend_more_than_the_cap_and_never_less(eight_on_a_budget: Race) -> None:
-    assert Counter(type(answer) for answer in eight_on_a_budget.answers) == {Asset: 5, BudgetExceeded: 19}
+    assert Counter(type(outcome) for outcome in eight_on_a_budget.outcomes) == {Asset: 5, BudgetExceeded: 19}
     assert eight_on_a_budget.purchases == 5
     (account,) = documents(eight_on_a_budget.left, "budgets/")
     assert (Decimal(account["spent_usd"]), account["reserved"]) == (Decimal("0.10"), {})
@@ -634,19 +634,19 @@ class AnyOrder(RuleBasedStateMachine):
     def teardown(self) -> None:
         self.lane.sandbox.clear_faults()
         for key in sorted(self.tried):
-            (answer,) = self.run([wanted(key)])
-            if isinstance(answer, GenerationFailed):  # nobody had heard of it before
-                (answer,) = self.run([wanted(key)])
-            assert isinstance(answer, Asset), answer
-            self.note(key, [answer])
+            (outcome,) = self.run([wanted(key)])
+            if isinstance(outcome, GenerationFailed):  # no run knew of it before
+                (outcome,) = self.run([wanted(key)])
+            assert isinstance(outcome, Asset), outcome
+            self.note(key, [outcome])
         self.nothing_is_bought_twice_or_lost()
         assert len(self.lane.sandbox.bill) == len(self.tried) + 1
 
-    def note(self, key: Key, answers: list[Any]) -> None:
+    def note(self, key: Key, outcomes: list[Any]) -> None:
         self.tried.add(key)
-        for answer in answers:
-            if isinstance(answer, Asset):
-                assert self.assets.setdefault(key, answer).sha256 == answer.sha256
+        for outcome in outcomes:
+            if isinstance(outcome, Asset):
+                assert self.assets.setdefault(key, outcome).sha256 == outcome.sha256
 
     def run(self, requests: list[GenerationRequest], seconds: float | None = None) -> list[Any]:
         """Return what callers in this process get, who stop after so many seconds."""
@@ -662,12 +662,12 @@ class AnyOrder(RuleBasedStateMachine):
             for name, value in self.environment.items():
                 if name not in self.lane.proxy.environment:
                     patch.setenv(name, value)
-            answers = asyncio.run(all_of_them())
+            outcomes = asyncio.run(all_of_them())
             while asyncio.all_tasks(io_loop()):  # what is cancelled still leaves its notes
                 time.sleep(0.001)
-        for answer in answers:
-            assert isinstance(answer, Asset | VeogenError | asyncio.CancelledError), repr(answer)
-        return answers
+        for outcome in outcomes:
+            assert isinstance(outcome, Asset | VeogenError | asyncio.CancelledError), repr(outcome)
+        return outcomes
 
 
 def wanted(key: Key) -> GenerationRequest:
@@ -754,5 +754,5 @@ def figures(
 
 
 def test_the_readme_shows_these_figures(figures: list[Row]) -> None:
-    told = README.read_text().partition("<!-- paid-once -->")[2].partition("<!-- /paid-once -->")[0]
-    assert told.strip() == promise_table(figures)
+    shown = README.read_text().partition("<!-- paid-once -->")[2].partition("<!-- /paid-once -->")[0]
+    assert shown.strip() == promise_table(figures)

@@ -46,7 +46,7 @@ def place(tmp_path: Path) -> Path:
 
 
 def environment(place: Path) -> dict[str, str]:
-    """Return what a deployer and a worker know: not the token, and everybody logs all that they can."""
+    """Return what a deployer and a worker know: not the token, and every program logs all that it can."""
     chatty = {f"PREFECT_LOGGING_{name}LEVEL": "DEBUG" for name in ("", "ROOT_", "SERVER_", "INTERNAL_")}
     return {
         **os.environ,

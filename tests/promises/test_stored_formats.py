@@ -51,7 +51,7 @@ class Service:
         self.media: dict[str, str] = recorded["media"]
         self.sold: list[str] = []
 
-    def answer(self, request: Request) -> Reply:
+    def respond(self, request: Request) -> Reply:
         url = urlsplit(request.path)
         if url.path in self.media:
             kind = "video/mp4" if url.path.endswith("mp4") else "image/png"
@@ -86,7 +86,7 @@ class Service:
 def service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     service = Service()
     store = shutil.copytree(FIXTURES / "store-v1", tmp_path / "store")
-    with serving(service.answer) as proxy:
+    with serving(service.respond) as proxy:
         for item in service.generations:  # a media host that can be looked up
             if item["output"]:
                 item["output"]["url"] = item["output"]["url"].replace("http://veogen.example", proxy)

@@ -57,7 +57,7 @@ async def receipt_of(request: GenerationRequest = LOST) -> Receipt:
 
 
 async def lose(sandbox: Sandbox, request: GenerationRequest = LOST) -> UnknownSubmission:
-    """Lose a purchase before it is made, and return what its caller is told."""
+    """Lose a purchase before it is made, and return the error that its caller gets."""
     sandbox.fault("503-before-charge", prompt=request.prompt)
     with pytest.raises(UnknownSubmission) as caught:
         await purchase(request)
@@ -90,10 +90,10 @@ async def test_what_is_proven_absent_is_bought_again_and_the_receipt_says_why(
 ) -> None:
     monkeypatch.setenv("VEOGEN_BUDGET_USD", "1")
     await purchase(OURS)
-    told = await lose(sandbox)
-    assert told.doubt_until is not None
-    assert timedelta(minutes=12) < told.doubt_until - datetime.now(UTC) < timedelta(minutes=16)
-    assert f"{told.doubt_until:%Y-%m-%d %H:%M:%S} UTC" in str(told)
+    doubted = await lose(sandbox)
+    assert doubted.doubt_until is not None
+    assert timedelta(minutes=12) < doubted.doubt_until - datetime.now(UTC) < timedelta(minutes=16)
+    assert f"{doubted.doubt_until:%Y-%m-%d %H:%M:%S} UTC" in str(doubted)
     with pytest.raises(UnknownSubmission):
         await purchase()
     when_it_is_over(sandbox, monkeypatch)
@@ -178,15 +178,15 @@ async def test_many_in_doubt_at_once_share_their_readings_and_are_each_bought_on
 
 
 @contextmanager
-def through(answers: Callable[[Request], Reply | None], sandbox: Sandbox) -> Iterator[None]:
-    """Let all requests of this process go through a server that may bend the answers."""
+def through(bend: Callable[[Request], Reply | None], sandbox: Sandbox) -> Iterator[None]:
+    """Let all requests of this process go through a server that may bend the responses."""
     bending = pytest.MonkeyPatch()
 
-    def answer(request: Request) -> Reply | None:
+    def respond(request: Request) -> Reply | None:
         # The ledger's keys hold the API's address, which stays the sandbox's.
-        return answers(replace(request, path=urlsplit(request.path)._replace(scheme="", netloc="").geturl()))
+        return bend(replace(request, path=urlsplit(request.path)._replace(scheme="", netloc="").geturl()))
 
-    with serving(answer) as proxy:
+    with serving(respond) as proxy:
         bending.setenv("HTTP_PROXY", proxy)
         # A client keeps the proxy that it was made with: this is another client.
         bending.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", str(60 + next(_CLIENTS)))
@@ -201,13 +201,13 @@ def is_reading(request: Request) -> bool:
 
 
 def bent(change: Callable[[dict[str, Any]], Any]) -> Callable[[Reply], Reply]:
-    """Return a change of a reading's answer, which is JSON."""
+    """Return a change of a reading's response, which is JSON."""
 
-    def answer(reply: Reply) -> Reply:
+    def respond(reply: Reply) -> Reply:
         body = json.loads(reply.body)
         return replace(reply, body=json.dumps(change(body) or body).encode())
 
-    return answer
+    return respond
 
 
 def without_date(reply: Reply) -> Reply:
@@ -222,7 +222,7 @@ VOID: dict[str, tuple[Callable[[Reply], Reply], str]] = {
     "an error": (lambda reply: Reply(500, reply.headers, b"{}"), "could not be asked"),
     "a web page": (lambda reply: replace(reply, body=b"<html>Please log in</html>"), "could not be asked"),
     "an empty list": (bent(lambda body: body["data"].clear()), "shows no image that this store has bought"),
-    "no time": (without_date, "does not say when it answered"),
+    "no time": (without_date, "does not say when it responded"),
     "another order": (bent(reverse), "not newest first"),
     "no times of creation": (
         bent(lambda body: [item.pop("created_at") for item in body["data"]] and body),
@@ -341,12 +341,12 @@ async def test_whatever_could_be_it_is_left_to_a_person(
 async def test_never_leaves_it_to_a_person(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
     await purchase(OURS)
-    told = await lose(sandbox)
+    doubted = await lose(sandbox)
     sandbox.advance(7 * 86400)
     with pytest.raises(UnknownSubmission, match="leaves it to a person"):
         await purchase()
-    assert (told.doubt_until, bought(sandbox)) == (None, 0)
-    assert "receipts release" in str(told)
+    assert (doubted.doubt_until, bought(sandbox)) == (None, 0)
+    assert "receipts release" in str(doubted)
 
 
 async def test_without_the_senders_clock_time_proves_nothing(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:

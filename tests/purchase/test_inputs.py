@@ -91,11 +91,11 @@ async def test_a_media_host_in_trouble_is_no_refusal(fault: str, sandbox: Sandbo
     assert await link(asset) == asset.source_url
 
 
-@pytest.mark.parametrize("answer", [Reply(429), None], ids=["slow down", "none"])
-async def test_a_media_host_that_does_not_tell_is_no_refusal(answer: Reply | None, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("response", [Reply(429), None], ids=["slow down", "none"])
+async def test_a_media_host_that_does_not_respond_is_not_a_refusal(response: Reply | None, sandbox: Sandbox) -> None:
     asset = await picture(sandbox)
     sandbox.fault("look-404", times=None)
-    with serving(lambda request: answer) as host, pytest.raises(ServiceUnavailable, match=asset.uri):
+    with serving(lambda request: response) as host, pytest.raises(ServiceUnavailable, match=asset.uri):
         await link(asset.model_copy(update={"source_url": f"{host}/x.png"}))
 
 

@@ -46,7 +46,7 @@ async def planned(*requests: GenerationRequest, caps: tuple[Cap, ...] = ()) -> P
 def nameless_price(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The service's model objects don't say what they cost."""
 
-    def answers(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         reply = relayed(sandbox.base_url, request)
         if "/models/" not in request.path:
             return reply
@@ -54,7 +54,7 @@ def nameless_price(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Iterato
         del document["data"]["price_usd"]
         return replace(reply, body=json.dumps(document).encode())
 
-    with serving(answers) as origin:
+    with serving(respond) as origin:
         monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
         yield
 
@@ -120,7 +120,7 @@ async def test_what_would_be_refused_is_a_problem_and_costs_nothing() -> None:
     assert "nearest: 8" in str(plan.problems[1].problem)
 
 
-async def test_what_is_left_of_the_budgets_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_left_of_the_budgets_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VEOGEN_BUDGET_USD", "1")
     session = open_session(caps=(CAP,))
     await on_io(session.budgets.reserve([CAP], "somebody-else#1", Decimal("0.07"), "host/1"))
@@ -149,7 +149,7 @@ async def test_a_balance_that_is_too_small_makes_it_unaffordable(sandbox: Sandbo
     assert (plan.total_usd, plan.balance_usd, plan.is_affordable) == (Decimal("100.80"), Decimal(100), False)
 
 
-async def test_a_balance_that_is_not_told_forbids_nothing(sandbox: Sandbox) -> None:
+async def test_a_balance_that_is_not_stated_forbids_nothing(sandbox: Sandbox) -> None:
     sandbox.fault("balance-500", times=None)
     plan = await planned(picture())
     assert (plan.balance_usd, plan.is_affordable) == (None, True)
@@ -160,13 +160,13 @@ async def test_no_requests_cost_nothing() -> None:
     assert (plan.items, plan.total_usd, plan.certainty, plan.is_affordable) == ((), Decimal(0), Certainty.EXACT, True)
 
 
-async def test_a_catalogue_that_does_not_answer_is_not_a_problem_of_the_request(sandbox: Sandbox) -> None:
+async def test_a_catalogue_that_does_not_respond_is_not_a_problem_of_the_request(sandbox: Sandbox) -> None:
     sandbox.fault("model-500", times=None)
     with pytest.raises(ServiceUnavailable):
         await planned(picture())
 
 
-async def test_a_refused_token_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_token_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(token="right") as strict:
         monkeypatch.setenv("VEOGEN_BASE_URL", strict.base_url)
         with pytest.raises(AuthenticationError):

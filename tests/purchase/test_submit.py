@@ -1,4 +1,4 @@
-"""Buying at most once, whatever becomes of the answer."""
+"""Buying at most once, whatever becomes of the response."""
 
 from __future__ import annotations
 
@@ -92,11 +92,11 @@ def posts(sandbox: Sandbox) -> int:
 async def made(sandbox: Sandbox, count: int) -> None:
     """Return when so many purchases were made."""
 
-    def looking() -> None:
+    def poll() -> None:
         while len(sandbox.bill) < count:
             time.sleep(0.01)
 
-    await asyncio.wait_for(asyncio.to_thread(looking), 10)
+    await asyncio.wait_for(asyncio.to_thread(poll), 10)
 
 
 # ---------------------------------------------------------------- the good way
@@ -135,7 +135,7 @@ def test_callers_in_many_loops_make_one_purchase(sandbox: Sandbox) -> None:
     assert len(sandbox.bill) == posts(sandbox) == 1
 
 
-async def test_the_newer_shape_of_the_answer_is_bought_at_the_quoted_price(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_newer_shape_of_the_response_is_bought_at_the_quoted_price(monkeypatch: pytest.MonkeyPatch) -> None:
     with Sandbox(speed=100, tiny_media=True, create_shape="newer") as sandbox:
         for name, value in {**sandbox.environment, "VEOGEN_BUDGET_USD": "1"}.items():
             monkeypatch.setenv(name, value)
@@ -148,7 +148,7 @@ async def test_the_newer_shape_of_the_answer_is_bought_at_the_quoted_price(monke
 
 
 @pytest.mark.parametrize("fault", [*AFTER_CHARGE, "slow-answer", "429"])
-async def test_a_purchase_is_made_once_whatever_the_answer(
+async def test_a_purchase_is_made_once_whatever_the_response(
     fault: str, sandbox: Sandbox, store_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VEOGEN_BUDGET_USD", "1")
@@ -222,7 +222,7 @@ async def test_a_lost_purchase_that_shows_up_late_is_adopted_by_the_next_run(san
 
 
 @pytest.mark.parametrize("fault", ["look-500", "look-dropped", "look-html", "look-garbled"])
-async def test_a_search_goes_on_when_a_look_fails(fault: str, sandbox: Sandbox) -> None:
+async def test_a_search_goes_on_when_a_poll_fails(fault: str, sandbox: Sandbox) -> None:
     await purchase(takes(2)[1])
     sandbox.fault("lost-answer-after-charge")
     sandbox.fault(fault)
@@ -391,7 +391,7 @@ async def test_a_caller_cancelled_while_the_id_is_written_down_loses_nothing(
 # ---------------------------------------------------------------- what could be confused
 
 
-async def test_answers_lost_at_once_of_several_takes_are_never_confused(sandbox: Sandbox, store_url: str) -> None:
+async def test_responses_lost_at_once_of_several_takes_are_never_confused(sandbox: Sandbox, store_url: str) -> None:
     sandbox.fault("lost-answer-after-charge", times=4)
     bought = await purchases(*takes(4))
     found = [item.generation.id for item in bought if isinstance(item, Purchase)]
@@ -407,11 +407,11 @@ async def test_while_the_service_is_in_trouble_few_purchases_are_risked(
     monkeypatch.setenv("VEOGEN_REQUESTS_PER_MINUTE", "1200")
     over_at = time.monotonic() + 2.0
 
-    def answer(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         in_trouble = request.method == "POST" and time.monotonic() < over_at
         return Reply(503, body=b"<html>Down for a moment</html>") if in_trouble else relayed(sandbox.base_url, request)
 
-    with serving(answer) as origin:
+    with serving(respond) as origin:
         monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
         ends = await purchases(*takes(40))
     unknown = [end for end in ends if isinstance(end, UnknownSubmission)]
@@ -572,7 +572,7 @@ async def test_what_a_dead_buyer_had_set_aside_is_not_set_aside_twice(
     monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.02")
     await purchase()
     session, receipt = open_session(), await receipt_of()
-    # As if killed after the money was set aside, then released by hand and killed again before giving back.
+    # As if killed after the money was reserved, then released by hand and killed again before the release.
     await session.budgets.release(receipt.budgets, receipt.reservation, Decimal("0.02"))
     await session.budgets.reserve(session.caps, receipt.reservation, Decimal("0.02"), "dead")
     await left_behind(session, receipt.key, state=State.RELEASED, generation=None)

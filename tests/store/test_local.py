@@ -43,13 +43,13 @@ async def test_without_hard_links_one_of_many_creators_still_wins(
     assert unfinished(store) == 0
 
 
-@pytest.mark.parametrize("answer", [errno.ENOLCK, errno.ENOTSUP, None], ids=["ENOLCK", "ENOTSUP", "no effect"])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, None], ids=["ENOLCK", "ENOTSUP", "no effect"])
 async def test_a_directory_without_locks_is_refused(
-    answer: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def flock(*_: Any) -> None:
-        if answer is not None:
-            raise OSError(answer, os.strerror(answer))
+        if number is not None:
+            raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
     with pytest.raises(UnsafeStore, match="s3://bucket/prefix"):

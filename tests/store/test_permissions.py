@@ -49,7 +49,7 @@ time.sleep(600)
 
 @dataclass
 class Guarded:
-    """An S3 server which lets a user do only what his policy says."""
+    """An S3 server which lets a user do only what its policy says."""
 
     endpoint: str
     admin: dict[str, str]
@@ -81,8 +81,8 @@ def guarded() -> Iterator[Guarded]:
         try:
             assert server.stdout is not None
             port = next(line.strip() for line in server.stdout if line.strip().isdigit())
-            anybody = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
-            unchecked = Guarded(f"http://127.0.0.1:{port}", anybody)
+            administrator = {"aws_access_key_id": "test", "aws_secret_access_key": "test"}
+            unchecked = Guarded(f"http://127.0.0.1:{port}", administrator)
             everything = {"Effect": "Allow", "Action": "*", "Resource": "*"}
             admin = unchecked.user_with(json.dumps({"Version": "2012-10-17", "Statement": [everything]}))
             text = {"Content-Type": "text/plain"}

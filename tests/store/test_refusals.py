@@ -21,7 +21,7 @@ pytestmark = pytest.mark.s3
 
 
 @pytest.mark.parametrize(
-    ("answers", "says"),
+    ("respond", "says"),
     [
         (refusing(400, "InvalidRequest"), "400"),
         (lambda request: Reply(307, {"location": "http://127.0.0.1:9/"}), ""),
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.s3
     ids=["400", "redirect", "half a page"],
 )
 async def test_no_response_of_s3_lets_an_error_of_botocore_out(
-    answers: Callable[[Request], Reply], says: str, monkeypatch: pytest.MonkeyPatch
+    respond: Callable[[Request], Reply], says: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with serving(answers) as endpoint:
+    with serving(respond) as endpoint:
         failed = await failures(in_bucket(monkeypatch, endpoint))
     for call, error in failed.items():
         assert error is None or isinstance(error, VeogenError | VersionConflict | AlreadyExists), (call, repr(error))
@@ -77,11 +77,11 @@ async def test_what_only_the_setup_can_cure_is_reported_at_once_by_its_name(
 ) -> None:
     requested: list[str] = []
 
-    def answers(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         requested.append(request.path)
         return refusing(status, code)(request)
 
-    with serving(answers) as endpoint:
+    with serving(respond) as endpoint:
         store = in_bucket(monkeypatch, endpoint)
         for call, work in every_call(store).items():
             if call == "stat" and status != 403:
@@ -132,8 +132,8 @@ async def test_a_role_that_cannot_be_assumed_is_a_setup_error(monkeypatch: pytes
 
 @pytest.mark.parametrize("how", ["refused", "dropped", "not xml"])
 async def test_an_unreachable_server_lets_no_error_of_botocore_out(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    answer = Reply(200, {"content-type": "text/html"}, b"<html><p>Please sign in</html>")
-    with serving(lambda request: answer if how == "not xml" else None) as endpoint:
+    response = Reply(200, {"content-type": "text/html"}, b"<html><p>Please sign in</html>")
+    with serving(lambda request: response if how == "not xml" else None) as endpoint:
         store = in_bucket(monkeypatch, "http://127.0.0.1:9" if how == "refused" else endpoint)
         failed = await failures(store)
     for call, error in failed.items():

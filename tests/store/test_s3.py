@@ -75,12 +75,12 @@ async def test_an_s3_server_that_ignores_conditions_is_refused(
 async def test_an_s3_server_without_conditions_is_refused(
     unknown: str, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answers(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         if unknown in request.headers:
             return Reply(501, {}, b"<Error><Code>NotImplemented</Code></Error>")
         return relayed(s3_server, request)
 
-    with serving(answers) as proxy, pytest.raises(UnsafeStore, match="both buy"):
+    with serving(respond) as proxy, pytest.raises(UnsafeStore, match="both buy"):
         await in_bucket(monkeypatch, proxy, bucket).check()
 
 
@@ -88,11 +88,11 @@ async def test_an_s3_server_without_conditions_is_refused(
 async def test_a_folder_of_the_bucket_without_write_permission_is_named_before_anything_is_bought(
     folder: str, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def answers(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         closed = request.method in ("PUT", "POST") and f"/media/{folder}/" in request.path
         return refusing(403, "AccessDenied")(request) if closed else relayed(s3_server, request)
 
-    with serving(answers) as proxy:
+    with serving(respond) as proxy:
         store = in_bucket(monkeypatch, proxy, bucket)
         with pytest.raises(StoreRefused, match=f"Allow s3:PutObject on arn:aws:s3:::{bucket}/media/{folder}/\\*"):
             await store.check()
@@ -134,11 +134,11 @@ async def test_a_presigned_link_can_be_read_by_anyone_until_it_expires(
 async def test_the_user_agent_of_boto3_names_the_product(monkeypatch: pytest.MonkeyPatch) -> None:
     names: list[str] = []
 
-    def answers(request: Request) -> Reply:
+    def respond(request: Request) -> Reply:
         names.append(request.headers["user-agent"])
         return refusing(403, "No")(request)
 
-    with serving(answers) as endpoint, pytest.raises(StoreRefused):
+    with serving(respond) as endpoint, pytest.raises(StoreRefused):
         await in_bucket(monkeypatch, endpoint).put("one", b"1", "text/plain")
     assert "prefect-veogen/" in names[0]
 

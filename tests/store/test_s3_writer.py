@@ -17,12 +17,12 @@ from tests.support.stores import MIB, in_bucket, unfinished, written
 async def test_a_cancelled_stream_leaves_nothing_after_abort(
     after: float, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answered: list[str] = []
+    methods: list[str] = []
 
     def slow_parts(request: Request) -> Reply:
         time.sleep(0.3 if "partNumber" in request.path or request.path.endswith("?uploads") else 0)
         reply = relayed(s3_server, request)
-        answered.append(request.method)
+        methods.append(request.method)
         return reply
 
     with serving(slow_parts) as proxy:
@@ -36,7 +36,7 @@ async def test_a_cancelled_stream_leaves_nothing_after_abort(
         await writer.abort()
         await asyncio.sleep(0.4)
         # A part that arrives behind the abort would stay, and cost, without being seen anywhere.
-        assert answered[-1] == "DELETE"
+        assert methods[-1] == "DELETE"
         assert unfinished(store) == 0
 
 

@@ -19,7 +19,7 @@ from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
 from prefect_veogen.session import open_session
 
-Answer = Asset | VeogenError
+Outcome = Asset | VeogenError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Order:
 class Report:
     """What a process reports that was not killed in time."""
 
-    answers: list[Answer]
+    outcomes: list[Outcome]
     changes: int
 
 
@@ -50,13 +50,13 @@ def work(order: Order, reports: Connection) -> None:
     os.environ.update(order.environment)
     changes = watch_changes(order.environment["VEOGEN_STORE"], order.dies_before_change)
     time.sleep(max(0.0, order.starts_at - time.time()))
-    answers = asyncio.run(make_all(order))
-    reports.send(Report(answers, len(changes)))
+    outcomes = asyncio.run(make_all(order))
+    reports.send(Report(outcomes, len(changes)))
     while order.lingers:
         signal.pause()
 
 
-async def make_all(order: Order) -> list[Answer]:
+async def make_all(order: Order) -> list[Outcome]:
     """Return an asset or an error per purchase."""
     if order.motion is None:
         return await asyncio.gather(*(one(request) for request in order.wanted))
@@ -67,7 +67,7 @@ async def make_all(order: Order) -> list[Answer]:
     return [picture, await one(clip)]
 
 
-async def one(request: GenerationRequest) -> Answer:
+async def one(request: GenerationRequest) -> Outcome:
     """Return the asset of one request, or the error."""
     try:
         return await on_io(bought_and_stored(request))

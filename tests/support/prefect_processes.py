@@ -13,7 +13,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 ROOT = Path(__file__).parents[2]
 POOL = "veogen"
@@ -74,6 +78,32 @@ def copy_deployable(folder: Path) -> Path:
 def deploy_all(tree: Path, environment: dict[str, str]) -> str:
     """Deploy as `deployments/prefect.yaml` says, and return the output."""
     return prefect(environment, "deploy", "--all", "--prefect-file", "deployments/prefect.yaml", cwd=tree)
+
+
+@dataclass(frozen=True)
+class DeployedTree:
+    """What is deployed on a Prefect server of its own, and the folder that it was deployed from."""
+
+    environment: dict[str, str]
+    tree: Path
+
+    @contextmanager
+    def client(self) -> Iterator[SyncPrefectClient]:
+        with (
+            temporary_settings({PREFECT_API_URL: self.environment["PREFECT_API_URL"]}),
+            get_client(sync_client=True) as client,
+        ):
+            yield client
+
+
+@contextmanager
+def running_deployments(tree: Path, home: Path) -> Iterator[dict[str, str]]:
+    """Run a server with a work pool and everything in `tree` deployed; yield the environment to reach it by."""
+    with running_server(home) as api_url:
+        environment = environment_for(api_url, home)
+        prefect(environment, "work-pool", "create", POOL, "--type", "process")
+        deploy_all(tree, environment)
+        yield environment
 
 
 def wait_until(happened: Callable[[], bool], what: str, *logs: Path) -> None:

@@ -32,8 +32,8 @@ def in_bucket(monkeypatch: pytest.MonkeyPatch, endpoint: str, bucket: str = "one
 
 
 async def opened(link: str) -> httpx.Response:
-    async with httpx.AsyncClient() as anybody:
-        return await anybody.get(link)
+    async with httpx.AsyncClient() as client:
+        return await client.get(link)
 
 
 def unfinished(store: Store) -> int:

@@ -162,7 +162,7 @@ async def counted(work: Callable[[], Awaitable[object]]) -> int:
     return len([path for path in seen if "/block_documents" in path])
 
 
-# Prefect leaves connections to its server open; here these lead through a relay, whose port nobody knows beforehand.
+# Prefect leaves connections to its server open; here these lead through a relay, whose port is not known beforehand.
 async def test_a_campaign_reads_its_block_once(studio: str, sandbox: Sandbox) -> None:
     rows = await read_manifest([{"id": str(n), "model": "gpt-4o-image", "prompt": f"cat {n}"} for n in range(12)])
 
@@ -228,7 +228,7 @@ async def test_what_is_not_a_name_is_refused_and_not_quoted(sandbox: Sandbox, te
     assert len(sandbox.requests) == 0
 
 
-async def test_a_prefect_server_that_does_not_answer_is_asked_again_and_nothing_bought(
+async def test_a_prefect_server_that_does_not_respond_is_asked_again_and_nothing_bought(
     studio: str, sandbox: Sandbox
 ) -> None:
     @flow

@@ -187,8 +187,8 @@ async def test_the_log_says_what_was_bought_for_how_much_and_where_it_is(sandbox
 
 
 @pytest.fixture
-def nobody() -> Iterator[str]:
-    """An address at which nobody listens."""
+def closed_port() -> Iterator[str]:
+    """An address at which no server listens."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/api/v1"
@@ -209,8 +209,8 @@ async def attempts(task: Any, *arguments: Any, **options: Any) -> tuple[int, Any
     return run.run_count, result
 
 
-async def test_a_refused_connection_is_tried_five_times(sandbox: Sandbox, nobody: str) -> None:
-    elsewhere = VeogenCredentials(base_url=nobody)
+async def test_a_refused_connection_is_tried_five_times(sandbox: Sandbox, closed_port: str) -> None:
+    elsewhere = VeogenCredentials(base_url=closed_port)
     count, error = await attempts(submit_at_once, CAT, credentials=elsewhere)
     assert (count, type(error)) == (5, ServiceUnavailable)
 
@@ -303,7 +303,7 @@ async def test_budget_usd_caps_one_flow_run_and_the_next_has_its_own(sandbox: Sa
 
 
 @pytest.mark.parametrize("seconds", ["60", Decimal(5), float("nan"), -1, 0], ids=repr)
-async def test_a_time_nobody_can_wait_is_refused_before_anything_is_bought(sandbox: Sandbox, seconds: Any) -> None:
+async def test_a_time_that_is_not_valid_is_refused_before_anything_is_bought(sandbox: Sandbox, seconds: Any) -> None:
     for wait in (generate(CAT, timeout_seconds=seconds), wait_at_once(Generation(id="x"), timeout_seconds=seconds)):
         with pytest.raises(ConfigurationError, match="more than 0 seconds"):
             await wait

@@ -1,4 +1,4 @@
-"""Whoever starts a run gets its result, without the flow's files: through a worker, from the server's storage."""
+"""The caller of a run gets its result, without the flow's files: through a worker, from the server's storage."""
 
 from __future__ import annotations
 

@@ -27,11 +27,11 @@ from prefect_veogen.tasks.shared_limit import create_limit, use_shared_limit
 from tests.support.servers import Reply, Request, relayed, serving
 
 ROOT = Path(__file__).parents[2]
-SLOTS_PER_TURN = 1000
+SLOTS_PER_REQUEST = 1000
 PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse")
 
 # Two of them together send requests for some seconds, each of them as fast as its own limit lets it.
-LOOKING = """
+POLLING = """
 import asyncio, sys, time
 from prefect_veogen.tasks.shared_limit import use_shared_limit
 from prefect_veogen.session import open_session
@@ -60,8 +60,8 @@ async def limit_of(name: str) -> GlobalConcurrencyLimitResponse:
         return await client.read_global_concurrency_limit_by_name(name)
 
 
-def turns_a_minute(limit: GlobalConcurrencyLimitResponse) -> float:
-    return limit.slot_decay_per_second * 60 / SLOTS_PER_TURN
+def requests_a_minute(limit: GlobalConcurrencyLimitResponse) -> float:
+    return limit.slot_decay_per_second * 60 / SLOTS_PER_REQUEST
 
 
 async def shared_session() -> Session:
@@ -74,10 +74,10 @@ async def shared_session() -> Session:
 async def test_the_limit_lets_a_few_through_at_once_and_then_keeps_the_pace(name: str) -> None:
     await create_limit(name, 120)
     limit = await limit_of(name)
-    assert (limit.limit, limit.active) == (2 * SLOTS_PER_TURN, True)
+    assert (limit.limit, limit.active) == (2 * SLOTS_PER_REQUEST, True)
     # A window of a minute must never see more than the 120: the burst, and what decays in the minute.
-    assert turns_a_minute(limit) + limit.limit / SLOTS_PER_TURN <= 120
-    assert turns_a_minute(limit) >= 117
+    assert requests_a_minute(limit) + limit.limit / SLOTS_PER_REQUEST <= 120
+    assert requests_a_minute(limit) >= 117
 
 
 @pytest.mark.server
@@ -85,7 +85,7 @@ async def test_making_the_limit_again_changes_it(name: str) -> None:
     await create_limit(name, 120)
     await create_limit(name, 60)
     limit = await limit_of(name)
-    assert turns_a_minute(limit) + limit.limit / SLOTS_PER_TURN <= 60
+    assert requests_a_minute(limit) + limit.limit / SLOTS_PER_REQUEST <= 60
 
 
 @pytest.mark.slow
@@ -98,7 +98,7 @@ async def test_two_processes_together_keep_the_pace(
     environment = os.environ | {"PREFECT_API_URL": str(PREFECT_API_URL.value()), "PYTHONPATH": str(ROOT)}
     processes = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-c", LOOKING, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            sys.executable, "-c", POLLING, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         for _ in range(2)
     ]
@@ -153,12 +153,12 @@ async def test_a_limit_made_by_hand_counts_requests(name: str, sandbox: Sandbox)
 
 
 @pytest.mark.server
-async def test_of_a_server_that_does_not_tell_what_decayed_turns_are_had_all_the_same(
+async def test_with_a_server_that_does_not_report_the_decay_the_limit_is_acquired_all_the_same(
     name: str, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     await create_limit(name, 120)
     server = urlsplit(str(PREFECT_API_URL.value()))
-    full = (await limit_of(name)).model_copy(update={"active_slots": 2 * SLOTS_PER_TURN}).model_dump(mode="json")
+    full = (await limit_of(name)).model_copy(update={"active_slots": 2 * SLOTS_PER_REQUEST}).model_dump(mode="json")
 
     def respond(request: Request) -> Reply:
         if request.method == "GET" and request.path.endswith(name):
@@ -240,7 +240,7 @@ async def test_a_server_that_goes_away_meanwhile_stops_nothing(name: str, caplog
     assert "can't be used" in caplog.text
 
 
-async def test_a_server_that_never_answers_delays_by_seconds_and_does_not_stop(sandbox: Sandbox) -> None:
+async def test_a_server_that_never_responds_delays_by_seconds_and_does_not_stop(sandbox: Sandbox) -> None:
     with (
         serving(lambda request: None) as origin,
         temporary_settings({PREFECT_API_URL: f"{origin}/api"}),

@@ -49,7 +49,7 @@ LONG_AGO = timedelta(hours=2)
 DYING = """
 import asyncio
 from tests.upkeep.test_upkeep import buy_everything
-asyncio.run(buy_everything(["bought", "on its way", "told to wait"]))
+asyncio.run(buy_everything(["bought", "on its way", "asked to wait"]))
 """
 
 
@@ -79,7 +79,7 @@ async def buy_everything(prompts: list[str]) -> None:
     await on_io(all_at_once())
 
 
-def was_told_to_wait(sandbox: Sandbox) -> bool:
+def was_asked_to_wait(sandbox: Sandbox) -> bool:
     return any(record.status == 429 for record in sandbox.requests)
 
 
@@ -88,7 +88,7 @@ def dying() -> subprocess.Popen[bytes]:
 
 
 async def lost(sandbox: Sandbox, prompt: str = "lost", *, charged: bool) -> str:
-    """Lose the answer to a purchase, leave the receipt unknown, and return its key."""
+    """Lose the response to a purchase, leave the receipt unknown, and return its key."""
     sandbox.fault("lost-answer-after-charge" if charged else "lost-answer-before-charge", prompt=prompt)
     if charged:
         sandbox.fault("hidden-from-list", times=None, prompt=prompt)
@@ -132,14 +132,14 @@ def _impatient(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.kill
 async def test_a_sweep_finishes_what_a_killed_process_left(sandbox: Sandbox, store_url: str) -> None:
     sandbox.fault("slow-answer", prompt="on its way", seconds=300.0)
-    sandbox.fault("429", prompt="told to wait", retry_after=300)
+    sandbox.fault("429", prompt="asked to wait", retry_after=300)
     process = dying()
     try:
-        wanted = {"bought": State.BOUGHT, "on its way": State.SENDING, "told to wait": State.RESERVED}
+        wanted = {"bought": State.BOUGHT, "on its way": State.SENDING, "asked to wait": State.RESERVED}
 
         async def has_come_so_far() -> bool:
             assert process.poll() is None
-            return was_told_to_wait(sandbox) and await states() == wanted and len(sandbox.bill) == 2
+            return was_asked_to_wait(sandbox) and await states() == wanted and len(sandbox.bill) == 2
 
         await until(has_come_so_far)
     finally:
@@ -178,12 +178,12 @@ async def test_a_sweep_that_may_not_list_uploads_finishes_the_rest(
 
 async def test_a_sweep_leaves_live_purchases_alone(sandbox: Sandbox) -> None:
     sandbox.fault("slow-answer", prompt="on its way", seconds=2.0)
-    sandbox.fault("429", prompt="told to wait", retry_after=2)
-    buying = asyncio.create_task(buy_everything(["on its way", "told to wait"]))
+    sandbox.fault("429", prompt="asked to wait", retry_after=2)
+    buying = asyncio.create_task(buy_everything(["on its way", "asked to wait"]))
 
     async def is_under_way() -> bool:
-        wanted = {"on its way": State.SENDING, "told to wait": State.RESERVED}
-        return was_told_to_wait(sandbox) and await states() == wanted
+        wanted = {"on its way": State.SENDING, "asked to wait": State.RESERVED}
+        return was_asked_to_wait(sandbox) and await states() == wanted
 
     await until(is_under_way)
     assert await sweep(open_session()) == []
@@ -206,7 +206,7 @@ async def test_a_stored_asset_that_is_gone_is_fetched_again(sandbox: Sandbox, st
     store = open_session().store
     key = store.key(asset.uri)
     assert key is not None
-    await on_io(store.put(key, b"somebody wrote over it", "image/png"))
+    await on_io(store.put(key, b"overwritten", "image/png"))
     (swept,) = await sweep(open_session())
     assert (swept.before, swept.after, swept.note) == (State.STORED, State.STORED, f"stored {asset.uri}")
     assert (await on_io(store.sha256(key)), len(sandbox.bill)) == (asset.sha256, 1)
@@ -222,7 +222,7 @@ async def test_what_still_runs_is_left_for_the_next_sweep(sandbox: Sandbox) -> N
     assert [item.after for item in await sweep(open_session())] == [State.STORED]
 
 
-async def test_what_failed_is_told_with_the_services_words_and_gives_its_money_back(sandbox: Sandbox) -> None:
+async def test_what_failed_is_reported_with_the_services_words_and_refunded(sandbox: Sandbox) -> None:
     sandbox.fault("failed", reason="the moon was in the way")
     await bought(picture())
     assert await committed() == CENTS
@@ -239,7 +239,7 @@ async def test_a_lost_purchase_is_found_and_fetched(sandbox: Sandbox) -> None:
     assert (len(sandbox.bill), await committed()) == (1, CENTS)
 
 
-async def test_a_purchase_nobody_can_find_stays_with_its_money_until_a_person_decides(sandbox: Sandbox) -> None:
+async def test_a_purchase_that_is_not_found_keeps_its_reservation_until_manual_review(sandbox: Sandbox) -> None:
     key = await lost(sandbox, charged=False)
     (swept,) = await sweep(open_session())
     assert swept.after is State.IN_DOUBT
@@ -259,7 +259,7 @@ async def test_money_set_aside_by_who_died_while_giving_it_back_is_given_back(sa
     assert await committed() == 0
 
 
-async def test_a_damaged_receipt_is_told_and_holds_up_no_other(sandbox: Sandbox) -> None:
+async def test_a_damaged_receipt_is_reported_and_holds_up_no_other(sandbox: Sandbox) -> None:
     damaged, whole = await bought(picture("damaged")), await bought(picture("whole"))
     await on_io(open_session().store.put(f"receipts/{damaged}.json", b"{", "application/json"))
     swept = {item.key: item for item in await sweep(open_session())}
@@ -319,7 +319,7 @@ async def test_unfinished_writes_are_removed_after_a_day(age: timedelta, left: b
     assert unfinished.exists() == left
 
 
-async def test_a_service_that_is_down_is_told_and_loses_nothing(sandbox: Sandbox) -> None:
+async def test_a_service_that_is_down_is_reported_and_loses_nothing(sandbox: Sandbox) -> None:
     key = await lost(sandbox, charged=True)
     sandbox.fault("look-500", times=None)
     (swept,) = await sweep(open_session())
@@ -517,7 +517,7 @@ async def logged(flow_run_id: UUID, part: str) -> list[str]:
 
 @asynccontextmanager
 async def stopped(ends: Callable[[], Awaitable[None]], **options: Any) -> AsyncIterator[FlowState[Any]]:
-    """Run a flow which buys a generation that never ends, and then ends as told."""
+    """Run a flow which buys a generation that never ends, and then ends as it is asked to."""
 
     @flow(on_failure=[report_unfinished], on_crashed=[report_unfinished], **options)
     async def buyer() -> None:
@@ -541,7 +541,7 @@ async def never() -> None:
 @pytest.mark.parametrize(
     ("name", "ends", "options"), [("TimedOut", never, {"timeout_seconds": 5}), ("Failed", fail, {})]
 )
-async def test_a_flow_that_stops_tells_what_runs_on(
+async def test_a_flow_that_stops_reports_what_runs_on(
     name: str, ends: Callable[[], Awaitable[None]], options: dict[str, Any], sandbox: Sandbox, prefect_server: None
 ) -> None:
     sandbox.fault("stuck", times=None)
@@ -556,7 +556,7 @@ async def test_a_flow_that_stops_tells_what_runs_on(
 
 @pytest.mark.slow
 @pytest.mark.server
-async def test_a_cancelled_flow_tells_of_its_own_purchases_alone(sandbox: Sandbox, prefect_server: None) -> None:
+async def test_a_cancelled_flow_reports_its_own_purchases_alone(sandbox: Sandbox, prefect_server: None) -> None:
     damaged, _ = await bought(picture("damaged")), await bought(picture("somebody else's"))
     await on_io(open_session().store.put(f"receipts/{damaged}.json", b"{", "application/json"))
 

@@ -1,0 +1,107 @@
+"""`plan`: what a request or a manifest costs and whether it can be bought, before anything is."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+
+from prefect_veogen.sandbox import Sandbox
+from tests.support.commands import Run, bought
+
+
+def test_a_plan_prices_a_request_and_buys_nothing(sandbox: Sandbox, run: Run) -> None:
+    code, out, _ = run("plan", "veo-3.1-fast", "waves [bold]at[/bold] night :wave:", "--resolution", "4k")
+    assert code == 0
+    assert "waves [bold]at[/bold] night :wave:  $0.90" in out
+    assert "Total: $0.90" in out
+    assert "Balance: $100.00" in out
+    assert len(sandbox.bill) == 0
+
+
+def test_a_plan_of_a_manifest_knows_what_is_bought_and_what_is_double(
+    sandbox: Sandbox, run: Run, tmp_path: Path
+) -> None:
+    bought()
+    rows = tmp_path / "rows.csv"
+    rows.write_text(
+        "id,model,prompt,duration,motion_prompt\n"
+        "a,gpt-4o-image,a red fox,,\n"
+        "b,gpt-4o-image,a grey fox,,it runs\n"
+        "c,gpt-4o-image,a grey fox,,\n"
+        "d,grok-video-1,waves,6,\n"
+    )
+    code, out, _ = run("plan", str(rows), "--json")
+    items = json.loads(out)["items"]
+    assert code == 0
+    assert [Decimal(item["usd"]) for item in items] == [0, Decimal("0.02"), Decimal("0.3"), 0, Decimal("0.18")]
+    assert [item["already_bought"] for item in items] == [True, False, False, True, False]
+    lines = run("plan", str(rows))[1].splitlines()
+    assert lines[1].endswith("already bought")
+    assert lines[4].endswith("same as above")
+    assert "Total: $0.50" in lines
+
+
+def test_a_plan_says_how_sure_it_is(sandbox: Sandbox, run: Run) -> None:
+    _, out, _ = run("plan", "grok-video-1", "waves")
+    assert "Total: at most $0.90" in out
+
+
+def test_a_plan_that_would_be_refused_is_1_and_names_what_is_allowed(sandbox: Sandbox, run: Run) -> None:
+    code, out, _ = run("plan", "gpt-4o-image", "a fox", "--aspect-ratio", "5:7")
+    assert code == 1
+    assert "aspect_ratio: gpt-4o-image does not offer this (got '5:7'); allowed: 16:9" in out
+    assert "Correct the request" in out
+    (item,) = json.loads(run("plan", "veo-99", "a fox", "--json")[1])["items"]
+    assert "`prefect-veogen models`" in item["next_step"]
+
+
+def test_a_plan_without_its_prompt_says_what_is_missing(sandbox: Sandbox, run: Run) -> None:
+    code, out, err = run("plan", "gpt-4o-image")
+    assert (code, out) == (1, "")
+    assert "If it is a model: give a prompt, too." in err
+
+
+def test_a_plan_of_a_manifest_ignores_no_option(sandbox: Sandbox, run: Run) -> None:
+    Path("rows.csv").write_text("id,model,prompt\na,gpt-4o-image,a fox\n")
+    assert run("plan", "rows.csv", "--take", "2", "--budget-usd", "1")[0] == 0
+    code, out, err = run("plan", "rows.csv", "--resolution", "4k", "--image-url", "https://x/y.png")
+    assert (code, out) == (1, "")
+    assert "resolution, image_urls would be ignored" in err
+
+
+def test_a_plan_beyond_the_budget_is_1(sandbox: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert run("plan", "veo-3.1-fast", "waves", "--budget-usd", "0.30")[0] == 0
+    assert run("plan", "veo-3.1-fast", "waves", "--budget-usd", "0.29")[0] == 1
+    monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.10")
+    code, out, _ = run("plan", "veo-3.1-fast", "waves", "--json")
+    assert code == 1
+    assert json.loads(out)["is_affordable"] is False
+    assert [budget["left_usd"] for budget in json.loads(out)["budgets"]] == ["0.10"]
+
+
+def test_a_wrong_manifest_is_reported_row_by_row(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,model,prompt\na,gpt-4o-image,\nb,gpt-4o-image,x\nb,gpt-4o-image,y\n")
+    code, out, err = run("plan", str(rows))
+    assert (code, out) == (1, "")
+    assert "row 1 (a): prompt" in err
+    assert "row 3 (b): id: is used by row 2 already" in err
+
+
+def test_a_plan_may_come_before_the_store_but_not_with_a_file_as_one(sandbox: Sandbox, run: Run) -> None:
+    Path("a-file").touch()
+    assert run("plan", "gpt-4o-image", "a fox", "--store", "nowhere")[0] == 0
+    assert run("plan", "gpt-4o-image", "a fox", "--store", "a-file")[0] == 1
+
+
+def test_a_scheduled_manifest_is_planned_as_if_it_ran_now(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,{scheduled:%%}\n")
+    code, _, err = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
+    assert (code, "row 2 (b): take: " in err) == (1, True)
+    rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,\n")
+    code, out, _ = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
+    assert (code, "$0.04" in out) == (0, True)
