@@ -34,7 +34,7 @@ from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from tests.support.servers import Reply, Request, relayed, serving
 
-COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "setup")
+COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "costs", "setup")
 FOX = GenerationRequest(model="gpt-4o-image", prompt="a red fox")
 
 Run = Callable[..., tuple[int, str, str]]
@@ -130,6 +130,13 @@ def test_the_console_script_is_installed_and_starts_without_a_home() -> None:
         ["reconcile", "--since", "0001-01-01"],
         ["reconcile", "--since", "9999-01-01"],
         ["receipts", "adopt", "key"],
+        ["costs", "--by", "weather"],
+        ["costs", "--by", "label"],
+        ["costs", "--by", "label:"],
+        ["costs", "--by", "label:Project"],
+        ["costs", "--by", "day:"],
+        ["costs", "--since", "yesterday"],
+        ["costs", "--json", "--csv"],
     ],
     ids=" ".join,
 )
