@@ -270,7 +270,7 @@ class InsufficientBalance(ChangeTheSetup):
 
 
 class BudgetExceeded(ChangeTheSetup):
-    """The purchase would break a cap; it was not made."""
+    """The purchase would break a cap, that of `budget`; it was not made."""
 
     default_next_step = "Nothing was bought. Raise the cap, wait for the next period, or ask for less."
 
@@ -281,12 +281,14 @@ class BudgetExceeded(ChangeTheSetup):
         wanted_usd: Decimal | None = None,
         left_usd: Decimal | None = None,
         cap_usd: Decimal | None = None,
+        budget: str | None = None,
         **facts: Any,
     ) -> None:
         super().__init__(message, **facts)
         self.wanted_usd = wanted_usd
         self.left_usd = left_usd
         self.cap_usd = cap_usd
+        self.budget = budget
 
     @classmethod
     def without_a_price(cls, models: str) -> BudgetExceeded:

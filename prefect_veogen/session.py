@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import weakref
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.api.catalogue import Catalogue
 from prefect_veogen.api.client import VeogenClient, client_of
 from prefect_veogen.api.poller import Poller
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Ledger
-from prefect_veogen.ledger.budgets import Budgets, Cap, day_budget
+from prefect_veogen.ledger.budgets import Budgets, Cap, day_budget, is_by_label, label_caps
+from prefect_veogen.models import Labels, checked_labels
 from prefect_veogen.process.concurrency import SharedReads
 from prefect_veogen.process.registry import Registry
 from prefect_veogen.settings import Settings
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
 Log = logging.Logger | logging.LoggerAdapter[logging.Logger]
+Emit = Callable[[str, str, Mapping[str, Any]], None]
+"""Sends an event: its name, its resource's id, its payload."""
+
+
+def _emit_nothing(name: str, resource: str, payload: Mapping[str, Any]) -> None:
+    """Send nothing: without Prefect nobody listens."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,23 @@ class Session:
     caps: tuple[Cap, ...] = ()
     flow_run_id: str | None = None
     log: Log = field(default_factory=lambda: logging.getLogger("prefect_veogen"))
+    labels: Labels = field(default_factory=dict)
+    """What new purchases are labelled with; see `labelled`."""
+    campaign: str | None = None
+    """The campaign that new purchases are made for."""
+    carried: Mapping[str, Any] = field(default_factory=dict)
+    """What the sidecars of downloads carry along: the caller's own columns, no part of the receipt."""
+    emit: Emit = _emit_nothing
+
+    def labelled(self, labels: Labels | None) -> Session:
+        """Return the session with labels added, and with the caps of exactly the budgets by label that then apply.
+
+        Raises:
+            ConfigurationError: they can't be labels.
+        """
+        both = checked_labels({**self.labels, **checked_labels(labels)})
+        others = tuple(cap for cap in self.caps if not is_by_label(cap))
+        return replace(self, labels=both, caps=others + label_caps(self.settings.budgets, both))
 
     @property
     def ledger(self) -> Ledger:
@@ -78,11 +103,12 @@ def open_session(
     caps: tuple[Cap, ...] = (),
     flow_run_id: str | None = None,
     log: Log | None = None,
+    labels: Labels | None = None,
 ) -> Session:
     """Return a session; what is `None` comes from the environment.
 
     Raises:
-        ConfigurationError: there is no token, or a setting is impossible.
+        ConfigurationError: there is no token, or a setting or a label is impossible.
     """
     settings = Settings()
     token = settings.api_token if token is None else token
@@ -102,4 +128,4 @@ def open_session(
         caps=caps if day is None else (day, *caps),
         flow_run_id=flow_run_id,
         log=log or logging.getLogger("prefect_veogen"),
-    )
+    ).labelled(labels)

@@ -12,16 +12,16 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prefect_veogen.errors import ConfigurationError, masked
-from prefect_veogen.models import normal_base_url
+from prefect_veogen.models import LabelBudget, label_budgets, normal_base_url
 
 _YEAR_SECONDS = 366 * 86400
 Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
 _TYPO_CUTOFF = 0.7
 # Treated as unset, these would allow purchases without a cap, at the real service, or again with another ledger.
-_NEVER_EMPTY = ("budget_usd", "base_url", "store")
+_NEVER_EMPTY = ("budget_usd", "budgets", "base_url", "store")
 _REPLACED = {"unknown_grace_seconds": "in_doubt_seconds", "buy_again_when_unknown": "in_doubt_seconds"}
 
 
@@ -54,6 +54,9 @@ class Settings(BaseSettings):
     """How long to wait for one response of the API."""
     budget_usd: Annotated[Decimal, Field(ge=0, le=1_000_000_000)] | None = None
     """What may be spent per UTC day by everyone who shares the store; unset: no cap."""
+    budgets: Annotated[dict[str, LabelBudget], NoDecode] = {}
+    """What may be spent on purchases with a label by everyone who shares the store, as JSON: `{"project:spring": 20}`,
+    or `{"project:spring": {"usd": 20, "per": "month"}}` (or `"day"`; of UTC)."""
     in_doubt_seconds: float | Literal["never"] = 900
     """How long a purchase whose response was lost may stay in doubt before a proven absence lets the next run buy
     again: within this time the service is assumed to have dropped, or accepted and listed, what was sent to it.
@@ -87,6 +90,11 @@ class Settings(BaseSettings):
             raise ValueError('must be a number of seconds, from 0 to a year, or "never"')
         return float(text)
 
+    @field_validator("budgets", mode="before")
+    @classmethod
+    def _is_by_label(cls, budgets: Any) -> dict[str, LabelBudget]:
+        return label_budgets(budgets)
+
     @field_validator("base_url")
     @classmethod
     def _is_http(cls, base_url: str) -> str:
@@ -111,9 +119,10 @@ def _check_variables() -> None:
             raise ConfigurationError(f"{variable} is empty", next_step="Give it a value, or unset it.")
         if name in Settings.model_fields:
             continue
-        if difflib.get_close_matches(name, ["budget_usd"], 1, _TYPO_CUTOFF):
+        if difflib.get_close_matches(name, ["budget_usd", "budgets"], 1, _TYPO_CUTOFF):
             raise ConfigurationError(
-                f"{variable} is not a setting", next_step="Unset it, or rename it to VEOGEN_BUDGET_USD."
+                f"{variable} is not a setting",
+                next_step="Unset it, or rename it to VEOGEN_BUDGET_USD (per day) or VEOGEN_BUDGETS (by label).",
             )
         if name in _REPLACED:
             _warn(variable, f"it was replaced by VEOGEN_{_REPLACED[name].upper()}")

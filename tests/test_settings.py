@@ -11,6 +11,7 @@ import pytest
 
 from prefect_veogen import Settings
 from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.models import LabelBudget
 
 TOKEN = "vg-secret-4711"
 
@@ -29,6 +30,17 @@ TOKEN = "vg-secret-4711"
         ("VEOGEN_BUDGET_USD", "12.3456", Decimal("12.3456")),
         ("VEOGEN_IN_DOUBT_SECONDS", "0", 0.0),
         ("VEOGEN_IN_DOUBT_SECONDS", " Never ", "never"),
+        ("VEOGEN_BUDGETS", "{}", {}),
+        (
+            "VEOGEN_BUDGETS",
+            '{"p:a:b": 20.10, "t:w": {"usd": 0}, "t:x": {"per": "month", "usd": 1}, "t:y": {"usd":2,"per":"day"}}',
+            {
+                "p:a:b": LabelBudget(Decimal("20.10")),
+                "t:w": LabelBudget(Decimal(0)),
+                "t:x": LabelBudget(Decimal(1), "month"),
+                "t:y": LabelBudget(Decimal(2), "day"),
+            },
+        ),
         ("VEOGEN_ALLOW_PRIVATE_MEDIA", "0", False),
         ("VEOGEN_MAX_ASSET_BYTES", "1000", 1000),
     ],
@@ -46,7 +58,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert settings.in_doubt_seconds == 900
 
 
-NEVER_EMPTY = {"budget_usd", "base_url", "store"}
+NEVER_EMPTY = {"budget_usd", "budgets", "base_url", "store"}
 
 
 @pytest.mark.parametrize("name", sorted(Settings.model_fields.keys() - NEVER_EMPTY))
@@ -65,10 +77,14 @@ def test_a_cap_a_service_or_a_store_set_to_nothing_is_refused(
         Settings()
 
 
-@pytest.mark.parametrize("misspelt", ["VEOGEN_BUDGET", "VEOGEN_BUDGET_US", "veogen_budgetusd", "VEOGEN_DAY_BUDGET_USD"])
+@pytest.mark.parametrize(
+    "misspelt", ["VEOGEN_BUDGET", "VEOGEN_BUDGET_US", "veogen_budgetusd", "VEOGEN_DAY_BUDGET_USD", "VEOGEN_BUDGTES"]
+)
 def test_a_misspelt_cap_is_refused_for_it_would_be_none(misspelt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(misspelt, "5")
-    with pytest.raises(ConfigurationError, match=f"{misspelt} is not a setting\n.*VEOGEN_BUDGET_USD"):
+    with pytest.raises(
+        ConfigurationError, match=rf"{misspelt} is not a setting\n.*VEOGEN_BUDGET_USD \(per day\) or VEOGEN_BUDGETS"
+    ):
         Settings()
 
 
@@ -135,6 +151,44 @@ def test_an_impossible_value_is_refused_by_name(variable: str, text: str, monkey
     with pytest.raises(ConfigurationError, match=re.escape(f"{variable}='{text}': ")) as caught:
         Settings()
     assert TOKEN not in str(caught.value) + repr(caught.value.__dict__)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("project:spring=20", "must be JSON such as"),
+        ('{"project:spring": 20', "must be JSON such as"),
+        ("[" * 10_000, "must be JSON such as"),
+        ("20", "must be a JSON object"),
+        ('["project:spring"]', "must be a JSON object"),
+        ('{"spring": 20}', "'spring': must be a label and its value"),
+        ('{"Project:spring": 20}', "'Project:spring': a label's name must be"),
+        ('{"project:": 20}', "'project:': a label's value must not be blank"),
+        ('{"project: spring": 20}', "nor begin or end with a space"),
+        ('{"project:*": 20}', "there is no cap for each"),
+        ('{"project:' + "ü" * 100 + '": 20}', "is too long"),
+        ('{"project:spring": -1}', "'project:spring': must be an amount in USD, from 0"),
+        ('{"project:spring": 1e10}', "must be an amount in USD"),
+        ('{"project:spring": NaN}', "NaN is no amount"),
+        ('{"project:spring": 1e999}', "must be an amount in USD"),
+        ('{"project:spring": true}', "must be an amount in USD"),
+        ('{"project:spring": "20"}', "must be an amount in USD"),
+        ('{"project:spring": null}', "must be an amount in USD"),
+        ('{"project:spring": {"per": "month"}}', "must be an amount in USD"),
+        ('{"project:spring": {"usd": -1, "per": "month"}}', "must be an amount in USD"),
+        ('{"project:spring": {"usd": 1, "per": "week"}}', 'alone or as {"usd": 20, "per": "month"} (or "day")'),
+        ('{"project:spring": {"usd": 1, "per": null}}', "must be an amount in USD"),
+        ('{"project:spring": {"usd": 1, "per": ["day"]}}', "must be an amount in USD"),
+        ('{"project:spring": {"usd": 1, "from": "today"}}', "must be an amount in USD"),
+        ('{"project:spring": 5, "project:spring": 50}', "'project:spring' is there twice"),
+    ],
+)
+def test_a_cap_by_label_that_has_another_form_is_refused_and_says_which_forms_there_are(
+    text: str, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_BUDGETS", text)
+    with pytest.raises(ConfigurationError, match=rf"^VEOGEN_BUDGETS=.*{re.escape(told)}"):
+        Settings()
 
 
 @pytest.mark.parametrize("text", ["ftp://user:secret@veogen.studio", "veogen.studio/api?key=secret", "9" * 400])

@@ -22,6 +22,7 @@ _STOPPED = "Stopped. Nothing was bought, and no process of this command is still
 # and a usage error respond at once.
 _MODULES = {
     "balance": "account",
+    "costs": "costs",
     "demo": "demo",
     "models": "account",
     "plan": "plan",

@@ -7,7 +7,10 @@ import textwrap
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from prefect_veogen.upkeep.costs import Grouping
 
 _ABOUT = """Paid images and videos as safe steps of a Prefect pipeline."""
 
@@ -51,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     _receipts(commands)
     _sweep(commands)
     _reconcile(commands)
+    _costs(commands)
     _setup(commands)
     return top
 
@@ -189,6 +193,31 @@ def _reconcile(commands: Any) -> None:
     _shared(command, "--credentials", "--base-url", "--store", "--json")
 
 
+def _costs(commands: Any) -> None:
+    command = _command(
+        commands,
+        "costs",
+        "what was spent, by model, day, campaign or label; free",
+        "prefect-veogen costs --by label:project\nprefect-veogen costs --by day --since 2026-11-01 --csv > costs.csv",
+        about="Sums up the receipts in the store: spent, reserved for what is being bought, and in doubt. Needs no "
+        "token. Exit code 1 if receipts are damaged; they are named, and not in the sums.",
+    )
+    command.add_argument(
+        "--by",
+        type=_grouping,
+        default="model",
+        metavar="KEY",
+        help="model, day (UTC, when it was sent), campaign, or label:NAME (default: model)",
+    )
+    command.add_argument(
+        "--since", type=_moment, metavar="DATE", help="a date or time, UTC unless it has an offset (default: always)"
+    )
+    _shared(command, "--store")
+    form = command.add_mutually_exclusive_group()
+    _shared(form, "--json")
+    form.add_argument("--csv", action="store_true", help="CSV on stdout, nothing else")
+
+
 def _setup(commands: Any) -> None:
     command = _command(
         commands,
@@ -245,7 +274,7 @@ _SHARED: dict[str, dict[str, Any]] = {
 }
 
 
-def _shared(command: argparse.ArgumentParser, *names: str) -> None:
+def _shared(command: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, *names: str) -> None:
     for name in names:
         # SUPPRESS, because an option may come before or after ACTION: the second parser must not reset it.
         command.add_argument(name, default=argparse.SUPPRESS, **_SHARED[name])
@@ -253,6 +282,18 @@ def _shared(command: argparse.ArgumentParser, *names: str) -> None:
 
 def _take(text: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _grouping(text: str) -> Grouping:
+    from prefect_veogen.models import label_name_problem
+    from prefect_veogen.upkeep.costs import Grouping
+
+    match text.partition(":"):
+        case ("model" | "day" | "campaign") as by, "", "":
+            return Grouping(by)
+        case "label", _, label if label_name_problem(label) is None:
+            return Grouping("label", label)
+    raise argparse.ArgumentTypeError(f"{text!r} is not model, day, campaign or label:NAME, such as label:project")
 
 
 def _amount(text: str) -> Decimal:

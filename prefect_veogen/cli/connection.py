@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from pydantic import SecretStr
+
 from prefect_veogen.cli.sharing import share_limit
+from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.session import Session, open_session
 from prefect_veogen.settings import Settings
+from prefect_veogen.store import LocalStore
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -22,6 +26,23 @@ def connect(options: Namespace, caps: tuple[Cap, ...] = ()) -> Session:
     """
     session = _open(options, caps)
     share_limit(session)
+    return session
+
+
+def open_offline(options: Namespace) -> Session:
+    """Return a session for commands that read the store alone: no request to the service, so no token needed."""
+    token = Settings().api_token or SecretStr("none-needed")
+    return check_store(open_session(token=token, store=options.store))
+
+
+def check_store(session: Session) -> Session:
+    """Validate that the session's store exists: a misspelt one would look empty, and so in order."""
+    store = session.store
+    if isinstance(store, LocalStore) and not store.root.is_dir():
+        raise ConfigurationError(
+            f"There is no store at {store.root}",
+            next_step="Check --store and VEOGEN_STORE; the first purchase creates a new one.",
+        )
     return session
 
 

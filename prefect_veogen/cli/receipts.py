@@ -6,19 +6,15 @@ import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
-
 from prefect_veogen.cli.arguments import a_month_ago
-from prefect_veogen.cli.connection import connect
+from prefect_veogen.cli.connection import check_store, connect, open_offline
 from prefect_veogen.cli.terminal import complain, say, shortened, table, write_json
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.models import in_usd
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.in_doubt import still_in_doubt
-from prefect_veogen.session import Session, open_session
-from prefect_veogen.settings import Settings
-from prefect_veogen.store import LocalStore
+from prefect_veogen.session import Session
 from prefect_veogen.upkeep import decisions
 from prefect_veogen.upkeep.receipts import read_receipts
 from prefect_veogen.upkeep.statement import reconcile as reconcile_statement
@@ -40,7 +36,7 @@ def receipts(options: Namespace) -> int:
                 options, receipt, "The next run of this request uses that generation and buys nothing."
             )
         case "release":
-            receipt = asyncio.run(on_io(decisions.release(_offline_session(options), options.key)))
+            receipt = asyncio.run(on_io(decisions.release(open_offline(options), options.key)))
             return _report_decision(options, receipt, "The next run of this request buys.")
         case "list" | None:
             return _list(options)
@@ -111,7 +107,7 @@ _HEADS = ("STATE", "MODEL", "PRICE", "WHEN", "PROMPT", "KEY")
 
 def _list(options: Namespace) -> int:
     wanted = None if options.state is None else _state(options.state)
-    session = _offline_session(options)
+    session = open_offline(options)
     known, damaged = asyncio.run(on_io(read_receipts(session.ledger)))
     found = [item for item in known if wanted in (None, item.state)]
     found.sort(key=lambda item: item.history[0].at if item.history else a_month_ago())
@@ -131,7 +127,7 @@ def _list(options: Namespace) -> int:
 
 
 def _show(options: Namespace) -> int:
-    session = _offline_session(options)
+    session = open_offline(options)
     found = asyncio.run(on_io(_find_by_prefix(session, options.key)))
     if options.json:
         write_json(found)
@@ -150,6 +146,8 @@ def _show(options: Namespace) -> int:
         "asset": asset.uri if asset else "",
         "sha256": asset.sha256 if asset else "",
         "budgets": ", ".join(found.budgets),
+        "labels": ", ".join(f"{name}={value}" for name, value in found.labels.items()),
+        "campaign": found.campaign or "",
         "api": found.api,
     }
     table(("", ""), [(name, value) for name, value in facts.items() if value])
@@ -216,21 +214,4 @@ def _paid(found: list[Receipt]) -> Decimal:
 
 
 def _session(options: Namespace) -> Session:
-    return _check_store(connect(options))
-
-
-def _offline_session(options: Namespace) -> Session:
-    """Return a session for commands that read the store alone: no request to the service, so no token needed."""
-    token = Settings().api_token or SecretStr("none-needed")
-    return _check_store(open_session(token=token, store=options.store))
-
-
-def _check_store(session: Session) -> Session:
-    """Validate that the session's store exists: a misspelt one would look empty, and so in order."""
-    store = session.store
-    if isinstance(store, LocalStore) and not store.root.is_dir():
-        raise ConfigurationError(
-            f"There is no store at {store.root}",
-            next_step="Check --store and VEOGEN_STORE; the first purchase creates a new one.",
-        )
-    return session
+    return check_store(connect(options))

@@ -134,7 +134,7 @@ class _Download:
         """Return the asset, with its sidecar written beside it."""
         store, key = self._session.store, self._key(transfer.extension)
         asset = describe_asset(self._generation, self._receipt, transfer, store.uri(key), self._url)
-        body = sidecar(self._generation, self._receipt, transfer, asset)
+        body = sidecar(self._generation, self._receipt, transfer, asset, self._session.carried)
         await store.put(f"{key}.json", body, "application/json")
         return asset
 

@@ -13,6 +13,8 @@ from urllib.parse import quote
 from prefect_veogen.models import Asset, without_secrets
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from prefect_veogen.download.transfer import Transfer
     from prefect_veogen.ledger.receipt import Receipt
     from prefect_veogen.models import Generation
@@ -47,13 +49,17 @@ def describe_asset(generation: Generation, receipt: Receipt | None, transfer: Tr
     )
 
 
-def sidecar(generation: Generation, receipt: Receipt | None, transfer: Transfer, asset: Asset) -> bytes:
-    """Return the asset's provenance as JSON: what was asked for, bought, generated and served."""
+def sidecar(
+    generation: Generation, receipt: Receipt | None, transfer: Transfer, asset: Asset, carried: Mapping[str, Any]
+) -> bytes:
+    """Return the asset's provenance as JSON: what was asked for, bought, generated and served, and what it carries."""
     document = _provenance(generation, receipt, asset) | {
         "content_type_claimed": transfer.content_type_claimed,
         "bytes_behind_end": transfer.bytes_behind_end,
         "content_credentials": transfer.content_credentials,
     }
+    if carried:
+        document["carried"] = dict(carried)
     return json.dumps(document, indent=1, ensure_ascii=False, default=str).encode()
 
 
@@ -68,7 +74,9 @@ def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset) -
         bought = receipt.model_dump(mode="json", include=shown) | {
             "request": receipt.request.model_dump(mode="json", exclude_none=True)
         }
-        bought["receipt"] = receipt.key
+        bought |= {"receipt": receipt.key, "labels": receipt.labels}
+        if receipt.campaign is not None:
+            bought["campaign"] = receipt.campaign
     return {
         "format": 1,
         "asset": asset.model_dump(mode="json", exclude={"price_usd"}),

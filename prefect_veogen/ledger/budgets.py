@@ -19,7 +19,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, StoreUnavailable, UnreadableReceipt
-from prefect_veogen.models import in_usd
+from prefect_veogen.models import LabelBudget, Labels, in_usd
 from prefect_veogen.process.concurrency import backoff_seconds
 from prefect_veogen.process.registry import Registry
 from prefect_veogen.store import AlreadyExists, VersionConflict
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _TRIES = 200
 _longest_pause_seconds = partial(backoff_seconds, first=0.01, longest=0.5)
+_WARNED_AT = Decimal("0.8")
+_BY_LABEL = "label-"
 
 Change = Callable[["Account"], "Account | None"]
 
@@ -58,6 +60,23 @@ class Cap(NamedTuple):
                 next_step="Give a number of USD, 0 or more, or None for no cap.",
             )
         return cls(budget, amount)
+
+
+class Crossing(NamedTuple):
+    """A cap of which a reservation has committed 80 % or more, the first that did."""
+
+    cap: Cap
+    committed_usd: Decimal
+
+    @property
+    def left_usd(self) -> Decimal:
+        """What may still be reserved."""
+        return self.cap.usd - self.committed_usd
+
+    @classmethod
+    def of(cls, cap: Cap, before_usd: Decimal, after_usd: Decimal) -> Crossing | None:
+        """Return the crossing that a change made, `None` if it made none."""
+        return cls(cap, after_usd) if before_usd < _WARNED_AT * cap.usd <= after_usd else None
 
 
 class Reservation(BaseModel):
@@ -97,26 +116,52 @@ def day_budget(now: datetime | None = None) -> str:
     return f"day-{(now or datetime.now(UTC)).date().isoformat()}"
 
 
+def label_caps(budgets: Mapping[str, LabelBudget], labels: Labels, now: datetime | None = None) -> tuple[Cap, ...]:
+    """Return the caps of the budgets by label that purchases with these labels fall under."""
+    return tuple(
+        Cap(_label_budget(label, budget, now or datetime.now(UTC)), budget.usd)
+        for label, budget in budgets.items()
+        if labels.get(label.partition(":")[0]) == label.partition(":")[2]
+    )
+
+
+def is_by_label(cap: Cap) -> bool:
+    """Tell whether a cap is one that `label_caps` has made."""
+    return cap.budget.startswith(_BY_LABEL)
+
+
+def _label_budget(label: str, budget: LabelBudget, now: datetime) -> str:
+    """Return a budget's name; the period stands before the colon, where no label's name can look like it."""
+    name, _, value = label.partition(":")
+    day = now.astimezone(UTC).date().isoformat()
+    period = {"day": f"@{day}", "month": f"@{day[:7]}", None: ""}[budget.per]
+    return f"{_BY_LABEL}{name}{period}:{value}"
+
+
 class Budgets:
     """The budgets of one store."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
 
-    async def reserve(self, caps: Iterable[Cap], name: str, usd: Decimal, by: str) -> None:
+    async def reserve(self, caps: Iterable[Cap], name: str, usd: Decimal, by: str) -> tuple[Crossing, ...]:
         """Reserve money under every cap, or under none. Idempotent.
+
+        Returns the caps of which this took what is committed to 80 % or more.
 
         Raises:
             BudgetExceeded: it would break a cap; the message says what is left and who has reserved the rest.
         """
         taken: list[str] = []
+        crossed: dict[str, Crossing | None] = {}
         try:
             for cap in caps:
                 taken.append(cap.budget)
-                await self._change(cap.budget, lambda account, cap=cap: _reserved(account, cap, name, usd, by))  # type: ignore[misc]
+                await self._change(cap.budget, _reserving(cap, name, usd, by, crossed))
         except BaseException:
             await asyncio.shield(self.release(taken, name))
             raise
+        return tuple(crossing for crossing in crossed.values() if crossing is not None)
 
     async def settle(self, budgets: Iterable[str], name: str, usd: Decimal) -> None:
         """Turn a reservation into what was really spent. Idempotent."""
@@ -206,13 +251,27 @@ class _WriteQueue:
 _queues = Registry[tuple["Store", str], _WriteQueue]()
 
 
+def _reserving(cap: Cap, name: str, usd: Decimal, by: str, crossed: dict[str, Crossing | None]) -> Change:
+    def reserve(account: Account) -> Account:
+        changed = _reserved(account, cap, name, usd, by)
+        # Made again after every conflict: what the last one says was written.
+        crossed[cap.budget] = Crossing.of(cap, account.committed_usd, changed.committed_usd)
+        return changed
+
+    return reserve
+
+
 def _reserved(account: Account, cap: Cap, name: str, usd: Decimal, by: str) -> Account:
     # What a run that died had reserved for the same purchase was judged by its cap and its price, not by today's.
     account = account.model_copy(update={"reserved": _without(account.reserved, name)})
     left = cap.usd - account.committed_usd
     if usd > left:
         raise BudgetExceeded(
-            _explanation(account, cap, usd), wanted_usd=usd, left_usd=max(left, Decimal(0)), cap_usd=cap.usd
+            _explanation(account, cap, usd),
+            wanted_usd=usd,
+            left_usd=max(left, Decimal(0)),
+            cap_usd=cap.usd,
+            budget=cap.budget,
         )
     reservation = Reservation(usd=usd, by=by, at=datetime.now(UTC))
     return account.model_copy(update={"reserved": {**account.reserved, name: reservation}})

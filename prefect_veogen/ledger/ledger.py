@@ -8,7 +8,7 @@ together with its settlement in the budgets: receipt and money can't be moved ap
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -26,15 +26,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from decimal import Decimal
 
-    from prefect_veogen.ledger.budgets import Cap
+    from prefect_veogen.ledger.budgets import Cap, Crossing
     from prefect_veogen.ledger.lease import Owner
     from prefect_veogen.ledger.receipt import Reading
-    from prefect_veogen.models import Asset, Generation, GenerationRequest
+    from prefect_veogen.models import Asset, Generation, GenerationRequest, Labels
     from prefect_veogen.store import ListedObject, Store
 
 RECEIPTS = "receipts/"
 CLAIMS = "claims/"
-_LOST_MONEY_COUNTS = timedelta(days=1)
+LOST_MONEY_COUNTS = timedelta(days=1)
+"""For how long after it was given up a lost attempt is taken for one that may have been charged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +48,8 @@ class Intent:
     quote_usd: Decimal | None
     caps: tuple[Cap, ...] = ()
     flow_run_id: str | None = None
+    labels: Labels = field(default_factory=dict)
+    campaign: str | None = None
 
     @property
     def key(self) -> str:
@@ -57,11 +60,13 @@ class Intent:
 class Entry:
     """A receipt as it was read, together with the version it was read at."""
 
-    __slots__ = ("receipt", "version")
+    __slots__ = ("crossed", "receipt", "version")
 
-    def __init__(self, receipt: Receipt, version: str) -> None:
+    def __init__(self, receipt: Receipt, version: str, crossed: tuple[Crossing, ...] = ()) -> None:
         self.receipt = receipt
         self.version = version
+        self.crossed = crossed
+        """Caps of which reserving has committed 80 % or more."""
 
 
 class Ledger:
@@ -137,7 +142,9 @@ class Ledger:
             assert intent.quote_usd is not None
             by = f"{intent.owner.host}/{intent.owner.pid}"
             try:
-                await self._budgets.reserve(intent.caps, entry.receipt.reservation, intent.quote_usd, by)
+                entry.crossed = await self._budgets.reserve(
+                    intent.caps, entry.receipt.reservation, intent.quote_usd, by
+                )
             except VeogenError as error:
                 await self._write(entry, entry.receipt.released(error.message))
                 raise
@@ -299,7 +306,7 @@ class Ledger:
 
     async def _release_lost(self, receipt: Receipt) -> None:
         """Release what lost attempts had reserved, a day after they were given up: they may have been charged."""
-        day_ago = datetime.now(UTC) - _LOST_MONEY_COUNTS
+        day_ago = datetime.now(UTC) - LOST_MONEY_COUNTS
         kept = {lost.attempt for lost in receipt.lost if lost.given_up_at > day_ago}
         if receipt.sent_at is not None and receipt.sent_at > day_ago:
             kept |= {*range(1, receipt.attempt)} - {lost.attempt for lost in receipt.lost}
@@ -318,7 +325,12 @@ class Ledger:
 def _reserved(entry: Entry, intent: Intent) -> Receipt:
     budgets = [cap.budget for cap in intent.caps]
     return entry.receipt.reserved(
-        intent.owner, quote_usd=intent.quote_usd, budgets=budgets, flow_run_id=intent.flow_run_id
+        intent.owner,
+        quote_usd=intent.quote_usd,
+        budgets=budgets,
+        flow_run_id=intent.flow_run_id,
+        labels=intent.labels,
+        campaign=intent.campaign,
     )
 
 

@@ -9,11 +9,19 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictStr, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StrictStr,
+    model_serializer,
+    model_validator,
+)
 
 from prefect_veogen.ledger.lease import Owner
 from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State, next_state
-from prefect_veogen.models import Asset, Generation, GenerationRequest, ReceiptKey, Status, without_secrets
+from prefect_veogen.models import Asset, Generation, GenerationRequest, Labels, ReceiptKey, Status, without_secrets
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -105,7 +113,16 @@ class Reading(BaseModel):
     """A generation of this ledger's which it showed: the list does show what this account buys."""
 
 
-class LostAttempt(BaseModel):
+class _Labelled(BaseModel):
+    """What has labels: stored without them where there are none, as before there were any."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty_labels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        stored: dict[str, Any] = serialize(self)
+        return stored if stored.get("labels") else {name: value for name, value in stored.items() if name != "labels"}
+
+
+class LostAttempt(_Labelled):
     """An attempt whose purchase was proven absent and made again; it is searched for a while longer."""
 
     model_config = ConfigDict(frozen=True)
@@ -118,9 +135,11 @@ class LostAttempt(BaseModel):
     budgets: tuple[str, ...] = ()
     readings: tuple[Reading, ...] = ()
     given_up_at: datetime
+    labels: dict[str, str] = Field(default_factory=dict)
+    campaign: str | None = None
 
 
-class Receipt(BaseModel):
+class Receipt(_Labelled):
     """The ledger's record of one purchase: readable, versioned, without secrets."""
 
     model_config = ConfigDict(frozen=True, populate_by_name=True)
@@ -137,6 +156,10 @@ class Receipt(BaseModel):
     budgets: tuple[str, ...] = ()
     owner: Owner | None = Field(default=None, alias="holder")
     flow_run_id: str | None = None
+    labels: dict[str, str] = Field(default_factory=dict)
+    """The caller's own words on the present attempt; those of a purchase stay, whoever reuses it."""
+    campaign: str | None = None
+    """The campaign for which the present attempt was made."""
     links: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     sent_at: datetime | None = None
     """When the present attempt was sent, by the sender's clock."""
@@ -191,7 +214,14 @@ class Receipt(BaseModel):
     # ------------------------------------------------------------ what may become of it
 
     def reserved(
-        self, owner: Owner, *, quote_usd: Decimal | None, budgets: Sequence[str], flow_run_id: str | None
+        self,
+        owner: Owner,
+        *,
+        quote_usd: Decimal | None,
+        budgets: Sequence[str],
+        flow_run_id: str | None,
+        labels: Labels | None = None,
+        campaign: str | None = None,
     ) -> Receipt:
         """Return it as reserved for an owner: the same attempt if nothing was sent, else the next one."""
         changes: dict[str, Any] = {
@@ -199,6 +229,8 @@ class Receipt(BaseModel):
             "quote_usd": quote_usd,
             "budgets": tuple(budgets),
             "flow_run_id": flow_run_id,
+            "labels": dict(labels or {}),
+            "campaign": campaign,
         }
         detail = None
         if self.state is not State.RESERVED:
@@ -303,6 +335,8 @@ class Receipt(BaseModel):
             budgets=self.budgets,
             readings=self.readings,
             given_up_at=datetime.now(UTC),
+            labels=self.labels,
+            campaign=self.campaign,
         )
 
     def _after(
@@ -329,6 +363,8 @@ def _doubt_about(lost: LostAttempt) -> dict[str, Any]:
         "quote_usd": lost.quote_usd,
         "budgets": lost.budgets,
         "readings": lost.readings,
+        "labels": lost.labels,
+        "campaign": lost.campaign,
     }
 
 

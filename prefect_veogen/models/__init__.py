@@ -12,6 +12,13 @@ from prefect_veogen.models.generation import (
     Status,
     named_by_the_package,
 )
+from prefect_veogen.models.labels import (
+    LabelBudget,
+    Labels,
+    checked_labels,
+    label_budgets,
+    label_name_problem,
+)
 from prefect_veogen.models.receipt_key import KEY_VERSION, ReceiptKey
 from prefect_veogen.models.request import MAX_PROMPT_CHARACTERS, GenerationRequest
 from prefect_veogen.models.text import (
@@ -34,11 +41,16 @@ __all__ = [
     "Generation",
     "GenerationRequest",
     "Kind",
+    "LabelBudget",
+    "Labels",
     "Output",
     "Quote",
     "ReceiptKey",
     "Status",
+    "checked_labels",
     "in_usd",
+    "label_budgets",
+    "label_name_problem",
     "named_by_the_package",
     "normal_base_url",
     "text_problem",

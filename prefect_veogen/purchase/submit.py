@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ from prefect_veogen.errors import (
 from prefect_veogen.ledger import Entry, EventName, Intent, State
 from prefect_veogen.ledger.lease import boot_seconds, own_lease
 from prefect_veogen.ledger.receipt import attach
-from prefect_veogen.models import Generation, GenerationRequest, Quote, in_usd, without_secrets
+from prefect_veogen.models import Generation, GenerationRequest, Labels, Quote, in_usd, without_secrets
 from prefect_veogen.process.concurrency import backoff_seconds, run_uninterrupted
 from prefect_veogen.purchase.in_doubt import (
     Doubt,
@@ -42,6 +42,7 @@ from prefect_veogen.purchase.in_doubt import (
     write_down,
 )
 from prefect_veogen.purchase.inputs import offered_links
+from prefect_veogen.purchase.notices import note_bought, note_refused, warn_of
 from prefect_veogen.purchase.search import Search, search
 from prefect_veogen.store import AlreadyExists, VersionConflict
 
@@ -71,10 +72,11 @@ _NOTE_HOLDS_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Purchase:
-    """A generation, and whether it had been bought before."""
+    """A generation, whether it had been bought before, and with which labels it was bought."""
 
     generation: Generation
     reused: bool
+    labels: Labels = field(default_factory=dict)
 
 
 async def buy(session: Session, request: GenerationRequest) -> Purchase:
@@ -85,7 +87,11 @@ async def buy(session: Session, request: GenerationRequest) -> Purchase:
     await session.store.check()
     lease = session.settings.request_timeout_seconds + _LEASE_MARGIN_SECONDS
     with own_lease(lease, session.flow_run_id) as owner:
-        return await _Buyer(session, request, owner, lease).buy()
+        try:
+            return await _Buyer(session, request, owner, lease).buy()
+        except BudgetExceeded as refusal:
+            note_refused(session, refusal, request)
+            raise
 
 
 async def mark_failed(session: Session, generation: Generation) -> GenerationFailed:
@@ -163,7 +169,7 @@ class _Buyer:
                     return await self._buy(await self._reserve(None))
                 match entry.receipt.state:
                     case State.BOUGHT | State.STORED:
-                        return Purchase(attach(entry.receipt), reused=True)
+                        return Purchase(attach(entry.receipt), reused=True, labels=entry.receipt.labels)
                     case State.RESERVED | State.SENDING if not entry.receipt.is_abandoned:
                         attempt += 1
                         await asyncio.sleep(_rival_poll_seconds(attempt))
@@ -190,12 +196,16 @@ class _Buyer:
             quote_usd=self._quote.usd,
             caps=self._session.caps,
             flow_run_id=self._session.flow_run_id,
+            labels=self._session.labels,
+            campaign=self._session.campaign,
         )
         try:
-            return await run_uninterrupted(self._ledger.reserve(entry, intent))
+            reserved = await run_uninterrupted(self._ledger.reserve(entry, intent))
         except BaseException:
             self._session.client.limiter.return_unused()
             raise
+        warn_of(self._session, reserved.crossed)
+        return reserved
 
     async def _prepare(self) -> None:
         if self._quote is None:
@@ -279,9 +289,10 @@ class _Buyer:
                 raise VersionConflict(self._key)
             return await self._resolve(await note_doubt(self._session, entry, reason))
         bought = attach(written.receipt)
+        note_bought(self._session, written.receipt)
         if event is EventName.BOUGHT:
             self._session.poller.note_purchase(bought)
-        return Purchase(bought, reused=event is not EventName.BOUGHT)
+        return Purchase(bought, reused=event is not EventName.BOUGHT, labels=written.receipt.labels)
 
     async def _write_down(self, entry: Entry, generation: Generation, event: EventName) -> Entry | None:
         """Return the receipt with what was paid for; a store that is away for a moment must not lose that."""

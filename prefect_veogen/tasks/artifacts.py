@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prefect.artifacts import acreate_markdown_artifact
-from prefect.events import emit_event
 
 from prefect_veogen.download.thumbnails import thumbnail
 from prefect_veogen.models import in_usd
 from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.tasks.events import emit
 from prefect_veogen.tasks.markdown import code, image, literal
 
 if TYPE_CHECKING:
@@ -21,10 +21,9 @@ STORED_EVENT = "veogen.asset.stored"
 
 async def show(session: Session, asset: Asset) -> None:
     """Emit `veogen.asset.stored` and, in a flow run, create an artifact with a small picture. Free."""
-    resource = {"prefect.resource.id": asset.uri, "prefect.resource.name": asset.uri.rpartition("/")[2]}
     payload = asset.model_dump(mode="json", exclude={"source_url"}, exclude_none=True)
+    emit(STORED_EVENT, asset.uri, payload)
     try:
-        emit_event(STORED_EVENT, resource=resource, payload=payload)
         if session.flow_run_id is not None:
             picture = await on_io(thumbnail(session.store, asset))
             key, name = f"veogen-{asset.sha256[:16]}", asset.uri.rpartition("/")[2]

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
 from copy import copy
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from uuid import uuid4
@@ -23,7 +24,7 @@ from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.download.deliver import deliver
 from prefect_veogen.errors import ConfigurationError, VeogenError
 from prefect_veogen.ledger.budgets import Cap
-from prefect_veogen.models import Asset, Generation, GenerationRequest, in_usd
+from prefect_veogen.models import Asset, Generation, GenerationRequest, Labels, in_usd
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import check_timeout, wait
@@ -31,6 +32,7 @@ from prefect_veogen.session import Session, open_session
 from prefect_veogen.tasks.artifacts import show
 from prefect_veogen.tasks.credentials import resolve_credentials
 from prefect_veogen.tasks.durability import check_store_is_durable
+from prefect_veogen.tasks.events import emit
 from prefect_veogen.tasks.runs import generation_name, name_task_run, request_name
 from prefect_veogen.tasks.shared_limit import use_shared_limit
 
@@ -93,12 +95,15 @@ async def submit_generation(
     credentials: VeogenCredentials | str | None = None,
     store: str | Path | None = None,
     budget_usd: Decimal | float | None = None,
+    labels: Labels | None = None,
 ) -> Generation:
     """Buy what the request asks for, at most once, and return the generation.
 
     COSTS MONEY: what the catalogue quotes for the request, once per equal request and `take`, however often and
     wherever this runs; a purchase made before is returned instead (the task run then reads "Cached"). `budget_usd` caps
-    what this flow run may spend (outside of a flow: this process), besides the day's cap `VEOGEN_BUDGET_USD`.
+    what this flow run may spend (outside of a flow: this process), besides the day's cap `VEOGEN_BUDGET_USD` and those
+    of `VEOGEN_BUDGETS`, which go by `labels`: your own words on the purchase, such as `{"project": "spring"}`. They
+    make no other request of it, and a purchase made before keeps those that it was bought with.
 
     Raises:
         ChangeTheRequest, ChangeTheSetup: nothing was bought.
@@ -106,12 +111,14 @@ async def submit_generation(
         UnknownSubmission: in doubt, it may have been bought; running again after `doubt_until` searches again.
     """
     check_is_request(request)
-    session = await session_for_task(credentials, store, _run_cap(budget_usd))
+    session = await session_for_task(credentials, store, _run_cap(budget_usd), labels)
     purchase = await on_io(buy(session, request))
     generation = purchase.generation
     if purchase.reused:
         _show_as_reused()
         session.log.info("Generation %s was bought before: nothing to pay", generation.id)
+        if session.labels and purchase.labels != session.labels:
+            session.log.info("It keeps the labels that it was bought with: %s", dict(purchase.labels) or "none")
     else:
         session.log.info("Bought generation %s for %s", generation.id, in_usd(generation.price_usd))
     return generation
@@ -293,6 +300,7 @@ async def _in_a_row(
     store: Any,
     budget_usd: Any,
     timeout_seconds: Any,
+    labels: Any,
     wait_for: Any = None,
 ) -> State[Any]:
     """Return the state of the step with which the three ended."""
@@ -302,7 +310,7 @@ async def _in_a_row(
         return await exception_to_failed_state(error)
     submit, wait, download = steps
     where: dict[str, Any] = {"credentials": credentials, "store": store, "return_state": True}
-    state: Any = await submit(request, budget_usd=budget_usd, wait_for=wait_for, **where)
+    state: Any = await submit(request, budget_usd=budget_usd, labels=labels, wait_for=wait_for, **where)
     if state.is_completed():
         state = await wait(await state.aresult(), timeout_seconds=timeout_seconds, **where)
     if state.is_completed():
@@ -328,6 +336,7 @@ async def generate(
     store: str | Path | None = None,
     budget_usd: Decimal | float | None = None,
     timeout_seconds: float | None = None,
+    labels: Labels | None = None,
 ) -> Asset:
     """Return the asset of a request: submit, wait and download in a row.
 
@@ -338,7 +347,7 @@ async def generate(
     takes what every Prefect task takes: awaited with `return_state=True`, it gives the state of the step with which it
     ended; the first step waits for `wait_for`; of `with_options`, each step has the retries, the time-out, the tags.
     """
-    options: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
+    options: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds, "labels": labels}
     state = await _in_a_row(_STEPS, request, credentials=credentials, store=store, **options)
     return cast("Asset", await state.aresult())
 
@@ -347,7 +356,10 @@ _STEPS: tuple[Step, Step, Step] = (submit_generation, wait_for_generation, downl
 
 
 async def session_for_task(
-    credentials: VeogenCredentials | str | None, store: str | Path | None, cap: Cap | None = None
+    credentials: VeogenCredentials | str | None,
+    store: str | Path | None,
+    cap: Cap | None = None,
+    labels: Labels | None = None,
 ) -> Session:
     """Return what a task works with: argument → block → environment → default."""
     block = await resolve_credentials(credentials)
@@ -359,10 +371,11 @@ async def session_for_task(
         flow_run_id=flow_run.id,
         # Prefect's run logger warns at every line where there is no flow run to log to.
         log=get_run_logger() if flow_run.id else None,
+        labels=labels,
     )
     await check_store_is_durable(session.settings.store if store is None else store)
     await use_shared_limit(session)
-    return session
+    return replace(session, emit=emit)
 
 
 def _run_cap(budget_usd: Decimal | float | None) -> Cap | None:

@@ -62,6 +62,13 @@ def test_the_console_script_is_installed_and_starts_without_a_home() -> None:
         ["reconcile", "--since", "0001-01-01"],
         ["reconcile", "--since", "9999-01-01"],
         ["receipts", "adopt", "key"],
+        ["costs", "--by", "weather"],
+        ["costs", "--by", "label"],
+        ["costs", "--by", "label:"],
+        ["costs", "--by", "label:Project"],
+        ["costs", "--by", "day:"],
+        ["costs", "--since", "yesterday"],
+        ["costs", "--json", "--csv"],
     ],
     ids=" ".join,
 )

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,26 @@ async def test_the_sidecar_says_where_an_asset_comes_from(sandbox: Sandbox, stor
     assert (sidecar["price_usd"], sidecar["receipt"], sidecar["take"]) == ("0.02", generation.receipt, "1")
     assert asset.uri.endswith(".png")
     assert "/assets/gpt-4o-image/a-red-fox-ink-on-paper-" in asset.uri
+
+
+async def test_the_sidecar_tells_labels_and_campaign_it_was_bought_with_and_what_is_carried_along(
+    sandbox: Sandbox, store_url: str
+) -> None:
+    labelled = replace(open_session(labels={"project": "spring"}), campaign="sale")
+    await on_io(buy(labelled, PICTURE))
+    generation = await bought(sandbox, PICTURE)
+    carrying = replace(open_session(labels={"project": "autumn"}), campaign="fair", carried={"sku": 7, "note": None})
+    asset = (await on_io(deliver(carrying, generation))).asset
+    sidecar = json.loads(await content(open_session().store, f"{asset.uri}.json"))
+    assert (sidecar["labels"], sidecar["campaign"]) == ({"project": "spring"}, "sale")
+    assert sidecar["carried"] == {"sku": 7, "note": None}
+
+
+async def test_a_sidecar_of_nothing_labelled_and_nothing_carried_says_no_more_than_that(sandbox: Sandbox) -> None:
+    asset = (await delivered(await bought(sandbox, PICTURE))).asset
+    sidecar = json.loads(await content(open_session().store, f"{asset.uri}.json"))
+    assert sidecar["labels"] == {}
+    assert not {"campaign", "carried"} & sidecar.keys()
 
 
 async def test_no_secret_gets_into_the_store(sandbox: Sandbox, store_url: str) -> None:

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, UnreadableReceipt
-from prefect_veogen.ledger.budgets import Budgets, Cap, day_budget
+from prefect_veogen.ledger.budgets import Budgets, Cap, Crossing, day_budget
 from prefect_veogen.store import Store, open_store
 
 DOLLAR = Cap("day", Decimal(1))
@@ -34,12 +34,12 @@ async def committed(store: Store, budget: str = "day") -> Decimal:
 
 async def reserved(store: Store, count: int, usd: str, cap: Cap = DOLLAR) -> int:
     """Let many reserve at once; return how many could."""
-    reserving: list[Coroutine[Any, Any, None]] = [
+    reserving: list[Coroutine[Any, Any, tuple[Crossing, ...]]] = [
         Budgets(store).reserve([cap], f"r{number}", Decimal(usd), f"host/{number}") for number in range(count)
     ]
     results = await asyncio.gather(*reserving, return_exceptions=True)
-    assert all(result is None or isinstance(result, BudgetExceeded) for result in results), results
-    return results.count(None)
+    assert all(isinstance(result, tuple | BudgetExceeded) for result in results), results
+    return sum(isinstance(result, tuple) for result in results)
 
 
 async def test_many_at_once_get_exactly_what_the_cap_allows(store: Store) -> None:
@@ -191,6 +191,38 @@ async def test_the_message_says_what_is_left_and_who_holds_the_rest(store: Store
     )
     error = caught.value
     assert (error.wanted_usd, error.left_usd, error.cap_usd) == (Decimal("0.30"), Decimal("0.15"), Decimal(1))
+    assert error.budget == "day"
+
+
+async def test_whoever_takes_a_cap_to_80_percent_is_told_and_nobody_else(store: Store) -> None:
+    budgets, caps = Budgets(store), [DOLLAR, Cap("month", Decimal(2))]
+
+    async def reserve(name: str, usd: str) -> list[str]:
+        crossed = await budgets.reserve(caps, name, Decimal(usd), "me")
+        return [f"{crossing.cap.budget} {crossing.committed_usd} {crossing.left_usd}" for crossing in crossed]
+
+    assert await reserve("r1", "0.79") == []
+    assert await reserve("r2", "0.01") == ["day 0.80 0.20"]
+    assert await reserve("r2", "0.01") == []
+    assert await reserve("r3", "0.20") == []
+    await budgets.release(["day", "month"], "r3")
+    await budgets.release(["day", "month"], "r2")
+    assert await reserve("r4", "0.02") == ["day 0.81 0.19"]
+
+
+async def test_of_many_at_once_exactly_one_is_told(store: Store) -> None:
+    reserving = [Budgets(store).reserve([DOLLAR], f"r{number}", Decimal("0.10"), "me") for number in range(10)]
+    told = [crossing for crossed in await asyncio.gather(*reserving) for crossing in crossed]
+    assert [(crossing.cap, crossing.committed_usd) for crossing in told] == [(DOLLAR, Decimal("0.80"))]
+
+
+@pytest.mark.parametrize("cap", [Decimal(0), Decimal("0.5")])
+async def test_a_cap_that_refuses_is_not_said_to_be_nearly_reached(cap: Decimal, store: Store) -> None:
+    await Budgets(store).reserve([Cap("free", Decimal(0))], "r0", Decimal(0), "me")
+    with pytest.raises(BudgetExceeded) as caught:
+        await Budgets(store).reserve([DOLLAR, Cap("small", cap)], "r1", Decimal("0.90"), "me")
+    assert caught.value.budget == "small"
+    assert [crossing.cap for crossing in await Budgets(store).reserve([DOLLAR], "r1", Decimal("0.9"), "me")] == [DOLLAR]
 
 
 async def test_exactly_the_cap_fits_and_a_lowered_cap_leaves_nothing(store: Store) -> None:

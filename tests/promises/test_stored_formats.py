@@ -134,6 +134,14 @@ async def test_the_same_request_made_again_goes_on_where_it_was(prompt: str, ser
     assert (await on_io(bought_and_stored(REQUESTS[prompt]))).generation_id == asset.generation_id
 
 
+async def test_a_receipt_without_labels_is_stored_as_before_there_were_any(service: Service, tmp_path: Path) -> None:
+    request = REQUESTS["failed picture"]
+    await on_io(bought_and_stored(request))
+    stored = json.loads((tmp_path / "store" / "receipts" / f"{request.receipt_key(API)}.json").read_text())
+    assert stored["state"] == "stored"
+    assert not {"labels", "campaign"} & stored.keys()
+
+
 async def test_a_clip_made_from_a_stored_picture_is_the_clip_it_was(service: Service) -> None:
     image = await on_io(bought_and_stored(REQUESTS["stored picture"]))
     clip = GenerationRequest(model="veo-3.1-fast", prompt="stored clip", image_urls=[image], take="2026-11-27")

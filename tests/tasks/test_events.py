@@ -1,0 +1,159 @@
+"""Labels through the tasks, and the events that a Prefect server keeps of purchases and caps."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Callable
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import flow, get_client, unmapped
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES, temporary_settings
+
+from prefect_veogen import Asset, GenerationRequest, generate, submit_generation
+from prefect_veogen.campaign.manifest import Row
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.session import open_session
+from prefect_veogen.tasks.campaign import make_campaign
+from prefect_veogen.tasks.events import emit
+from tests.support.runs import task_runs
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
+
+CAT = GenerationRequest(model="gpt-4o-image", prompt="a cat")
+PICTURES = [GenerationRequest(model="gpt-4o-image", prompt=f"picture {number}") for number in range(3)]
+PATIENCE_SECONDS = 60.0
+
+
+@pytest.fixture
+def project() -> str:
+    """A label's value that no other test's events have."""
+    return f"spring-{uuid.uuid4().hex[:8]}"
+
+
+async def events(name: str, payload: Callable[[dict[str, Any]], bool], at_least: int = 1) -> list[dict[str, Any]]:
+    """Return the server's events of a name with a certain payload, once there are so many."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    async with get_client() as client:
+        while True:
+            response = await client._client.post(
+                "/events/filter", json={"filter": {"event": {"name": [name]}}, "limit": 50}
+            )
+            found = [event for event in response.json()["events"] if payload(event["payload"])]
+            if len(found) >= at_least:
+                return found
+            assert time.monotonic() < deadline, found
+            await asyncio.sleep(0.2)
+
+
+async def events_of(name: str, project: str, at_least: int = 1) -> list[dict[str, Any]]:
+    return await events(name, lambda payload: payload.get("labels") == {"project": project}, at_least)
+
+
+def run_of(event: dict[str, Any]) -> str:
+    (run,) = [it["prefect.resource.id"] for it in event["related"] if it["prefect.resource.role"] == "flow-run"]
+    return str(run)
+
+
+def sidecar_of(asset: Asset) -> dict[str, Any]:
+    return dict(json.loads(Path(f"{asset.uri.removeprefix('file://')}.json").read_text()))
+
+
+async def labels_in_receipts() -> list[dict[str, str]]:
+    session = open_session()
+    entries = [await session.ledger.read(key) for key in await session.ledger.keys()]
+    return [entry.receipt.labels for entry in entries if entry is not None]
+
+
+async def test_a_purchase_is_labelled_and_told_once_and_a_reused_one_keeps_its_label(
+    sandbox: Sandbox, project: str
+) -> None:
+    @flow
+    async def one_picture(label: str) -> tuple[UUID, Asset]:
+        return UUID(flow_run.id), await generate(CAT, labels={"project": label})
+
+    (first, asset), (again, same) = await one_picture(project), await one_picture("other")
+    assert same == asset
+    assert [run.state_name for run in await task_runs(again, 3)] == ["Cached"] * 3
+    assert await labels_in_receipts() == [{"project": project}]
+    sidecar = sidecar_of(asset)
+    assert sidecar["labels"] == {"project": project}
+    (event,) = await events_of("veogen.generation.bought", project)
+    assert event["resource"]["prefect.resource.id"] == f"veogen.generation.{asset.generation_id}"
+    assert run_of(event) == f"prefect.flow-run.{first}"
+    assert event["payload"] == {
+        "generation_id": asset.generation_id,
+        "model": "gpt-4o-image",
+        "price_usd": "0.02",
+        "take": "1",
+        "receipt": sidecar["receipt"],
+        "labels": {"project": project},
+    }
+
+
+def test_submitted_and_mapped_purchases_are_labelled_too(sandbox: Sandbox, project: str) -> None:
+    @flow
+    def pictures() -> None:
+        first: Any = generate.submit(PICTURES[0], labels={"project": project})
+        rest: Any = submit_generation.map(PICTURES[1:], labels=unmapped({"project": project}))
+        first.result()
+        rest.result()
+
+    pictures()
+    assert asyncio.run(labels_in_receipts()) == [{"project": project}] * 3
+    assert len(asyncio.run(events_of("veogen.generation.bought", project, 3))) == 3
+
+
+async def test_a_labels_cap_holds_and_its_warning_and_refusal_are_told(
+    sandbox: Sandbox, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_BUDGETS", json.dumps({f"project:{project}": 0.05}))
+
+    @flow
+    async def pictures() -> list[Any]:
+        wanted = (generate(picture, labels={"project": project}) for picture in PICTURES)
+        return list(await asyncio.gather(*wanted, return_exceptions=True))
+
+    ends = sorted(type(end).__name__ for end in await pictures())
+    assert (ends, len(sandbox.bill)) == (["Asset", "Asset", "BudgetExceeded"], 2)
+    budget = f"label-project:{project}"
+    (refused,) = await events_of("veogen.budget.refused", project)
+    assert refused["resource"]["prefect.resource.id"] == f"veogen.budget.{budget}"
+    assert refused["payload"]["left_usd"] == "0.01"
+    (warned,) = await events("veogen.budget.warned", lambda payload: payload["budget"] == budget)
+    assert warned["payload"] == {"budget": budget, "cap_usd": "0.05", "committed_usd": "0.04", "left_usd": "0.01"}
+
+
+async def test_the_rows_of_a_campaign_tell_theirs_as_well(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"sale-{uuid.uuid4().hex[:8]}"
+
+    @flow
+    async def rows() -> Any:
+        return await make_campaign([Row(id="a", request=CAT)], name=name, budget_usd=Decimal("0.02"))
+
+    report = await rows()
+    (warned,) = await events("veogen.budget.warned", lambda payload: payload["budget"] == f"campaign-{name}")
+    assert warned["payload"]["left_usd"] == "0.00"
+    (generation,) = (asset.generation_id for asset in report.items[0].assets)
+    assert await events("veogen.generation.bought", lambda payload: payload["generation_id"] == generation)
+
+
+@pytest.mark.parametrize("labels", [{"Project": "spring"}, {"project": ""}, {"project": None}, "project=spring"])
+async def test_what_can_be_no_label_is_refused_before_anything_is_bought(sandbox: Sandbox, labels: Any) -> None:
+    with pytest.raises(ConfigurationError, match="labels can't be used"):
+        await generate(CAT, labels=labels)
+    assert len(sandbox.generations) == 0
+
+
+@pytest.mark.parametrize("payload", [{"text": "x" * 100}, {"cannot be sent": object()}], ids=["too large", "no JSON"])
+def test_an_event_that_cannot_be_sent_raises_nothing(payload: dict[str, Any]) -> None:
+    with temporary_settings({PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES: 100}):
+        emit("veogen.test", "veogen.test.1", payload)
