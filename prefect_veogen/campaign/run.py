@@ -26,6 +26,7 @@ from prefect_veogen.ledger import State
 from prefect_veogen.models import Asset, Certainty, GenerationRequest, in_usd
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.inputs import identify_inputs, receipt_key_of
 from prefect_veogen.purchase.plan import make_plan, priced
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
@@ -101,7 +102,7 @@ async def _paid_for(session: Session, row: Row) -> tuple[list[Asset], dict[str, 
 
 
 async def _bought(session: Session, request: GenerationRequest) -> tuple[Asset | None, dict[str, Decimal]]:
-    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    entry = await session.ledger.read(await receipt_key_of(session, request))
     receipt = entry.receipt if entry else None
     if receipt is None or receipt.state not in (State.BOUGHT, State.STORED) or receipt.generation is None:
         return None, {}
@@ -111,13 +112,14 @@ async def _bought(session: Session, request: GenerationRequest) -> tuple[Asset |
 
 async def requests_of(session: Session, rows: Sequence[Row]) -> list[GenerationRequest]:
     """Return all requests of the rows, as far as they are known before the pictures are made. Free."""
-    api = session.client.base_url
 
     async def requests_of_row(row: Row) -> list[GenerationRequest]:
         if row.motion is None:
             return [row.request]
         # What a clip costs doesn't depend on its picture; whether it was bought does.
-        picture = await stored_asset(session, row.request) or placeholder_image(row.request.receipt_key(api))
+        picture = await stored_asset(session, row.request) or placeholder_image(
+            await receipt_key_of(session, row.request)
+        )
         return [row.request, row.motion_request(picture)]
 
     return [request for requests in await map_bounded(rows, requests_of_row) for request in requests]
@@ -159,6 +161,7 @@ async def _check_against_catalogue(session: Session, rows: Sequence[Row]) -> Non
             parts.append((MOTION, row.motion_request(placeholder_image())))
         for prefix, request in parts:
             try:
+                await identify_inputs(session, request)
                 if request.model not in unknown:
                     await priced(session, request)
             except InvalidRequest as error:
@@ -188,5 +191,5 @@ async def _asset(session: Session, request: GenerationRequest, timeout_seconds: 
 
 async def stored_asset(session: Session, request: GenerationRequest) -> Asset | None:
     """Return the asset of a request if it is in the store, intact. Free."""
-    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    entry = await session.ledger.read(await receipt_key_of(session, request))
     return None if entry is None else await intact_asset(session.store, entry.receipt)

@@ -48,6 +48,9 @@ class Intent:
     caps: tuple[Cap, ...] = ()
     flow_run_id: str | None = None
 
+    def __post_init__(self) -> None:
+        assert self.request.is_identified, "its key would not change with the bytes of its inputs"
+
     @property
     def key(self) -> str:
         """The ledger's key of the purchase."""

@@ -12,6 +12,7 @@ from prefect_veogen.models.generation import (
     Status,
     named_by_the_package,
 )
+from prefect_veogen.models.locations import file_at, is_public, object_at
 from prefect_veogen.models.receipt_key import KEY_VERSION, ReceiptKey
 from prefect_veogen.models.request import MAX_PROMPT_CHARACTERS, GenerationRequest
 from prefect_veogen.models.text import (
@@ -38,9 +39,12 @@ __all__ = [
     "Quote",
     "ReceiptKey",
     "Status",
+    "file_at",
     "in_usd",
+    "is_public",
     "named_by_the_package",
     "normal_base_url",
+    "object_at",
     "text_problem",
     "with_plain_line_ends",
     "without_secrets",

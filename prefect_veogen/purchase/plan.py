@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from prefect_veogen.api.client import balance_of
 from prefect_veogen.api.pricing import quote, validate
-from prefect_veogen.errors import ChangeTheRequest
+from prefect_veogen.errors import ChangeTheRequest, InvalidRequest
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Certainty, GenerationRequest, Quote, ReceiptKey
 from prefect_veogen.process.concurrency import map_bounded
+from prefect_veogen.purchase.inputs import identify_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,23 +75,31 @@ class Plan:
 
 
 async def make_plan(session: Session, requests: Sequence[GenerationRequest]) -> Plan:
-    """Return what the requests would cost now. Free: reads the catalogue, the ledger and the balance.
+    """Return what the requests would cost now. Free: reads inputs, the catalogue, the ledger and the balance.
 
     Equal requests with equal takes are one purchase, so that only the first of them has a price.
     """
-    keys = [request.receipt_key(session.client.base_url) for request in requests]
+    identified = await map_bounded(requests, lambda request: _identified(session, request))
+    keys = [request.receipt_key(session.client.base_url) for request, _ in identified]
     bought = {
         key
         for key, known in zip(keys, await map_bounded(keys, lambda key: is_bought(session, key)), strict=True)
         if known
     }
     items, unpaid = [], {*keys} - bought
-    for key, request in zip(keys, requests, strict=True):
-        items.append(await _item(session, request, bought=key in bought))
+    for key, (request, problem) in zip(keys, identified, strict=True):
+        items.append(problem or await _item(session, request, bought=key in bought))
         bought.add(key)
     budgets = [BudgetLeft(cap.budget, cap.usd, await _left(session, cap, unpaid)) for cap in session.caps]
     balance = await balance_of(session.client)
     return Plan(tuple(items), balance.remaining_usd if balance else None, tuple(budgets))
+
+
+async def _identified(session: Session, request: GenerationRequest) -> tuple[GenerationRequest, PlanItem | None]:
+    try:
+        return await identify_inputs(session, request), None
+    except InvalidRequest as problem:
+        return request, PlanItem(request, None, Certainty.UNPRICED, problem=problem)
 
 
 async def _item(session: Session, request: GenerationRequest, *, bought: bool) -> PlanItem:

@@ -44,6 +44,7 @@ from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.models import Asset, GenerationRequest, in_usd, without_secrets
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.inputs import identify_inputs
 from prefect_veogen.purchase.plan import is_bought, priced
 from prefect_veogen.purchase.wait import check_timeout
 from prefect_veogen.schedule import take_of_slot
@@ -182,7 +183,7 @@ def placeholder_of(request: GenerationRequest) -> Asset:
 async def _check_requests(session: Session, requests: Sequence[GenerationRequest]) -> None:
     makers = {placeholder_of(request).sha256: request for request in requests}
     for request in requests:
-        known = await _with_stored_images(session, request, makers)
+        known = await identify_inputs(session, await _with_stored_images(session, request, makers))
         if not await is_bought(session, known.receipt_key(session.client.base_url)):
             await priced(session, known)
 
