@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import os
@@ -32,6 +33,7 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import Purchase, buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
+from tests.support.media import png
 from tests.support.servers import Reply, Request, relayed, serving
 
 COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "setup")
@@ -270,6 +272,20 @@ def test_a_plan_that_would_be_refused_is_1_and_names_what_is_allowed(sandbox: Sa
     assert "Correct the request" in out
     (item,) = json.loads(run("plan", "veo-99", "a fox", "--json")[1])["items"]
     assert "`prefect-veogen models`" in item["next_step"]
+
+
+def test_a_plan_takes_local_files_and_objects(
+    sandbox: Sandbox, run: Run, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fox.png").write_bytes(png())
+    code, _, err = run("plan", "gpt-4o-image", "a fox", "--image-url", "./fox.png")
+    assert (code, "Use a bucket as VEOGEN_STORE" in err) == (1, True)
+    monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
+    code, out, _ = run("plan", "gpt-4o-image", "a fox", "--image-url", "./fox.png", "--json")
+    (item,) = json.loads(out)["items"]
+    assert (code, item["request"]["image_urls"]) == (0, [{"sha256": hashlib.sha256(png()).hexdigest()}])
+    code, out, _ = run("plan", "gpt-4o-image", "a fox", "--image-url", f"s3://{bucket}/missing.png")
+    assert (code, "does not exist" in " ".join(out.split())) == (1, True)
 
 
 def test_a_plan_without_its_prompt_says_what_is_missing(sandbox: Sandbox, run: Run) -> None:

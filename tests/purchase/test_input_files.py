@@ -34,6 +34,9 @@ from tests.support.servers import Reply, Request, relayed, serving
 from tests.support.stores import opened, refusing
 from tests.support.upkeep import make_plan
 
+# A file that has only just changed may change again within a tick of its clock, so that it isn't remembered yet.
+_SETTLED_SECONDS = 2.1
+
 pytestmark = pytest.mark.usefixtures("sandbox")
 
 
@@ -130,12 +133,11 @@ async def test_other_bytes_are_another_purchase(sandbox: Sandbox, store: str, tm
 
 @pytest.mark.parametrize("how", ["written over", "replaced"])
 async def test_a_file_that_changes_without_its_size_and_time_is_noticed(
-    how: str, sandbox: Sandbox, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    how: str, sandbox: Sandbox, store: str, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(input_files, "_SETTLED_SECONDS", -1)
     place = file(tmp_path / "fox.png", png() + b"1")
+    await asyncio.sleep(_SETTLED_SECONDS)
     before = await identified(place)
-    await asyncio.sleep(0.05)  # a tick of the file system's clock
     changed = file(place if how == "written over" else tmp_path / "new", png() + b"2")
     changed.replace(place)
     assert (await identified(place)).sha256 != before.sha256
@@ -192,9 +194,7 @@ async def test_one_reference_of_many_rows_is_read_once(
 
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what is read")
-async def test_a_local_file_is_read_once(
-    sandbox: Sandbox, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_local_file_is_read_once(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
     place = file(tmp_path / "fox.png", png() + bytes(30_000_000))
 
     def bytes_read() -> int:
@@ -205,9 +205,8 @@ async def test_a_local_file_is_read_once(
         await identified(place)
         return bytes_read() - before
 
-    # One that has only just changed may change again within a tick of its clock, so it isn't remembered yet.
     assert min(await read_for_another(), await read_for_another()) > 30_000_000
-    monkeypatch.setattr(input_files, "_SETTLED_SECONDS", -1)
+    await asyncio.sleep(_SETTLED_SECONDS)
     assert await read_for_another() > 30_000_000
     assert await read_for_another() < 1_000_000
 
@@ -396,10 +395,8 @@ async def test_no_signature_is_stored_and_the_place_is(sandbox: Sandbox, store: 
     assert f"{store}/refs/fox.png" in sidecar
 
 
-def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(input_files, "_known", {})
-    monkeypatch.setattr(input_files, "_MAX_KNOWN", 3)
+def test_what_is_remembered_is_bounded() -> None:
     content = input_files.Content("0", 1, "image/png", ".png")
-    for number in range(5):
+    for number in range(input_files._MAX_KNOWN + 5):
         input_files._remember(number, content)
-    assert list(input_files._known) == [2, 3, 4]
+    assert [*input_files._known] == [*range(5, input_files._MAX_KNOWN + 5)]
