@@ -12,7 +12,7 @@ VeogenError
 │   ├── InvalidRequest         a field is wrong: see .problems
 │   ├── InvalidManifest        rows of a campaign are wrong: see .problems
 │   ├── ModelNotFound          the catalogue does not list the model
-│   └── InputUnavailable       an asset used as an input can't be offered to the service
+│   └── InputUnavailable       an input can't be read any more, or can't be offered to the service
 ├── ChangeTheSetup             the request is fine, its surroundings are not
 │   ├── ConfigurationError     a setting or an argument is missing or not valid
 │   ├── AuthenticationError    the token was refused
@@ -235,7 +235,7 @@ class ModelNotFound(ChangeTheRequest):
 
 
 class InputUnavailable(ChangeTheRequest):
-    """An asset used as an input can't be offered to the service under any link."""
+    """An asset, object or file used as an input can't be read any more, or be offered to the service under any link."""
 
 
 class ChangeTheSetup(VeogenError):

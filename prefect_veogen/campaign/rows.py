@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefect_veogen.campaign.columns import FIELDS, LABEL, MOTION, RESULT_COLUMNS
@@ -109,6 +109,8 @@ class Rows(Packed[Row]):
         super().__init__(rows)
 
     def append(self, item: Row) -> None:
+        if not item.where:
+            item = replace(item, where=f"row {len(self) + 1} ({item.id})")
         self._numbers.setdefault(item.id, len(self))
         self.used.update(item.uses)
         super().append(item)

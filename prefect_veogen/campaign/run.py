@@ -30,6 +30,7 @@ from prefect_veogen.ledger import State
 from prefect_veogen.models import Asset, Certainty, GenerationRequest, Kind, in_usd
 from prefect_veogen.models.signed_links import without_queries
 from prefect_veogen.process.concurrency import map_bounded
+from prefect_veogen.purchase.inputs import identify_inputs, receipt_key_of
 from prefect_veogen.purchase.plan import Plan, Planner, priced
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
@@ -140,7 +141,7 @@ async def _requests_of(session: Session, row: Row, pictures: Pictures) -> list[G
     if row.motion is None:
         return [request]
     # What a clip costs doesn't depend on its picture; whether it was bought does.
-    picture = await stored_asset(session, request) or placeholder_image(request.receipt_key(session.client.base_url))
+    picture = await stored_asset(session, request) or placeholder_image(await receipt_key_of(session, request))
     return [request, row.motion_request(picture)]
 
 
@@ -155,12 +156,23 @@ async def _check_against_catalogue(session: Session, rows: Rows) -> None:
     problems: list[str] = []
     unknown: dict[str, str] = {}  # each model is requested once, not once per row
     videos = {name for name in rows.used if await _kind_of(session, rows.by_id(name).request) is Kind.VIDEO}
-    for row in (row for batch in _batches(rows) for row in batch):
-        found = await _problems_of(session, row, unknown)
-        found += [f"image_urls: {ROW}{name} makes a video, not a picture" for name in row.uses if name in videos]
-        problems += [f"{row.where or row.id}: {problem}" for problem in found]
+    for batch in _batches(rows):
+        inputs = await map_bounded(batch, lambda row: _input_problems(session, row))
+        for row, of_inputs in zip(batch, inputs, strict=True):
+            found = of_inputs + await _problems_of(session, row, unknown)
+            found += [f"image_urls: {ROW}{name} makes a video, not a picture" for name in row.uses if name in videos]
+            problems += [f"{row.where}: {problem}" for problem in found]
     if problems:
         raise InvalidManifest(problems)
+
+
+async def _input_problems(session: Session, row: Row) -> list[str]:
+    """Return which of a row's own inputs can't be used."""
+    try:
+        await identify_inputs(session, row.request)
+    except InvalidRequest as error:
+        return [str(problem) for problem in error.problems]
+    return []
 
 
 async def _problems_of(session: Session, row: Row, unknown: dict[str, str]) -> list[str]:
@@ -280,7 +292,7 @@ async def _make(session: Session, request: GenerationRequest, timeout_seconds: f
     purchase = await buy(session, request)
     generation = await wait(session, purchase.generation, timeout_seconds)
     asset = (await deliver(session, generation)).asset
-    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    entry = await session.ledger.read(await receipt_key_of(session, request))
     assert entry is not None
     return _step(entry.receipt, asset, asset_kind(asset)), purchase.reused and not _paid_by(session, entry.receipt)
 
@@ -296,7 +308,7 @@ async def _bought_for(session: Session, row: Row, pictures: Pictures) -> list[tu
 
 
 async def _bought(session: Session, request: GenerationRequest) -> tuple[Step, bool] | None:
-    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    entry = await session.ledger.read(await receipt_key_of(session, request))
     if entry is None:
         return None
     receipt, asset = entry.receipt, None
@@ -330,5 +342,5 @@ def _paid_by(session: Session, receipt: Receipt) -> bool:
 
 async def stored_asset(session: Session, request: GenerationRequest) -> Asset | None:
     """Return the asset of a request if it is in the store, intact. Free."""
-    entry = await session.ledger.read(request.receipt_key(session.client.base_url))
+    entry = await session.ledger.read(await receipt_key_of(session, request))
     return None if entry is None else await intact_asset(session.store, entry.receipt)

@@ -114,7 +114,11 @@ def _plan(commands: Any) -> None:
     command.add_argument("--duration", type=int, metavar="SECONDS")
     for kind in ("image", "video", "audio"):
         command.add_argument(
-            f"--{kind}-url", action="append", dest=f"{kind}_urls", metavar="URL", help="may be repeated"
+            f"--{kind}-url",
+            action="append",
+            dest=f"{kind}_urls",
+            metavar="WHERE",
+            help="a URL, s3://bucket/key or ./path; may be repeated",
         )
     command.add_argument("--take", type=_take, default=1, help="a number or a name (default: 1)")
     command.add_argument("--budget-usd", type=_amount, metavar="USD", help="also compare with this cap")

@@ -99,11 +99,11 @@ def _described(made: Plan) -> dict[str, Any]:
 
 
 def _write(made: Plan) -> None:
-    seen: list[GenerationRequest] = []
+    seen: list[str] = []
     rows = []
     for number, item in enumerate(made.items, start=1):
         rows.append((str(number), item.request.model, shortened(item.request.prompt), *_price_and_note(item, seen)))
-        seen.append(item.request.unsigned())
+        seen.append(item.request.receipt_key(""))
     table(("#", "MODEL", "PROMPT", "PRICE", ""), rows, right=("#", "PRICE"))
     for number, item in enumerate(made.items, start=1):
         if item.problem is not None:
@@ -116,11 +116,11 @@ def _write(made: Plan) -> None:
         say("This can't be paid: it costs more than is left.", style="red")
 
 
-def _price_and_note(item: PlanItem, seen: list[GenerationRequest]) -> tuple[str, str]:
+def _price_and_note(item: PlanItem, seen: list[str]) -> tuple[str, str]:
     if item.problem is not None:
         return "-", "would be refused"
     if item.already_bought:
-        return in_usd(item.usd), "same as above" if item.request.unsigned() in seen else "already bought"
+        return in_usd(item.usd), "same as above" if item.request.receipt_key("") in seen else "already bought"
     return in_usd(item.usd), "" if item.certainty is Certainty.EXACT else _note_on(item.certainty)
 
 

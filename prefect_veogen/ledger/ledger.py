@@ -51,6 +51,9 @@ class Intent:
     labels: Labels = field(default_factory=dict)
     campaign: str | None = None
 
+    def __post_init__(self) -> None:
+        assert self.request.is_identified, "its key would not change with the bytes of its inputs"
+
     @property
     def key(self) -> str:
         """The ledger's key of the purchase."""

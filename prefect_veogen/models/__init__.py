@@ -19,6 +19,7 @@ from prefect_veogen.models.labels import (
     label_budgets,
     label_name_problem,
 )
+from prefect_veogen.models.locations import file_at, is_public, object_at
 from prefect_veogen.models.receipt_key import KEY_VERSION, ReceiptKey
 from prefect_veogen.models.request import MAX_PROMPT_CHARACTERS, GenerationRequest
 from prefect_veogen.models.text import (
@@ -48,11 +49,14 @@ __all__ = [
     "ReceiptKey",
     "Status",
     "checked_labels",
+    "file_at",
     "in_usd",
+    "is_public",
     "label_budgets",
     "label_name_problem",
     "named_by_the_package",
     "normal_base_url",
+    "object_at",
     "text_problem",
     "with_plain_line_ends",
     "without_secrets",

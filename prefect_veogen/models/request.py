@@ -6,8 +6,8 @@ import difflib
 import pickle
 import re
 import reprlib
+from pathlib import Path
 from typing import Annotated, Any, Self
-from urllib.parse import urlsplit
 
 from pydantic import (
     BeforeValidator,
@@ -22,8 +22,9 @@ from pydantic import (
 
 from prefect_veogen.errors import InvalidRequest, Problem, with_masked_links
 from prefect_veogen.models.generation import Asset, Value
+from prefect_veogen.models.locations import is_public, location_of, location_of_file
 from prefect_veogen.models.receipt_key import ReceiptKey, digest, take_part
-from prefect_veogen.models.signed_links import LEFT_OUT, without_signature
+from prefect_veogen.models.signed_links import without_signature
 from prefect_veogen.models.text import HALF_A_CHARACTER, MAX_DIGITS, normal_base_url, text_problem, with_plain_line_ends
 
 MAX_PROMPT_CHARACTERS = 2000  # /api-reference/generations/create; the unit is not documented, we count code points
@@ -34,8 +35,8 @@ MAX_IMAGES_OF_MODEL = {"gpt-image-2": 16}  # /api-reference/models/gpt-image-2
 def _as_tuple(value: Any) -> Any:
     # Not any iterable: the order is part of what is bought, and a set's differs between processes.
     if not isinstance(value, list | tuple):
-        raise ValueError("must be a list of URLs or Assets")
-    return tuple(value)
+        raise ValueError("must be a list of URLs, local files or Assets")
+    return tuple(location_of_file(item) if isinstance(item, Path) else item for item in value)
 
 
 Input = StrictStr | Asset
@@ -46,9 +47,11 @@ class GenerationRequest(Value):
     """What to make: a frozen value with the API's fields under the API's names, plus `take`.
 
     Only fields that are set are sent. `duration` is in seconds. `image_urls`, `video_urls` and `audio_urls` take
-    http(s) URLs that the service can reach, or `Asset`s. Two equal requests are one purchase, and so are two whose
-    links differ only in their signatures (S3, GCS, Azure, CloudFront) or whose prompts differ only in CRLF and LF;
-    another `take` (a number, or a string such as a date) is another purchase. Building one costs nothing.
+    http(s) URLs that the service can reach, `s3://bucket/key`, local files (a `pathlib.Path`, or text that begins with
+    `file:///`, `/`, `./`, `../` or `~/`; the store has to be a bucket) and `Asset`s. Of an object or a file, its bytes
+    at the time of buying count, not where it lies. Two equal requests are one purchase, and so are two whose links
+    differ only in their signatures (S3, GCS, Azure, CloudFront) or whose prompts differ only in CRLF and LF; another
+    `take` (a number, or a string such as a date) is another purchase. Building one costs nothing, and reads nothing.
     Fields: /api-reference/generations/create.
 
     Raises:
@@ -115,10 +118,7 @@ class GenerationRequest(Value):
         max_images = MAX_IMAGES_OF_MODEL.get(info.data.get("model", ""), MAX_IMAGES)
         if info.field_name == "image_urls" and inputs and len(inputs) > max_images:
             raise ValueError(f"holds {len(inputs)} images; at most {max_images} are allowed")
-        for position, value in enumerate(inputs or ()):
-            if isinstance(value, str) and (problem := text_problem(value) or _link_problem(value)):
-                raise ValueError(f"item {position} ({with_masked_links(value)[:60]!r}) {problem}")
-        return inputs or None
+        return tuple(_located(position, value) for position, value in enumerate(inputs or ())) or None
 
     @field_validator("take")
     @classmethod
@@ -143,30 +143,37 @@ class GenerationRequest(Value):
         }
         return self.model_copy(update=links)
 
+    @property
+    def is_identified(self) -> bool:
+        """Whether it is known what is bought: an object of a bucket or a local file has to be read first."""
+        inputs = [item for value in self.set_fields().values() if isinstance(value, tuple) for item in value]
+        return all(isinstance(item, Asset) or is_public(item) for item in inputs)
+
     def canonical(self) -> dict[str, Any]:
         """Return what identifies the request, JSON-ready: assets by digest, links without their signatures."""
         return {name: _identity(value) for name, value in self.unsigned().set_fields().items()}
 
     def receipt_key(self, base_url: str) -> str:
-        """Return the ledger's key: versioned digests of the canonical request and the API's base, and the take."""
+        """Return the ledger's key: versioned digests of the canonical request and the API's base, and the take.
+
+        That of a request which is not `is_identified` is a name, and no key of the ledger.
+        """
         api = normal_base_url(base_url)
         visible = digest({"api": api, "model": self.model, "prompt": self.prompt})
         content = digest({"api": api, "request": self.canonical()})
         return str(ReceiptKey(visible[:12], content[:32], take_part(self.take)))
 
 
-def _link_problem(url: str) -> str | None:
-    if url.endswith(LEFT_OUT):
-        return "lacks its query, which may be a secret and is not written down; give the whole link"
-    if re.search(r"[,;]https?://", url):
-        return "contains two links; separate them by spaces"
-    try:
-        parts = urlsplit(url)
-        if re.fullmatch(r"https?://\S+", url) and parts.hostname and parts.port != 0:
-            return None
-    except ValueError:  # an invalid address in brackets, or an invalid port
-        pass
-    return "is not a valid http:// or https:// URL; give a public URL or an Asset"
+def _located(position: int, value: Input) -> Input:
+    if isinstance(value, Asset):
+        return value
+    problem = text_problem(value)
+    if problem is None:
+        try:
+            return location_of(value)
+        except ValueError as refused:
+            problem = str(refused)
+    raise ValueError(f"item {position} ({with_masked_links(value)[:60]!r}) {problem}")
 
 
 def _identity(value: Any) -> Any:
@@ -199,7 +206,7 @@ def _problems_of(error: ValidationError) -> list[Problem]:
             case ("take", "int" | "str"):
                 message = "must be text or a whole number"
             case (_, int(position), *_):
-                message = f"item {position}: must be a URL or an Asset"
+                message = f"item {position}: must be a URL, a local file or an Asset"
         value = None if item["type"] == "missing" else _picklable(item["input"])
         allowed = tuple(GenerationRequest.model_fields) if item["type"] == "extra_forbidden" else None
         nearest = next(iter(difflib.get_close_matches(field, allowed or (), n=1)), None)

@@ -1,8 +1,11 @@
-"""Links under which the service can read an asset that is used as an input.
+"""The inputs of a request: what identifies them, and links under which the service can read them.
+
+Before anything is bought, an object of a bucket or a local file becomes an `Asset`, known by its digest.
 
 The service takes only URLs it can reach (/api-reference/generations/create) and shows no upload. Its own output URL is
 reachable for it by construction, so that comes first; how long such a URL lives is not documented, so it is tried, then
-asked for afresh. A presigned URL of the stored object comes last: it needs a bucket the service can reach.
+asked for afresh. A presigned URL of the stored object comes last: it needs a bucket the service can reach. For what the
+service did not make it is the only one.
 """
 
 from __future__ import annotations
@@ -12,9 +15,20 @@ from typing import TYPE_CHECKING
 from prefect_veogen.api.http import ResponseLost
 from prefect_veogen.download.content_encoding import content_codings
 from prefect_veogen.download.url_guard import open_media, output_link
-from prefect_veogen.errors import InputUnavailable, ServiceUnavailable, TryAgainLater, VeogenError
-from prefect_veogen.models import Asset
-from prefect_veogen.store import open_store
+from prefect_veogen.errors import (
+    STORE_TROUBLE,
+    ConfigurationError,
+    InputUnavailable,
+    InvalidRequest,
+    Problem,
+    ServiceUnavailable,
+    TryAgainLater,
+    VeogenError,
+)
+from prefect_veogen.models import Asset, file_at, is_public, object_at
+from prefect_veogen.process.concurrency import map_bounded
+from prefect_veogen.purchase.input_files import has_changed, put_into_store, read_content
+from prefect_veogen.store import LocalStore, open_store
 
 if TYPE_CHECKING:
     from prefect_veogen.api.http import MediaResponse
@@ -23,6 +37,77 @@ if TYPE_CHECKING:
 
 # Long enough for a queue at the service; the link ends up in the service's records, so not longer than needed.
 PRESIGNED_SECONDS = 6 * 3600
+
+_KINDS = {"image_urls": ("image", "an image"), "video_urls": ("video", "a video"), "audio_urls": ("audio", "audio")}
+_NEXT_STEP = (
+    "Nothing was bought. Give a URL that the service can reach, an object of a bucket that boto3 can read here, or a "
+    "file of this machine."
+)
+
+
+# ---------------------------------------------------------------- identity
+
+
+async def identify_inputs(session: Session, request: GenerationRequest) -> GenerationRequest:
+    """Return the request with an `Asset` for each object of a bucket and each local file. Free: reads, uploads nothing.
+
+    Raises:
+        InvalidRequest: some are missing, can't be read or are not media of the field's kind; all of them are named.
+        ConfigurationError: one is a local file, and the store is a directory.
+        StoreRefused, StoreUnavailable: a bucket does not let one be read, or not now.
+    """
+    if request.is_identified:
+        return request
+    fields = {name: value for name, value in request.set_fields().items() if isinstance(value, tuple)}
+    places = [(name, position) for name, items in fields.items() for position in range(len(items))]
+    found = await map_bounded(places, lambda place: _identified(session, *place, fields[place[0]][place[1]]))
+    if problems := [item for item in found if isinstance(item, Problem)]:
+        raise InvalidRequest(problems, next_step=_NEXT_STEP)
+    assets = dict(zip(places, found, strict=True))
+    return request.model_copy(
+        update={name: tuple(assets[name, position] for position in range(len(items))) for name, items in fields.items()}
+    )
+
+
+async def receipt_key_of(session: Session, request: GenerationRequest) -> str:
+    """Return the ledger's key of a request, whose inputs are read for it. Free.
+
+    Raises:
+        InvalidRequest, ConfigurationError, StoreRefused, StoreUnavailable: as `identify_inputs`.
+    """
+    return (await identify_inputs(session, request)).receipt_key(session.client.base_url)
+
+
+async def _identified(session: Session, field: str, position: int, item: str | Asset) -> str | Asset | Problem:
+    if isinstance(item, Asset) or is_public(item):
+        return item
+    if file_at(item) is not None:
+        _check_store(session, f"{field}: item {position}: {item}")
+    try:
+        content = await read_content(session, item)
+    except InputUnavailable as error:
+        return Problem(field, None, f"item {position}: {error.message}")
+    except STORE_TROUBLE as error:
+        message = f"{field}: item {position}: {item} can't be read. {error.message}"
+        raise type(error)(message, next_step=error.next_step) from None
+    kind, wanted = _KINDS[field]
+    if content.content_type.partition("/")[0] != kind:
+        return Problem(field, None, f"item {position}: {item} is {content.content_type}, where {wanted} is expected")
+    return Asset(
+        uri=item, sha256=content.sha256, size=content.size, content_type=content.content_type, generation_id=""
+    )
+
+
+def _check_store(session: Session, item: str) -> None:
+    if isinstance(session.store, LocalStore):
+        raise ConfigurationError(
+            f"{item} is a local file, and the store is a directory: the service can reach neither",
+            next_step="Nothing was bought. Use a bucket as VEOGEN_STORE (s3://bucket/prefix), where a copy is put for "
+            "the service, or give a URL that the service can reach.",
+        )
+
+
+# ---------------------------------------------------------------- links
 
 
 async def offered_links(session: Session, request: GenerationRequest) -> dict[str, list[str]]:
@@ -46,6 +131,8 @@ async def link_to(session: Session, asset: Asset) -> str:
         InputUnavailable: none works.
         ServiceUnavailable: one that doesn't work now may do so in a moment.
     """
+    if not asset.generation_id and (file_at(asset.uri) is not None or object_at(asset.uri) is not None):
+        return await _link_to_file(session, asset)
     transient = None
     for offered in (_known, _fresh, _presigned):
         try:
@@ -66,6 +153,25 @@ async def link_to(session: Session, asset: Asset) -> str:
     )
 
 
+async def _link_to_file(session: Session, asset: Asset) -> str:
+    """Return a presigned link to what the service did not make."""
+    if file_at(asset.uri) is not None:
+        _check_store(session, asset.uri)
+        uri = session.store.uri(await put_into_store(session, asset))
+    else:
+        uri = asset.uri
+        if (await read_content(session, uri)).sha256 != asset.sha256:
+            raise has_changed(asset)
+    link = await _presign(uri)
+    if link is None or not await _shows(session, asset, link, ours=True):
+        raise InputUnavailable(
+            f"The presigned link to {uri} does not lead to the input {asset.uri}",
+            next_step="Nothing was bought. Check that whoever these credentials are may read it (s3:GetObject), and "
+            "that AWS_ENDPOINT_URL_S3 is an address which the service can reach.",
+        )
+    return link
+
+
 async def _known(_session: Session, asset: Asset) -> str | None:
     return asset.source_url or None
 
@@ -76,7 +182,14 @@ async def _fresh(session: Session, asset: Asset) -> str | None:
 
 
 async def _presigned(_session: Session, asset: Asset) -> str | None:
-    folder, _, name = asset.uri.rpartition("/")
+    return await _presign(asset.uri)
+
+
+async def _presign(uri: str) -> str | None:
+    if (found := object_at(uri)) is not None:
+        bucket, key = found
+        return await open_store(f"s3://{bucket}").presign(key, PRESIGNED_SECONDS)
+    folder, _, name = uri.rpartition("/")
     return await open_store(folder).presign(name, PRESIGNED_SECONDS)
 
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 from prefect_veogen.api.client import balance_of
 from prefect_veogen.api.pricing import quote, validate
-from prefect_veogen.errors import ChangeTheRequest
+from prefect_veogen.errors import ChangeTheRequest, InvalidRequest
 from prefect_veogen.ledger import State
 from prefect_veogen.models import Certainty, GenerationRequest, Quote, ReceiptKey
 from prefect_veogen.process.concurrency import map_bounded
+from prefect_veogen.purchase.inputs import identify_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -74,7 +75,7 @@ Wanted = tuple[GenerationRequest, "tuple[Cap, ...]"]
 
 
 async def make_plan(session: Session, requests: Sequence[GenerationRequest]) -> Plan:
-    """Return what the requests would cost now. Free: reads the catalogue, the ledger and the balance.
+    """Return what the requests would cost now. Free: reads inputs, the catalogue, the ledger and the balance.
 
     Equal requests with equal takes are one purchase, so that only the first of them has a price.
     """
@@ -96,13 +97,14 @@ class Planner:
 
     async def add(self, wanted: Sequence[Wanted]) -> list[PlanItem]:
         """Return what each of these costs, given all that were added before. Free."""
-        keys = [request.receipt_key(self._session.client.base_url) for request, _ in wanted]
+        identified = await map_bounded(wanted, lambda one: _identified(self._session, one[0]))
+        keys = [request.receipt_key(self._session.client.base_url) for request, _ in identified]
         new = list(dict.fromkeys(key for key in keys if key not in self._counted))
         bought = await map_bounded(new, lambda key: is_bought(self._session, key))
         self._counted.update(key for key, known in zip(new, bought, strict=True) if known)
         items = []
-        for key, (request, caps) in zip(keys, wanted, strict=True):
-            items.append(await _item(self._session, request, bought=key in self._counted))
+        for key, (request, problem), (_, caps) in zip(keys, identified, wanted, strict=True):
+            items.append(problem or await _item(self._session, request, bought=key in self._counted))
             self._count(items[-1], key, caps)
         return items
 
@@ -135,6 +137,13 @@ class Planner:
             balance_usd=balance.remaining_usd if balance else None,
             budgets=tuple(budgets),
         )
+
+
+async def _identified(session: Session, request: GenerationRequest) -> tuple[GenerationRequest, PlanItem | None]:
+    try:
+        return await identify_inputs(session, request), None
+    except InvalidRequest as problem:
+        return request, PlanItem(request, None, Certainty.UNPRICED, problem=problem)
 
 
 async def _item(session: Session, request: GenerationRequest, *, bought: bool) -> PlanItem:

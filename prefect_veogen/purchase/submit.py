@@ -41,7 +41,7 @@ from prefect_veogen.purchase.in_doubt import (
     still_in_doubt,
     write_down,
 )
-from prefect_veogen.purchase.inputs import offered_links
+from prefect_veogen.purchase.inputs import identify_inputs, offered_links
 from prefect_veogen.purchase.notices import note_bought, note_refused, warn_of
 from prefect_veogen.purchase.search import Search, search
 from prefect_veogen.store import AlreadyExists, VersionConflict
@@ -85,6 +85,7 @@ async def buy(session: Session, request: GenerationRequest) -> Purchase:
     Safe to call again, at once, from anywhere: equal requests with equal takes are one purchase.
     """
     await session.store.check()
+    request = await identify_inputs(session, request)
     lease = session.settings.request_timeout_seconds + _LEASE_MARGIN_SECONDS
     with own_lease(lease, session.flow_run_id) as owner:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,7 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-FOLDERS = ("assets/", "budgets/", "campaigns/", "claims/", "receipts/", "rejected/")
+FOLDERS = ("assets/", "budgets/", "campaigns/", "claims/", "inputs/", "receipts/", "rejected/")
 """Every object is below one of these."""
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -135,8 +136,18 @@ class Store(ABC):
         """Return an object's size and etag, `None` if it is absent."""
 
     @abstractmethod
+    async def read_through(self, key: str, take: Callable[[bytes], None]) -> Stat | None:
+        """Pass all of an object to `take`, piece by piece in a thread; return the size and etag of what was read.
+
+        `None` if it is absent. What `take` raises ends the reading, and is raised here.
+        """
+
     async def sha256(self, key: str) -> str:
         """Return an object's digest by reading all of it, in constant memory."""
+        digest = hashlib.sha256()
+        if await self.read_through(key, digest.update) is None:
+            raise StoreUnavailable(f"{self.uri(key)} is gone")
+        return digest.hexdigest()
 
     @abstractmethod
     def writer(self, key: str, content_type: str) -> Writer:

@@ -39,7 +39,7 @@ except ImportError:  # Windows: a directory is refused there, a bucket is not
     fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prefect_veogen.store.interface import Writer
 
@@ -48,6 +48,7 @@ _LOCKS = ".locks/"  # not objects of the store
 _NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _MIN_FREE_BYTES = 16 * 1024 * 1024
+_READ_BYTES = 1024 * 1024
 
 
 class LocalStore(Store):
@@ -84,8 +85,8 @@ class LocalStore(Store):
     async def stat(self, key: str) -> Stat | None:
         return await in_thread(self._stat, key)
 
-    async def sha256(self, key: str) -> str:
-        return await in_thread(self._sha256, key)
+    async def read_through(self, key: str, take: Callable[[bytes], None]) -> Stat | None:
+        return await in_thread(self._read_through, key, take)
 
     def writer(self, key: str, content_type: str) -> Writer:
         return LocalWriter(self.root, key)
@@ -209,9 +210,15 @@ class LocalStore(Store):
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def _sha256(self, key: str) -> str:
-        with (self.root / key).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+    def _read_through(self, key: str, take: Callable[[bytes], None]) -> Stat | None:
+        try:
+            found = stat_file(self.root / key)
+            with (self.root / key).open("rb") as file:
+                while chunk := file.read(_READ_BYTES):
+                    take(chunk)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return found
 
     @contextlib.contextmanager
     def _temporary(self, body: bytes) -> Iterator[Path]:

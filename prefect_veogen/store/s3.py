@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import os
 import re
 import threading
@@ -30,7 +29,7 @@ from prefect_veogen.store.refusals import S3Location, S3Refusal, connection_erro
 from prefect_veogen.store.s3_writer import S3Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from prefect_veogen.store.interface import Writer
 
@@ -84,8 +83,8 @@ class S3Store(Store):
             raise refusal.to_error() from None
         return Stat(int(head["ContentLength"]), str(head["ETag"]))
 
-    async def sha256(self, key: str) -> str:
-        return await in_thread(self._sha256, key)
+    async def read_through(self, key: str, take: Callable[[bytes], None]) -> Stat | None:
+        return await in_thread(self._read_through, key, take)
 
     def writer(self, key: str, content_type: str) -> Writer:
         return self._writer(key, content_type)
@@ -218,16 +217,19 @@ class S3Store(Store):
         with _convert_errors(self._location()):
             return str(self.client().generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
 
-    def _sha256(self, key: str) -> str:
-        digest = hashlib.sha256()
+    def _read_through(self, key: str, take: Callable[[bytes], None]) -> Stat | None:
         try:
             response = self._call_in_thread("get_object", Key=self.prefix + key)
-            with _convert_errors(self._location(self.prefix + key)), contextlib.closing(response["Body"]) as body:
-                for chunk in body.iter_chunks(_READ_BYTES):
-                    digest.update(chunk)
         except S3Refusal as refusal:
+            if refusal.code in ("NoSuchKey", "404"):
+                return None
             raise refusal.to_error() from None
-        return digest.hexdigest()
+        size = 0
+        with _convert_errors(self._location(self.prefix + key)), contextlib.closing(response["Body"]) as body:
+            for chunk in body.iter_chunks(_READ_BYTES):
+                size += len(chunk)
+                take(chunk)
+        return Stat(size, str(response["ETag"]))
 
     def _clear_unfinished(self, older_than_seconds: float) -> int:
         oldest = datetime.now(UTC).timestamp() - older_than_seconds
@@ -236,7 +238,7 @@ class S3Store(Store):
             pages = client.get_paginator("list_multipart_uploads")
             uploads = [
                 upload
-                for folder in ("assets/", "rejected/")  # the folders of media
+                for folder in ("assets/", "inputs/", "rejected/")  # the folders of media
                 for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + folder)
                 for upload in page.get("Uploads", ())
                 if upload["Initiated"].timestamp() < oldest

@@ -12,6 +12,7 @@ from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.run import stored_asset
 from prefect_veogen.models import Asset, GenerationRequest
 from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.inputs import identify_inputs
 from prefect_veogen.purchase.plan import is_bought, priced
 from prefect_veogen.session import Session
 from prefect_veogen.tasks.generation import FREE, check_is_request, session_for_task
@@ -52,7 +53,7 @@ def placeholder_of(request: GenerationRequest) -> Asset:
 async def _check_requests(session: Session, requests: Sequence[GenerationRequest]) -> None:
     makers = {placeholder_of(request).sha256: request for request in requests}
     for request in requests:
-        known = await _with_stored_images(session, request, makers)
+        known = await identify_inputs(session, await _with_stored_images(session, request, makers))
         if not await is_bought(session, known.receipt_key(session.client.base_url)):
             await priced(session, known)
 

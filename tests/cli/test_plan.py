@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from prefect_veogen.sandbox import Sandbox
 from tests.support.commands import Run, bought
+from tests.support.media import png
 
 
 def test_a_plan_prices_a_request_and_buys_nothing(sandbox: Sandbox, run: Run) -> None:
@@ -105,3 +107,17 @@ def test_a_scheduled_manifest_is_planned_as_if_it_ran_now(sandbox: Sandbox, run:
     rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,\n")
     code, out, _ = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
     assert (code, "$0.04" in out) == (0, True)
+
+
+def test_a_plan_takes_local_files_and_objects(
+    sandbox: Sandbox, run: Run, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "fox.png").write_bytes(png())
+    code, _, err = run("plan", "gpt-4o-image", "a fox", "--image-url", "./fox.png")
+    assert (code, "Use a bucket as VEOGEN_STORE" in err) == (1, True)
+    monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
+    code, out, _ = run("plan", "gpt-4o-image", "a fox", "--image-url", "./fox.png", "--json")
+    (item,) = json.loads(out)["items"]
+    assert (code, item["request"]["image_urls"]) == (0, [{"sha256": hashlib.sha256(png()).hexdigest()}])
+    code, out, _ = run("plan", "gpt-4o-image", "a fox", "--image-url", f"s3://{bucket}/missing.png")
+    assert (code, "does not exist" in " ".join(out.split())) == (1, True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from prefect_veogen.download.deliver import deliver
 from prefect_veogen.errors import DownloadBroken, GenerationFailed, MediaRejected
 from prefect_veogen.ledger import State
 from prefect_veogen.models import GenerationRequest

@@ -49,6 +49,13 @@ async def created(ledger: Ledger, request: GenerationRequest = FOX) -> Entry:
     return await ledger.reserve(None, Intent(request, API, OWNER, None))
 
 
+@pytest.mark.parametrize("place", ["s3://bucket/a.png", "file:///a.png"])
+async def test_what_has_to_be_read_to_be_known_gets_no_receipt(place: str, store: Store) -> None:
+    with pytest.raises(AssertionError, match="bytes of its inputs"):
+        await created(Ledger(store), GenerationRequest(**FOX.set_fields(), image_urls=[place]))
+    assert await store.list_objects("") == []
+
+
 async def test_a_receipt_is_read_as_it_was_written(store: Store) -> None:
     written = await created(Ledger(store), GenerationRequest(**FOX.set_fields(), image_urls=("https://a.b/c.png?s=1",)))
     read = await Ledger(store).read(written.receipt.key)

@@ -10,13 +10,26 @@ from pathlib import Path
 
 import pytest
 
-from prefect_veogen.errors import StoreRefused, VeogenError
+from prefect_veogen.errors import StoreRefused, StoreUnavailable, VeogenError
 from prefect_veogen.store import LocalStore, Store, VersionConflict, open_store
 from prefect_veogen.store.s3_writer import PART_BYTES
 from tests.support.servers import Reply, Request, relayed, serving
 from tests.support.stores import assert_one_creator_wins, in_bucket, opened, refusing, unfinished, written
 
 WEIRD_KEYS = ["assets/ä ö/%41 +&?#.png", "a'b\"c/d=e,f;g.json", "汉字/🎬.mp4", "x" * 200, "spaces at end "]
+
+
+async def test_an_object_is_read_through_in_pieces_and_one_that_is_absent_is_none(store: Store) -> None:
+    _, etag = await written(store, "assets/clip.mp4", 5 * PART_BYTES // 2)
+    sizes: list[int] = []
+    read = await store.read_through("assets/clip.mp4", lambda piece: sizes.append(len(piece)))
+    assert read == await store.stat("assets/clip.mp4")
+    assert read is not None
+    assert (read.size, read.etag) == (sum(sizes), etag)
+    assert max(sizes) <= 1024 * 1024
+    assert await store.read_through("assets/none", lambda piece: None) is None
+    with pytest.raises(StoreUnavailable, match="assets/none is gone"):
+        await store.sha256("assets/none")
 
 
 async def test_exactly_one_of_many_concurrent_creators_wins(store: Store) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from prefect_veogen import Asset, GenerationRequest, generate
 from prefect_veogen.errors import ChangeTheRequest, ConfigurationError
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.requests import check_requests, placeholder_of
+from tests.support.media import png
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
@@ -35,3 +38,19 @@ async def test_what_was_bought_is_had_whatever_the_catalogue_says_by_now(sandbox
 async def test_anything_but_a_request_is_refused(sandbox: Sandbox) -> None:
     with pytest.raises(ConfigurationError, match="A GenerationRequest is needed, not a dict"):
         await check_requests(PICTURE, {"model": "gpt-4o-image"})  # type: ignore[call-overload]
+
+
+async def test_inputs_in_buckets_and_files_are_read_before_anything_is_bought(
+    sandbox: Sandbox, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
+    (tmp_path / "fox.png").write_bytes(png())
+    fox = GenerationRequest(model="gpt-4o-image", prompt="in ink", image_urls=[Path("fox.png")])
+    await check_requests(fox, clip_of(placeholder_of(fox)))
+    await generate(fox)
+    before = len(sandbox.requests)
+    await check_requests(fox)
+    assert len(sandbox.requests) == before, "what was bought is not validated again"
+    (tmp_path / "fox.png").unlink()
+    with pytest.raises(ChangeTheRequest, match=r"image_urls: item 0: .*fox\.png does not exist on this machine"):
+        await check_requests(fox)

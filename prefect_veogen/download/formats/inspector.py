@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 from typing import TYPE_CHECKING
 
+from prefect_veogen.download.formats.audio import begins_audio, read_audio
 from prefect_veogen.download.formats.gif import read_gif
 from prefect_veogen.download.formats.iso_media import begins_iso_media, read_iso_media
 from prefect_veogen.download.formats.jpeg import read_jpeg
@@ -23,11 +24,11 @@ _HEAD_BYTES = 64
 
 
 class Inspector:
-    """Inspects one file of a kind, chunk by chunk, in constant memory."""
+    """Inspects one file of a kind, chunk by chunk, in constant memory; `audio` is media only for who asks for it."""
 
-    def __init__(self, kind: Kind | None) -> None:
+    def __init__(self, kind: Kind | None, *, audio: bool = False) -> None:
         self._stream = Stream(kind)
-        self._reading = _read(self._stream)
+        self._reading = _read(self._stream, audio=audio)
         self._end: int | None = None
         self.size = 0
 
@@ -86,9 +87,9 @@ class Inspector:
             self._end = self._stream.position if self._stream.tail_at is None else self._stream.tail_at
 
 
-def _read(stream: Stream) -> Reading[None]:
+def _read(stream: Stream, *, audio: bool) -> Reading[None]:
     head = yield from stream.peek(_HEAD_BYTES)
-    yield from _reader_of(head)(stream)
+    yield from (read_audio if audio and begins_audio(head) else _reader_of(head))(stream)
 
 
 def _reader_of(head: bytes) -> Callable[[Stream], Reading[None]]:
