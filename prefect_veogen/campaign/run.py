@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from prefect_veogen.campaign.manifest import MOTION, Row, placeholder_image
+from prefect_veogen.campaign.cells import MOTION
+from prefect_veogen.campaign.manifest import Row, placeholder_image
 from prefect_veogen.campaign.report import CampaignItem, ItemStatus
 from prefect_veogen.download.deliver import deliver, intact_asset
 from prefect_veogen.errors import (

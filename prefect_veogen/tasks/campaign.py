@@ -28,8 +28,9 @@ from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.contact_sheet import make_tiles, page
-from prefect_veogen.campaign.manifest import Manifest, Row, placeholder_image
+from prefect_veogen.campaign.manifest import Row, placeholder_image
 from prefect_veogen.campaign.manifest import read_manifest as _read_manifest
+from prefect_veogen.campaign.records import Manifest
 from prefect_veogen.campaign.report import CampaignItem, CampaignReport, ItemStatus
 from prefect_veogen.campaign.run import (
     campaign_name,

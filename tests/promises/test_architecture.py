@@ -53,6 +53,8 @@ DOORS = {
     "prefect": {"blocks", "schedule", "tasks", "cli"},
     "pydantic_settings": {"settings"},
     "yaml": {"campaign"},
+    "narwhals": {"campaign"},
+    "pyarrow": {"campaign"},
     "rich": {"cli"},
     "av": {"download", BESIDE},
     "PIL": {"download", BESIDE},
@@ -212,7 +214,8 @@ import sys, threading
 import prefect
 before, threads = set(sys.modules), threading.active_count()
 from prefect_veogen import *
-heavy = ("boto3", "botocore", "av", "PIL", "uvicorn", "fastapi", "prefect_veogen.sandbox", "prefect_veogen.cli")
+heavy = ("boto3", "botocore", "narwhals", "pyarrow", "pandas", "av", "PIL", "uvicorn", "fastapi")
+heavy += ("prefect_veogen.sandbox", "prefect_veogen.cli")
 print([name for name in heavy if name in sys.modules.keys() - before], threading.active_count() - threads)
 """
     wrong = {"VEOGEN_REQUESTS_PER_MINUTE": "many", "VEOGEN_BASE_URL": "nowhere"}
