@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from prefect_veogen.blocks import VeogenCredentials
-    from prefect_veogen.campaign.report import CampaignItem, CampaignReport
+    from prefect_veogen.campaign.items import CampaignItem
+    from prefect_veogen.campaign.report import CampaignReport
     from prefect_veogen.models import Animated, Asset, Generation, GenerationRequest
     from prefect_veogen.settings import Settings
     from prefect_veogen.tasks.generation import download_asset, generate, submit_generation, wait_for_generation
@@ -19,7 +20,7 @@ else:
     _HOMES = {
         "Animated": "models",
         "Asset": "models",
-        "CampaignItem": "campaign.report",
+        "CampaignItem": "campaign.items",
         "CampaignReport": "campaign.report",
         "Generation": "models",
         "GenerationRequest": "models",

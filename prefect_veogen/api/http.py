@@ -333,8 +333,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
-async def fetch_text(url: str, timeout_seconds: float = 60.0) -> str:
-    """Return a small text from a public link.
+async def fetch_file(url: str, timeout_seconds: float = 60.0) -> Response:
+    """Return the response to a public link with a small file; redirects are followed, and no credentials are sent.
 
     Raises:
         ConfigurationError: it can't be read.
@@ -353,9 +353,4 @@ async def fetch_text(url: str, timeout_seconds: float = 60.0) -> str:
         raise ConfigurationError(f"{failure}: it is not a valid link, or redirects to one that is not") from None
     if not response.is_success:
         raise ConfigurationError(f"{failure}: HTTP {response.status_code}")
-    if body.lstrip()[:14].lower().startswith((b"<!doctype html", b"<html")):
-        raise ConfigurationError(f"{failure}: it is an HTML page", next_step="Give a link to the file itself.")
-    try:
-        return body.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{failure}: it is not UTF-8 text") from None
+    return Response(response.status_code, _lower_names(response.headers), body)

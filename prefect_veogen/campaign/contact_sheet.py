@@ -17,7 +17,8 @@ from prefect_veogen.models import in_usd
 from prefect_veogen.process.concurrency import map_bounded
 
 if TYPE_CHECKING:
-    from prefect_veogen.campaign.report import CampaignItem, CampaignReport
+    from prefect_veogen.campaign.items import CampaignItem
+    from prefect_veogen.campaign.report import CampaignReport
     from prefect_veogen.models import Asset
     from prefect_veogen.session import Session
 

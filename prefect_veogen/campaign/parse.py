@@ -1,46 +1,94 @@
-"""Records from text: CSV, JSON, JSON Lines or YAML; each value is read as its text, in linear time and memory."""
+"""Records from a file's bytes: CSV, JSON, JSON Lines or YAML; each value is read as its text, in linear time."""
 
 from __future__ import annotations
 
-import csv
-import io
+import codecs
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import yaml
 
+from prefect_veogen.campaign.cells import TWICE
 from prefect_veogen.errors import InvalidManifest
-
-ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".yaml": "yaml", ".yml": "yaml"}
-TWICE = object()
-"""Sentinel for the value of a duplicate key, until the row it belongs to is known."""
 
 _TAG, _TAGS, _NULLS = "tag:yaml.org,2002:", ("str", "seq", "map", "null"), ("", "~", "null", "Null", "NULL")
 # A list of rows of fields of links is 3 deep, and YAML's time grows with the square of the depth.
 _MAX_DEPTH = 20
 _MAX_CHARACTERS = 100_000  # an anchored text may be referred to from every row
 
+_NOTHING_BOUGHT = "Nothing was bought. "
+_AS_CSV = (
+    f"{_NOTHING_BOUGHT}Save it as CSV (Excel: File > Save As > CSV UTF-8 (Comma delimited); Google Sheets: File > "
+    "Download > Comma-separated values) and give that file."
+)
+_AS_UTF8 = (
+    f"{_NOTHING_BOUGHT}Save it as UTF-8 (Excel: File > Save As > CSV UTF-8 (Comma delimited); LibreOffice: Save As > "
+    "Edit filter settings > Unicode (UTF-8)) and run it again."
+)
+_AS_IT_IS = f"{_NOTHING_BOUGHT}Name it for what it is, or give the file that was meant."
+_BEGINNINGS = {
+    b"PK\x03\x04": ("is a workbook (Excel, LibreOffice, Numbers) or another zip archive", _AS_CSV),
+    b"\xd0\xcf\x11\xe0": ("is an Excel workbook", _AS_CSV),
+    b"PAR1": ("is a Parquet file, whose name ends in .parquet", _AS_IT_IS),
+    b"ARROW1": ("is an Arrow file, whose name ends in .arrow or .feather", _AS_IT_IS),
+    b"\x1f\x8b": ("is compressed", f"{_NOTHING_BOUGHT}Decompress it first."),
+}
 
-def parsed(text: str, form: str) -> Any:
-    """Return the records of a text in one of the formats of `ENDINGS`.
+
+def text_of(body: bytes) -> str:
+    """Return the text of a file in UTF-8, with or without byte order marks, or in UTF-16 with one.
+
+    Raises:
+        InvalidManifest: it is no text, or in another encoding.
+    """
+    for beginning, (problem, step) in _BEGINNINGS.items():
+        if body.startswith(beginning):
+            raise InvalidManifest([f"it {problem}, where text is expected"], next_step=step)
+    is_utf_16 = body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    try:
+        # Two marks, when a program adds one to a text that has one.
+        text = body.decode("utf-16" if is_utf_16 else "utf-8").lstrip("\ufeff")
+    except UnicodeDecodeError as error:
+        before = body[: error.start].decode("utf-16" if is_utf_16 else "utf-8", "replace")
+        encoding, byte = "UTF-16" if is_utf_16 else "UTF-8", f"0x{body[error.start]:02X}"
+        problem = f"line {_lines_in(before)}: it is not {encoding} text (the byte {byte} can't be read)"
+        raise InvalidManifest([problem], next_step=_AS_UTF8) from None
+    if "\0" in text:
+        line = _lines_in(text[: text.index("\0")])
+        raise InvalidManifest([f"line {line}: it is not text, but binary (it contains NUL)"], next_step=_AS_CSV)
+    return text
+
+
+def document(text: str, form: str) -> Any:
+    """Return what a text in JSON or YAML holds.
 
     Raises:
         InvalidManifest: it isn't valid in that format.
     """
     try:
-        match form:
-            case "csv":
-                return _csv(text)
-            case "jsonl":
-                return _json_lines(text)
-            case "json":
-                return _json(text)
-            case _:
-                return _yaml(text)
-    except (ValueError, RecursionError, csv.Error, yaml.YAMLError) as error:
+        return _json(text) if form == "json" else _yaml(text)
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
         raise InvalidManifest([f"it is not valid {form.upper()}: {error}"]) from None
+
+
+def json_lines(text: str) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a text in JSON Lines, each with its line.
+
+    Raises:
+        InvalidManifest: at the end, if lines are not valid; all of them are named.
+    """
+    problems = []
+    # Not `splitlines`: a JSON text may hold other line breaks than these.
+    for number, line in enumerate(re.finditer(r"[^\r\n]*(?:\r\n|\r|\n|\Z)", text), start=1):
+        try:
+            if line[0].strip():
+                yield f"line {number}", _json(line[0])
+        except (ValueError, RecursionError) as error:
+            problems.append(f"line {number} is not valid JSON: {error}")
+    if problems:
+        raise InvalidManifest(problems)
 
 
 def mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
@@ -51,35 +99,12 @@ def mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
     return found
 
 
-def _csv(text: str) -> list[Any]:
-    table = csv.DictReader(io.StringIO(text, newline=""), strict=True, restkey="(no heading)")
-    names = [name.strip() for name in table.fieldnames or ()]
-    if len(names) == 1 and (separator := re.search(r"[;\t|]", names[0])):
-        raise InvalidManifest([f"its cells are separated by {separator[0]!r}, where commas are expected"])
-    problems = [
-        f"it has more than one column {name!r}" for name in sorted(set(names)) if name and names.count(name) > 1
-    ]
-    if problems:
-        raise InvalidManifest(problems)
-    # Spreadsheets often end with rows of nothing but commas.
-    return [row for row in table if any(cell and str(cell).strip() for cell in row.values())]
+def _lines_in(text: str) -> int:
+    return len(re.findall(r"\r\n|\r|\n", text)) + 1
 
 
 def _json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=mapping)
-
-
-def _json_lines(text: str) -> list[Any]:
-    records, problems = [], []
-    # Not `splitlines`: a JSON text may hold other line breaks than this one.
-    for number, line in enumerate(text.split("\n"), start=1):
-        try:
-            records += [_json(line)] if line.strip() else []
-        except (ValueError, RecursionError) as error:
-            problems.append(f"line {number} is not valid JSON: {error}")
-    if problems:
-        raise InvalidManifest(problems)
-    return records
 
 
 def _yaml(text: str) -> Any:

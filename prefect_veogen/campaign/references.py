@@ -5,12 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from prefect_veogen.models import Asset, GenerationRequest
-
-if TYPE_CHECKING:
-    from prefect_veogen.campaign.rows import Row
 
 ROW: Final = "row:"
 
@@ -60,12 +57,11 @@ def reference_problems(uses: Mapping[str, tuple[str, ...]], known: Mapping[str, 
         yield circle[0], f"the rows use each other's pictures in a circle: {' → '.join(circle)}"
 
 
-def heroes_first(rows: Sequence[Row]) -> Sequence[int]:
+def heroes_first(ids: Sequence[str], uses: Mapping[str, tuple[str, ...]]) -> Sequence[int]:
     """Return the rows' positions, each after those whose pictures it uses, else in the manifest's order."""
-    uses = {row.id: row.uses for row in rows if row.uses}
     depths: dict[str, int] = {}
     for identity in TopologicalSorter(uses).static_order():
         depths[identity] = max((depths[other] + 1 for other in uses.get(identity, ())), default=0)
     if not depths:
-        return range(len(rows))
-    return sorted(range(len(rows)), key=lambda number: depths.get(rows[number].id, 0))
+        return range(len(ids))
+    return sorted(range(len(ids)), key=lambda number: depths.get(ids[number], 0))

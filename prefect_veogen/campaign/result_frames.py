@@ -6,15 +6,17 @@ import io
 from datetime import datetime
 from decimal import Decimal
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from prefect_veogen.campaign.report import Frame
 from prefect_veogen.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from prefect_veogen.campaign.table import Table
+
+Frame = Literal["polars", "pandas", "pyarrow"]
+"""The libraries in whose DataFrames results are given."""
 
 _DIGITS, _DECIMALS = 12, 6
 _CENT = Decimal(1).scaleb(-_DECIMALS)

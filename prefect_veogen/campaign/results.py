@@ -12,8 +12,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
 from prefect_veogen.campaign.columns import FIELD_COLUMNS, LABEL, RESULT_COLUMNS
+from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.packed import Packed
-from prefect_veogen.campaign.report import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.result_frames import parquet_of
 from prefect_veogen.campaign.table import BOUGHT_WITH, Table
 from prefect_veogen.errors import ConfigurationError

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from prefect_veogen.campaign.columns import FIELDS, LABEL, MOTION, RESULT_COLUMNS
+from prefect_veogen.campaign.items import CampaignItem, ItemStatus
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.records import Record
-from prefect_veogen.campaign.references import ROW, picture_of_row, reference_problems, used_rows
-from prefect_veogen.campaign.report import CampaignItem, ItemStatus
+from prefect_veogen.campaign.references import ROW, heroes_first, picture_of_row, reference_problems, used_rows
 from prefect_veogen.campaign.results import is_result, item_of
 from prefect_veogen.campaign.template import fill, names_in, unfilled_problem
 from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem
@@ -102,8 +102,8 @@ class Rows(Packed[Row]):
 
     def __init__(self, rows: Iterable[Row] = (), kept: Mapping[tuple[str, str], CampaignItem] | None = None) -> None:
         self._numbers: dict[str, int] = {}
-        self.used: set[str] = set()
-        """The ids of the rows whose pictures others use."""
+        self.uses: dict[str, tuple[str, ...]] = {}
+        """The ids of the rows whose pictures a row uses, by its id."""
         self.kept = dict(kept or {})
         """How rows ended in an earlier run that are not to be made again, by their keys."""
         super().__init__(rows)
@@ -112,8 +112,14 @@ class Rows(Packed[Row]):
         if not item.where:
             item = replace(item, where=f"row {len(self) + 1} ({item.id})")
         self._numbers.setdefault(item.id, len(self))
-        self.used.update(item.uses)
+        if item.uses:
+            self.uses[item.id] = item.uses
         super().append(item)
+
+    @property
+    def used(self) -> set[str]:
+        """The ids of the rows whose pictures others use."""
+        return {identity for used in self.uses.values() for identity in used}
 
     def keep(self, items: Iterable[CampaignItem]) -> None:
         """Leave out what has ended well before: it is reported as it ended."""
@@ -121,17 +127,21 @@ class Rows(Packed[Row]):
 
     @property
     def to_make(self) -> Sequence[int]:
-        """The positions of the rows to be made: those not kept, and those whose pictures they use, which are free."""
+        """The positions of the rows to be made, each after those whose pictures it uses.
+
+        Left out is what is kept, but for the rows whose pictures are used: they are there, and free.
+        """
+        order = heroes_first([row.id for row in self], self.uses) if self.uses else range(len(self))
         if not self.kept:
-            return range(len(self))
-        made = [number for number, row in enumerate(self) if row.key not in self.kept]
-        needed, pending = set(made), [identity for number in made for identity in self[number].uses]
+            return order
+        made = {number for number, row in enumerate(self) if row.key not in self.kept}
+        pending = [identity for number in made for identity in self[number].uses]
         while pending:
             number = self._numbers[pending.pop()]
-            if number not in needed:
-                needed.add(number)
+            if number not in made:
+                made.add(number)
                 pending += self[number].uses
-        return sorted(needed)
+        return [number for number in order if number in made]
 
     def by_id(self, identity: str) -> Row:
         """Return the row of an id; of several variants the first."""
@@ -166,12 +176,12 @@ class _Reading:
         self._keys: dict[tuple[str, str], str] = {}
         self._columns: set[str] = set()
         self._reported: set[str] = set()
-        self._uses: dict[str, tuple[str, ...]] = {}
         self._records = 0
 
     def add(self, record: Record) -> None:
         self._records += 1
-        fields = dict.fromkeys(name for name in record.columns if self._options.carries(name)) | record.fields
+        empty: dict[str, Any] = dict.fromkeys(name for name in record.columns if self._options.carries(name))
+        fields = empty | dict(record.fields)
         self._columns.update(record.columns)
         label = record.where
         identity = fields.get("id")
@@ -188,8 +198,6 @@ class _Reading:
             columns = self._split(fields, label)
             for row in _rows(fields, columns, label, self._options):
                 self._rows.append(row)
-                if row.uses:
-                    self._uses[row.id] = row.uses
         except InvalidManifest as error:
             self._problems += [f"{label}: {problem}" for problem in error.problems]
 
@@ -199,7 +207,7 @@ class _Reading:
             problems.append("it has no rows")
         problems += [
             f"{self._ids.get(identity, '')} ({identity}): image_urls: {problem}"
-            for identity, problem in reference_problems(self._uses, self._ids)
+            for identity, problem in reference_problems(self._rows.uses, self._ids)
         ]
         if problems:
             raise InvalidManifest(problems)

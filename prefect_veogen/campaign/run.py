@@ -11,8 +11,8 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.campaign.columns import MOTION
-from prefect_veogen.campaign.references import ROW, heroes_first, placeholder_image, with_pictures
-from prefect_veogen.campaign.report import CampaignItem, ItemStatus, Step
+from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
+from prefect_veogen.campaign.references import ROW, placeholder_image, with_pictures
 from prefect_veogen.campaign.rows import Rows
 from prefect_veogen.download.deliver import deliver, intact_asset
 from prefect_veogen.errors import (
@@ -31,6 +31,7 @@ from prefect_veogen.models import Asset, Certainty, GenerationRequest, Kind, in_
 from prefect_veogen.models.signed_links import without_queries
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.purchase.inputs import identify_inputs, receipt_key_of
+from prefect_veogen.purchase.notices import note_refused
 from prefect_veogen.purchase.plan import Plan, Planner, priced
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
@@ -84,8 +85,17 @@ async def check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
     rows = Rows.of(rows)
     await _check_against_catalogue(session, rows)
     plan = await plan_rows(session, rows)
+    try:
+        _check_money(plan)
+    except BudgetExceeded as refusal:
+        note_refused(session, refusal)
+        raise
+    return plan.total_usd
+
+
+def _check_money(plan: Plan) -> None:
     if plan.total_usd == 0 and plan.certainty is Certainty.EXACT:
-        return plan.total_usd  # already-bought rows skip the caps and the balance
+        return  # already-bought rows skip the caps and the balance
     for budget in plan.budgets:
         if plan.certainty is Certainty.UNPRICED:
             raise BudgetExceeded.without_a_price(", ".join(sorted(plan.unpriced)))
@@ -96,6 +106,7 @@ async def check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
                 wanted_usd=budget.wanted_usd,
                 left_usd=budget.left_usd,
                 cap_usd=budget.cap_usd,
+                budget=budget.budget,
             )
     if plan.balance_usd is not None and plan.total_usd > plan.balance_usd:
         raise InsufficientBalance(
@@ -103,7 +114,6 @@ async def check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
             required_usd=plan.total_usd,
             balance_usd=plan.balance_usd,
         )
-    return plan.total_usd
 
 
 async def plan_rows(session: Session, rows: Sequence[Row], *, itemised: bool = False) -> Plan:
@@ -127,7 +137,7 @@ async def stored_pictures(session: Session, rows: Rows) -> dict[str, Asset]:
     """Return the pictures that rows use of each other and that are in the store, by id. Free."""
     pictures: dict[str, Asset] = {}
     used = rows.used
-    for number in heroes_first(rows) if used else ():
+    for number in rows.to_make if used else ():
         row = rows[number]
         if row.id in used and row.id not in pictures:
             picture = await stored_asset(session, with_pictures(row.request, pictures))
@@ -155,7 +165,7 @@ def _batches(rows: Rows) -> Iterator[list[Row]]:
 async def _check_against_catalogue(session: Session, rows: Rows) -> None:
     problems: list[str] = []
     unknown: dict[str, str] = {}  # each model is requested once, not once per row
-    videos = {name for name in rows.used if await _kind_of(session, rows.by_id(name).request) is Kind.VIDEO}
+    videos = {name for name in sorted(rows.used) if await _kind_of(session, rows.by_id(name).request) is Kind.VIDEO}
     for batch in _batches(rows):
         inputs = await map_bounded(batch, lambda row: _input_problems(session, row))
         for row, of_inputs in zip(batch, inputs, strict=True):

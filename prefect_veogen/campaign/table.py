@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from prefect_veogen.campaign.columns import FIELD_COLUMNS, LABEL, OUTCOME_COLUMNS
-from prefect_veogen.campaign.report import CampaignItem, Step
+from prefect_veogen.campaign.items import CampaignItem, Step
 from prefect_veogen.models import Kind
 
 BOUGHT_WITH: Final = tuple(f"{kind}_{LABEL}" for kind in Kind)

@@ -16,10 +16,10 @@ from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.contact_sheet import make_tiles, page
+from prefect_veogen.campaign.items import CampaignItem, ItemStatus
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.records import Manifest, read_records
-from prefect_veogen.campaign.references import heroes_first
-from prefect_veogen.campaign.report import CampaignItem, CampaignReport, ItemStatus
+from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.results import RESULTS, campaign_key, plain_name, read_results, write_results
 from prefect_veogen.campaign.rows import Carry, Row, RowOptions, Rows, rows_of
 from prefect_veogen.campaign.run import (
@@ -194,7 +194,8 @@ async def keep_results(
         )
     if only is not None:
         session = await session_for_task(credentials, store)
-        rows.keep(await on_io(read_results(session.store, campaign_key(name, RESULTS))) or ())
+        before = await on_io(read_results(session.store, campaign_key(name, RESULTS)))
+        rows.keep(before or ())
 
 
 @task(
@@ -287,9 +288,8 @@ async def make_campaign(
         if row.id in heroes and not heroes[row.id].done():
             heroes[row.id].set_result(items[number])
 
-    to_make = {*rows.to_make}
     # A row begins after those whose pictures it uses, so that waiting for them can't take their places.
-    order = [number for number in heroes_first(rows) if number in to_make]
+    order = rows.to_make
     async with campaign_progress(name, len(order), items):
         await map_bounded(order, make, min(at_once, max(len(order), 1)))
     ended = (items.get(number) or rows.kept[rows[number].key] for number in range(len(rows)))
@@ -307,9 +307,10 @@ async def _made(
             return item_blocked_by(session, row, item)
         pictures[identity] = picture
     try:
-        return await make_row(row, pictures, name=name, **options)
+        made: CampaignItem = await make_row(row, pictures, name=name, **options)
     except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: it fails one row only
         return await on_io(item_of_failure(session, row, pictures, error))
+    return made
 
 
 @task(

@@ -13,7 +13,7 @@ from uuid import UUID
 from prefect import get_run_logger
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
-from prefect_veogen.campaign.report import CampaignItem
+from prefect_veogen.campaign.items import CampaignItem
 from prefect_veogen.campaign.results import plain_name
 from prefect_veogen.tasks.markdown import literal
 

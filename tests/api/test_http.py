@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from prefect_veogen import errors
-from prefect_veogen.api.http import MAX_RESPONSE_BYTES, ResponseLost, Transport, fetch_text
+from prefect_veogen.api.http import MAX_RESPONSE_BYTES, ResponseLost, Transport, fetch_file
 from prefect_veogen.api.outcome import Refused, Unknown
 from prefect_veogen.process.io_loop import on_io
 from tests.support.odd_server import IMAGE, TOKEN, buy, client_at, odd_server, saying
@@ -33,11 +33,11 @@ async def test_a_response_that_trickles_for_ever_is_lost_in_bounded_time() -> No
         assert time.monotonic() - started < 10
 
 
-async def test_a_text_that_trickles_for_ever_fails_in_bounded_time() -> None:
+async def test_a_file_that_trickles_for_ever_fails_in_bounded_time() -> None:
     with odd_server(trickling) as odd:
         started = time.monotonic()
         with pytest.raises(errors.ConfigurationError, match=r"rows.csv can't be read: it took longer than 0.3 s"):
-            await fetch_text(f"{odd.base_url}/rows.csv", 0.3)
+            await fetch_file(f"{odd.base_url}/rows.csv", 0.3)
         assert time.monotonic() - started < 10
 
 

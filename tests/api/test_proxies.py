@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_veogen.api.client import VeogenClient
-from prefect_veogen.api.http import fetch_text, url_parts
+from prefect_veogen.api.http import fetch_file, url_parts
 from prefect_veogen.api.proxies import Proxies
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.process.io_loop import on_io
@@ -130,7 +130,7 @@ async def test_an_unusable_network_setting_is_reported_by_its_name(
     with pytest.raises(ConfigurationError, match=f"^{variable.upper()}=") as at_the_client:
         client_at("https://veogen.studio/api/v1")
     with pytest.raises(ConfigurationError, match=f"^{variable.upper()}=") as at_a_link:
-        await fetch_text("https://veogen.studio/rows.csv")
+        await fetch_file("https://veogen.studio/rows.csv")
     for caught in (at_the_client, at_a_link):
         caught.match(says)
         assert caught.value.next_step
@@ -158,7 +158,7 @@ async def test_requests_carry_the_name_of_the_product(ask: str) -> None:
         asks: dict[str, Callable[[], object]] = {
             "api": client.get_account,
             "media": lambda: on_io(media()),
-            "manifest": lambda: fetch_text(f"{url}/rows.csv"),
+            "manifest": lambda: fetch_file(f"{url}/rows.csv"),
         }
         await asks[ask]()  # type: ignore[misc]
     [name] = names

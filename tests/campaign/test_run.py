@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from prefect_veogen.campaign.report import ItemStatus
+from prefect_veogen.campaign.items import ItemStatus
 from prefect_veogen.campaign.rows import Row
 from prefect_veogen.campaign.run import check_rows, item_of_failure, make_assets
 from prefect_veogen.errors import InvalidManifest, StoreUnavailable, UnexpectedAnswer, UnknownSubmission, VeogenError

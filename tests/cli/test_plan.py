@@ -89,8 +89,8 @@ def test_a_wrong_manifest_is_reported_row_by_row(sandbox: Sandbox, run: Run, tmp
     rows.write_text("id,model,prompt\na,gpt-4o-image,\nb,gpt-4o-image,x\nb,gpt-4o-image,y\n")
     code, out, err = run("plan", str(rows))
     assert (code, out) == (1, "")
-    assert "row 1 (a): prompt" in err
-    assert "row 3 (b): id: is used by row 2 already" in err
+    assert "line 2 (a): prompt" in err
+    assert "line 4 (b): id: is used by line 3 already" in err
 
 
 def test_a_plan_may_come_before_the_store_but_not_with_a_file_as_one(sandbox: Sandbox, run: Run) -> None:
@@ -103,7 +103,7 @@ def test_a_scheduled_manifest_is_planned_as_if_it_ran_now(sandbox: Sandbox, run:
     rows = tmp_path / "rows.csv"
     rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,{scheduled:%%}\n")
     code, _, err = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
-    assert (code, "row 2 (b): take: " in err) == (1, True)
+    assert (code, "line 3 (b): take: " in err) == (1, True)
     rows.write_text("id,model,prompt,take\na,gpt-4o-image,x,{scheduled:%Y}\nb,gpt-4o-image,x,\n")
     code, out, _ = run("plan", str(rows), "--take", "{scheduled:%Y-%m-%d}")
     assert (code, "$0.04" in out) == (0, True)

@@ -39,8 +39,8 @@ from flows.image_then_animate import image_then_animate
 from flows.sweep import sweep
 from prefect_veogen import Asset
 from prefect_veogen.campaign.contact_sheet import MAX_TILES, Tile, page
+from prefect_veogen.campaign.items import Step
 from prefect_veogen.campaign.manifest import read_manifest
-from prefect_veogen.campaign.report import Step
 from prefect_veogen.campaign.run import campaign_name
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InsufficientBalance, InvalidManifest
 from prefect_veogen.ledger.budgets import Cap

@@ -276,7 +276,7 @@ async def test_a_plan_shows_what_a_labels_budget_has_left(sandbox: Sandbox, budg
     budgets(spring=0.05)
     await bought("one")
     plan = await make_plan(open_session(labels=SPRING), [picture("one"), picture("two"), picture("three")])
-    assert plan.budgets == (BudgetLeft("label-project:spring", Decimal("0.05"), Decimal("0.03")),)
+    assert plan.budgets == (BudgetLeft("label-project:spring", Decimal("0.05"), Decimal("0.03"), 2 * CENTS),)
     assert (plan.total_usd, plan.is_affordable) == (2 * CENTS, False)
 
 

@@ -46,7 +46,6 @@ ORDER = [
 BESIDE = "sandbox"
 # Who hops to the I/O loop, once per call: the outermost layers, and the client for those who got one by `get_client()`.
 HOPPING = ("tasks/", "cli/", "api/client.py")
-HOPPING_STILL = ("campaign/",)
 
 # Outside libraries and who may import them; pydantic, which makes the values, may be imported everywhere.
 DOORS = {
@@ -56,6 +55,10 @@ DOORS = {
     "prefect": {"blocks", "schedule", "tasks", "cli"},
     "pydantic_settings": {"settings"},
     "yaml": {"campaign"},
+    "narwhals": {"campaign"},
+    "pyarrow": {"campaign"},
+    "pandas": {"campaign"},
+    "polars": {"campaign"},
     "rich": {"cli"},
     "av": {"download", BESIDE},
     "PIL": {"download", BESIDE},
@@ -63,14 +66,19 @@ DOORS = {
     "starlette": {BESIDE},
     "pytest": {BESIDE},
 }
-PUBLIC_MODULES = ["errors", "schedule", "tasks.campaign", "tasks.maintenance", "tasks.runs"]
+PUBLIC_MODULES = ["errors", "schedule", "tasks.campaign", "tasks.maintenance", "tasks.requests", "tasks.runs"]
 MOST_FILE_LINES = 400
 MOST_LINES = 45
 # Tables, not logic: one row per model.
 TABLES = {"sandbox/catalogue.py:_pictures"}
 # What a module may hold that changes, besides a Registry: the thread of the I/O loop itself, and which leases are held
 # in this process, which nothing shares.
-STATE = {"process/io_loop.py:_thread", "process/io_loop.py:_lock", "ledger/lease.py:_active"}
+STATE = {
+    "process/io_loop.py:_thread",
+    "process/io_loop.py:_lock",
+    "ledger/lease.py:_active",
+    "purchase/input_files.py:_known",  # digests of files by their versions: values that hold anywhere
+}
 
 
 def sources(folder: Path = PACKAGE) -> list[Path]:
@@ -209,7 +217,11 @@ def test_a_flow_is_a_short_reading_of_public_names(path: Path) -> None:
     assert {name.rpartition(".")[0] for name in ours} <= public
     assert not [name for name in ours if name.rpartition(".")[2].startswith("_")]
     assert all(name.rpartition(".")[2] in prefect_veogen.__all__ for name in ours if name.count(".") == 1)
-    assert len(path.read_text().splitlines()) <= 60
+    documented = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)
+    texts = [
+        ast.get_docstring(node, clean=False) or "" for node in ast.walk(parsed(path)) if isinstance(node, documented)
+    ]
+    assert len(path.read_text().splitlines()) - sum(len(text.splitlines()) for text in texts) <= 60
 
 
 def test_importing_the_package_loads_nothing_it_does_not_need_and_reads_no_settings() -> None:
@@ -218,7 +230,8 @@ import sys, threading
 import prefect
 before, threads = set(sys.modules), threading.active_count()
 from prefect_veogen import *
-heavy = ("boto3", "botocore", "av", "PIL", "uvicorn", "fastapi", "prefect_veogen.sandbox", "prefect_veogen.cli")
+heavy = ("boto3", "botocore", "narwhals", "pyarrow", "pandas", "av", "PIL", "uvicorn", "fastapi")
+heavy += ("prefect_veogen.sandbox", "prefect_veogen.cli")
 print([name for name in heavy if name in sys.modules.keys() - before], threading.active_count() - threads)
 """
     wrong = {"VEOGEN_REQUESTS_PER_MINUTE": "many", "VEOGEN_BASE_URL": "nowhere"}
@@ -289,7 +302,7 @@ def test_only_the_outermost_layers_hop_to_the_io_loop() -> None:
         for node in ast.walk(parsed(path))
         if isinstance(node, ast.Call) and ast.unparse(node.func).rpartition(".")[2] == "on_io"
     ]
-    assert [name for name in calls if not name.startswith((*HOPPING, *HOPPING_STILL))] == []
+    assert [name for name in calls if not name.startswith(HOPPING)] == []
     assert calls.count("api/client.py") == 1
 
 

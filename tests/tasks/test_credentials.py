@@ -27,7 +27,6 @@ from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.campaign import (
     CampaignReport,
     check_campaign,
-    check_requests,
     make_campaign,
     make_row,
     publish_campaign,
@@ -35,6 +34,7 @@ from prefect_veogen.tasks.campaign import (
 )
 from prefect_veogen.tasks.credentials import Blocks
 from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store
+from prefect_veogen.tasks.requests import check_requests
 from tests.support.servers import Reply, Request, relayed, serving
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]

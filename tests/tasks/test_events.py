@@ -18,7 +18,7 @@ from prefect.runtime import flow_run
 from prefect.settings import PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES, temporary_settings
 
 from prefect_veogen import Asset, GenerationRequest, generate, submit_generation
-from prefect_veogen.campaign.manifest import Row
+from prefect_veogen.campaign.rows import Row
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session

@@ -26,9 +26,11 @@ from pydantic import SecretStr
 
 from prefect_veogen import Animated, Asset, CampaignItem, CampaignReport, Swept
 from prefect_veogen import errors as veogen_errors
+from prefect_veogen.campaign.items import Step
 from prefect_veogen.cli import main
 from prefect_veogen.errors import BudgetExceeded, InvalidManifest, InvalidRequest, Problem, VeogenError
 from prefect_veogen.ledger import State
+from prefect_veogen.models import Kind
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.campaign import ItemStatus
 
@@ -44,12 +46,13 @@ PICTURE = Asset(
 )
 RESULTS = [
     Animated(image=PICTURE, video=PICTURE),
-    CampaignReport(
+    CampaignReport.of(
         "spring",
         (
-            CampaignItem("a", ItemStatus.OK, (PICTURE,), Decimal("0.10")),
-            CampaignItem("b", ItemStatus.UNSETTLED, error="why", undelivered_usd={"g": Decimal("0.3")}),
+            CampaignItem("a", ItemStatus.OK, (Step(Kind.IMAGE, "v1-a", PICTURE, "g", Decimal("0.10")),)),
+            CampaignItem("b", ItemStatus.UNSETTLED, (Step(Kind.IMAGE, "v1-b", None, "h", Decimal("0.3")),), "why"),
         ),
+        "s3://bucket/campaigns/spring/results.jsonl",
     ),
     [Swept("key", State.SENDING, State.STORED, "found")],
 ]

@@ -10,16 +10,15 @@ from uuid import UUID
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
-from prefect.exceptions import ParameterTypeError
 from prefect.runtime import flow_run
 
 from flows.campaign import campaign
 from flows.image_then_animate import image_then_animate
 from flows.sweep import sweep
 from prefect_veogen import Asset, Generation, GenerationRequest, generate, submit_generation
-from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.tasks.campaign import check_requests
+from prefect_veogen.tasks.requests import check_requests
 from prefect_veogen.tasks.runs import generation_name, name_flow_run, name_task_run, request_name, shorten
 from tests.support.runs import task_runs
 
@@ -136,8 +135,8 @@ async def test_a_wrong_argument_is_reported_by_the_run_and_not_by_its_name(
         await submit_generation({})  # type: ignore[call-overload]
     with pytest.raises(ConfigurationError, match="A GenerationRequest is needed, not a str"):
         await check_requests.with_options(retries=0)("row")  # type: ignore[call-overload]
-    with pytest.raises(ParameterTypeError, match="manifest"):
-        await campaign({})  # type: ignore[call-overload]
+    with pytest.raises(InvalidManifest, match="it holds dict"):
+        await campaign({})
 
 
 @pytest.mark.server

@@ -1,0 +1,120 @@
+"""The records of a manifest, whatever it is: each with where it stands, its values as what they mean."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from prefect_veogen.campaign.cells import WrongCell, cleaned
+from prefect_veogen.campaign.csv_text import csv_rows
+from prefect_veogen.campaign.frames import arrow_rows, frame_rows, parquet_rows
+from prefect_veogen.campaign.parse import document, json_lines, mapping, text_of
+from prefect_veogen.campaign.source import Source, load
+from prefect_veogen.errors import InvalidManifest
+
+
+class DataFrame(Protocol):
+    """A DataFrame of pandas, Polars (eager or lazy), PyArrow, DuckDB or any other library that Narwhals knows."""
+
+    @property
+    def columns(self) -> Any:
+        """Its columns, or their names."""
+
+
+Manifest = Sequence[Mapping[str, Any]] | Iterable[Mapping[str, Any]] | Mapping[str, Any] | str | Path | DataFrame
+"""Rows, a mapping with them under `rows`, the path or link of a file with them, or a DataFrame."""
+
+_ACCEPTED = (
+    "Nothing was bought. Give a list of dicts, a DataFrame (pandas, Polars, PyArrow, DuckDB or another that Narwhals "
+    "knows), or the path or link of a file."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One row as it was written, and where: `line 6` of a text file as an editor counts, `row 3` of anything else.
+
+    `fields` holds what is set, by stripped names; `columns` has the names of all. `problems` is what is wrong with the
+    other values: a record with any must not be bought.
+    """
+
+    where: str
+    fields: Mapping[str, Any]
+    problems: tuple[str, ...] = ()
+    columns: frozenset[str] = frozenset()
+
+
+async def read_records(manifest: Manifest) -> Iterator[Record]:
+    """Return the records of a manifest, made one after the other while it is iterated. Free.
+
+    Raises:
+        InvalidManifest: now or while iterating: it is not valid in its form, or not made of rows.
+        ConfigurationError: there is no such file, or it can't be read.
+    """
+    rows = _rows_of_file(await load(str(manifest))) if isinstance(manifest, str | Path) else _rows_of(manifest)
+    return (_record(where, row) for where, row in rows)
+
+
+def _rows_of_file(source: Source) -> Iterable[tuple[str, Any]]:
+    match source.form:
+        case "parquet":
+            return parquet_rows(source.body)
+        case "arrow":
+            return arrow_rows(source.body)
+    text = text_of(source.body)
+    match source.form:
+        case "csv":
+            return csv_rows(text)
+        case "tsv":
+            return csv_rows(text, "\t")
+        case "jsonl":
+            return json_lines(text)
+    found = document(text, source.form)
+    return _numbered(found) if isinstance(found, list) else _rows_below_heading(found)
+
+
+def _rows_of(manifest: Any) -> Iterable[tuple[str, Any]]:
+    if isinstance(manifest, Sequence) and not isinstance(manifest, bytes | bytearray | memoryview):
+        return _numbered(manifest)
+    if isinstance(manifest, Mapping):
+        return _rows_below_heading(manifest)
+    if (rows := frame_rows(manifest)) is not None:
+        return rows
+    # What has columns and is unknown to Narwhals would be iterated by their names.
+    if isinstance(manifest, bytes | bytearray | memoryview | AbstractSet) or hasattr(manifest, "columns"):
+        raise _no_rows(manifest)
+    if isinstance(manifest, Iterable):
+        return _numbered(manifest)
+    raise _no_rows(manifest)
+
+
+def _rows_below_heading(found: Any) -> Iterable[tuple[str, Any]]:
+    rows = found.get("rows") if isinstance(found, Mapping) else None
+    if not isinstance(rows, Sequence) or isinstance(rows, str | bytes | bytearray | memoryview):
+        raise _no_rows(found)
+    return _numbered(rows)
+
+
+def _numbered(rows: Iterable[Any]) -> Iterable[tuple[str, Any]]:
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def _no_rows(found: Any) -> InvalidManifest:
+    return InvalidManifest([f"it holds {type(found).__name__}, where a list of rows is expected"], next_step=_ACCEPTED)
+
+
+def _record(where: str, row: Any) -> Record:
+    if not isinstance(row, Mapping):
+        return Record(where, {}, (f"is {type(row).__name__}, where a mapping of fields is expected",))
+    fields, problems = {}, []
+    values = mapping((str(name).strip(), value) for name, value in row.items())
+    for name, value in values.items():
+        try:
+            if (meant := cleaned(name, value)) is not None:
+                fields[name] = meant
+        except WrongCell as error:
+            problems.append(str(error))
+    return Record(where, fields, tuple(problems), frozenset(values))

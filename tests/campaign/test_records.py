@@ -1,0 +1,257 @@
+"""Records: the same rows from whatever a manifest is, each with where it stands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from collections import UserDict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from prefect_veogen.campaign.manifest import read_manifest
+from prefect_veogen.campaign.records import Record, read_records
+from prefect_veogen.errors import InvalidManifest
+
+CASES = Path(__file__).parent / "cases"
+X = {"model": "gpt-4o-image", "prompt": "x"}
+Y = {"model": "gpt-4o-image", "prompt": "y"}
+LINES = {"model": "gpt-4o-image", "prompt": "two\nlines"}
+CLIP = {"model": "veo-3.1-fast", "prompt": "x", "duration": 8}
+
+
+async def read(manifest: Any) -> list[Record]:
+    return list(await read_records(manifest))
+
+
+async def refused(manifest: Any) -> InvalidManifest:
+    with pytest.raises(InvalidManifest) as caught:
+        await read(manifest)
+    return caught.value
+
+
+# What Excel, LibreOffice, Numbers, Google Sheets, pandas, R, databases and people write.
+READ: dict[str, dict[str, dict[str, Any]]] = {
+    "blank-rows-wider-than-the-heading.csv": {"line 2": {"id": "a", **X}},
+    "duration-as-8.0.csv": {"line 2": {"id": "a", **CLIP}},
+    "excel-csv-utf-8.csv": {
+        "line 2": {
+            "id": "a",
+            "model": "sora-2",
+            "prompt": 'a "red" lighthouse, at dusk',
+            "duration": 10,
+            "watermark": True,
+        },
+        "line 3": {"id": "b", "model": "sora-2", "prompt": "Zürich bei Nacht", "duration": 15, "watermark": False},
+    },
+    "excel-german.csv": {
+        "line 2": {"id": "a", **CLIP, "prompt": "ein Turm, im Nebel"},
+        "line 3": {"id": "b", **CLIP, "prompt": 'zwei "rote"; Türme'},
+    },
+    "excel-sep-semicolon.csv": {"line 3": {"id": "a", **X, "prompt": "x, and, y"}},
+    "excel-unicode-text.tsv": {"line 2": {"id": "a", **X, "prompt": "two\nlines, é"}},
+    "google-sheets.csv": {
+        "line 2": {"id": "a", **X, "prompt": "first\nsecond", "image_urls": ["https://a.b/1.png", "https://a.b/2.png"]},
+        "line 5": {"id": "b", **Y},
+    },
+    "leading-blank-lines.csv": {"line 4": {"id": "a", **X}},
+    "libreoffice-quote-all.csv": {"line 2": {"id": "a", **X, "prompt": "one\ttab"}},
+    "mac-classic.csv": {"line 2": {"id": "a", **LINES}, "line 4": {"id": "b", **Y}},
+    "numbers-semicolon.csv": {"line 2": {"id": "a", **X}},
+    "pandas-no-index.csv": {
+        "line 2": {"id": "a", **CLIP, "take": "2026-11-24"},
+        "line 3": {"id": "b", "model": "veo-3.1-fast", "prompt": "y"},
+    },
+    "psql-pipes.csv": {"line 2": {"id": "a", **X, "prompt": "x, y; z"}},
+    "python-csv-without-newline.csv": {"line 3": {"id": "a", **X}, "line 5": {"id": "b", **Y}},
+    "sep-line.csv": {"line 3": {"id": "a", **X}},
+    "two-boms.csv": {"line 2": {"id": "a", **X}},
+    "two-lines-in-a-cell-crlf.csv": {"line 2": {"id": "a", **LINES}},
+    "two-lines-in-a-cell-lf.csv": {"line 2": {"id": "a", **LINES}},
+    "utf-16.csv": {"line 2": {"id": "a", **X, "prompt": "une tasse de café"}},
+}
+GAP = "reads like a gap; leave the cell empty, or write a prompt"
+NO_HEADING = "(no heading): column 1 has no heading, but cells; name it or delete it; pandas writes its index there"
+REFUSED: dict[str, list[str]] = {
+    "by-hand.csv": ["line 6 (b): (no heading): the line has more cells than the heading; a text with ',' in it needs"],
+    "cp1252.csv": ["line 2: it is not UTF-8 text (the byte 0xE9 can't be read)"],
+    "excel-ref-errors.csv": [
+        f"line 2 (a): prompt: {GAP} (got '#REF!')",
+        f"line 3 (b): prompt: {GAP} (got '#N/A')",
+    ],
+    "gaps-as-words.csv": [
+        f"line 2 (a): motion_prompt: {GAP} (got 'nan')",
+        f"line 3 (b): motion_prompt: {GAP} (got 'NULL')",
+    ],
+    "google-loading.csv": [f"line 2 (a): prompt: {GAP} (got 'Loading...')"],
+    "nul.csv": ["line 3: it is not text, but binary"],
+    "pandas-na-rep.csv": [
+        f"line 2 (a): motion_prompt: {GAP} (got 'NULL')",
+        "line 3 (b): duration: reads like a gap; leave the cell empty, or write what is meant (got 'NULL')",
+        "line 3 (b): take: reads like a gap",
+    ],
+    "pandas-with-index.csv": [f"line 2 (a): {NO_HEADING}"],
+    "quote-without-end.csv": ["it is not valid CSV: line 3: it opens a quote without end"],
+    "r-write-csv-2.csv": ["line 3 (b): duration: reads like a gap"],
+    "r-write-csv.csv": [f"line 2 (a): {NO_HEADING}", "line 3 (b): duration: reads like a gap"],
+    "workbook.csv": ["it is a workbook"],
+}
+
+
+def test_every_case_has_an_outcome() -> None:
+    assert {path.name for path in CASES.iterdir()} == {*READ, *REFUSED}
+
+
+@pytest.mark.parametrize("name", READ)
+async def test_a_file_as_the_world_writes_it_is_read_as_it_is_meant(name: str) -> None:
+    assert await read(CASES / name) == [Record(where, fields) for where, fields in READ[name].items()]
+    assert len(await read_manifest(CASES / name)) == len(READ[name])
+
+
+@pytest.mark.parametrize("name", REFUSED)
+async def test_a_file_that_may_mean_something_else_is_refused_with_its_lines(name: str) -> None:
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest(CASES / name)
+    assert len(caught.value.problems) == len(REFUSED[name])
+    for problem, begin in zip(caught.value.problems, REFUSED[name], strict=True):
+        assert problem.startswith(begin)
+
+
+@pytest.mark.parametrize(("name", "step"), [("cp1252.csv", "CSV UTF-8 (Comma delimited)"), ("workbook.csv", "as CSV")])
+async def test_what_is_no_text_in_utf_8_is_told_how_to_become_it(name: str, step: str) -> None:
+    assert step in (await refused(CASES / name)).next_step
+
+
+# ---------------------------------------------------------------- arguments
+
+
+def generated() -> Iterator[dict[str, str]]:
+    yield {"id": "a", **X}
+    yield {"id": "b", **Y}
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        lambda: list(generated()),
+        lambda: tuple(generated()),
+        generated,
+        {row["id"]: row for row in generated()}.values,
+        lambda: map(UserDict, generated()),
+        lambda: {"rows": list(generated())},
+        lambda: csv.DictReader(["id,model,prompt", "a,gpt-4o-image,x", "b,gpt-4o-image,y"]),
+    ],
+    ids=["list", "tuple", "generator", "values", "map of mappings", "mapping", "DictReader"],
+)
+async def test_any_iterable_of_mappings_is_a_manifest(rows: Any) -> None:
+    assert await read(rows()) == [Record("row 1", {"id": "a", **X}), Record("row 2", {"id": "b", **Y})]
+
+
+class LikeAFrame:
+    columns = ("id", "prompt")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.columns)
+
+
+@pytest.mark.parametrize("manifest", [5, None, {"a": 1}, {"a"}, b"rows.csv", bytearray(b"x"), LikeAFrame(), object()])
+async def test_what_is_no_manifest_is_told_what_is_one(manifest: Any) -> None:
+    error = await refused(manifest)
+    assert error.problems == (f"it holds {type(manifest).__name__}, where a list of rows is expected",)
+    for accepted in ("list of dicts", "pandas, Polars, PyArrow, DuckDB", "path or link"):
+        assert accepted in error.next_step
+
+
+async def test_a_row_that_is_no_mapping_is_told_among_the_others() -> None:
+    bad = "is str, where a mapping of fields is expected"
+    assert await read(["a", {"id": "b"}]) == [Record("row 1", {}, (bad,)), Record("row 2", {"id": "b"})]
+
+
+async def test_records_are_made_while_they_are_iterated() -> None:
+    taken = []
+
+    def endless() -> Iterator[dict[str, int]]:
+        for number in range(10**9):
+            taken.append(number)
+            yield {"id": number}
+
+    records = await read_records(endless())
+    assert [next(records).where for _ in range(3)] == ["row 1", "row 2", "row 3"]
+    assert len(taken) == 3
+
+
+async def test_a_record_with_a_problem_becomes_no_row_and_takes_its_id_too() -> None:
+    rows: list[dict[str, Any]] = [{"id": "a", **X, "style": b"x"}, {"id": "a", **X}]
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest(rows)
+    assert caught.value.problems == (
+        "row 1 (a): style: is bytes, which a row can't hold; write it as text",
+        "row 2 (a): id: is used by row 1 already",
+    )
+
+
+# ---------------------------------------------------------------- lines
+
+
+async def test_lines_are_those_an_editor_shows(tmp_path: Path) -> None:
+    text = 'id,model,prompt\r\na,gpt-4o-image,"1\r\n2\r\n\r\n4"\r\n\r\nb,gpt-4o-image,one\u2028line\x0b\x85\r\nc,,\r\n'
+    (tmp_path / "rows.csv").write_bytes(text.encode())
+    assert [record.where for record in await read(tmp_path / "rows.csv")] == ["line 2", "line 7", "line 8"]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+async def test_lines_of_json_are_too(end: str, tmp_path: Path) -> None:
+    text = end.join([json.dumps({"id": "a", "prompt": "x\u2028y"}, ensure_ascii=False), "", "  ", '{"id": "b"}', ""])
+    (tmp_path / "rows.jsonl").write_bytes(text.encode())
+    assert [record.where for record in await read(tmp_path / "rows.jsonl")] == ["line 1", "line 4"]
+
+
+async def test_an_error_in_the_middle_of_a_csv_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('id,prompt\na,"1\n2"\nb,"x" y\n')
+    (problem,) = (await refused(tmp_path / "rows.csv")).problems
+    assert problem.startswith("it is not valid CSV: line 4: ")
+
+
+# ---------------------------------------------------------------- separators and headings
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "told"),
+    [
+        ("rows.csv", "id;prompt, in English\na;x, y\n", ["';'"]),
+        ("rows.csv", "id\tprompt\na\tx, y\n", [r"'\t'"]),
+        ("rows.csv", 'id|"a;b;c;d"\na|x\n', ["'|'"]),
+        ("rows.csv", "id,prompt;x\na,x\n", []),
+        ("rows.csv", "sep=;\nid;prompt\na;x, y\n", []),
+        ("rows.csv", '"sep=;"\nid;prompt\na;x, y\n', []),
+        ("rows.tsv", "id\tprompt, in English\na\tx, y\n", []),
+        ("rows.tsv", "id,prompt\na,x\n", ["','"]),
+        ("rows.csv", "id\na\n", []),
+    ],
+)
+async def test_a_separator_is_what_the_heading_or_its_own_line_says_and_is_told_if_unexpected(
+    name: str, text: str, told: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / name).write_text(text)
+    with caplog.at_level(logging.INFO, "prefect_veogen"):
+        (record,) = await read(tmp_path / name)
+    assert record.fields["id"] == "a"
+    assert not record.problems
+    assert [message.split(" by ")[1].split(", as")[0] for message in caplog.messages] == told
+
+
+async def test_a_cell_below_no_heading_is_told_once_and_blank_ones_never(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,,prompt,\na,,x,\nb, ,y\nc,!,z,?\nd,!,z,?\n")
+    records = await read(tmp_path / "rows.csv")
+    assert [record.problems for record in records if record.where != "line 4"] == [(), (), ()]
+    assert records[2].problems == ("(no heading): column 2 has no heading, but cells; name it or delete it (got '!')",)
+
+
+async def test_a_signed_link_in_a_wrong_cell_is_not_shown(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("id,image_urls\na,https://a.b/1.png?sig=s3cret,https://a.b/2.png?sig=s3cret\n")
+    ((problem,),) = [record.problems for record in await read(tmp_path / "rows.csv")]
+    assert "https://a.b/2.png?…" in problem
+    assert "s3cret" not in problem
