@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,7 +44,7 @@ class Record:
     where: str
     fields: Mapping[str, Any]
     problems: tuple[str, ...] = ()
-    columns: frozenset[str] = frozenset()
+    columns: frozenset[str] = field(default=frozenset(), compare=False)
 
 
 async def read_records(manifest: Manifest) -> Iterator[Record]:

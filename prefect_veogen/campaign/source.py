@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 from prefect_veogen.api.http import fetch_file
 from prefect_veogen.errors import ConfigurationError, StoreUnavailable
 from prefect_veogen.models import without_secrets
-from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.store import open_store
 
 ENDINGS = {
@@ -98,7 +97,7 @@ def _unknown(name: str, problem: str) -> ConfigurationError:
 
 
 async def _downloaded(source: str, name: str, form: str | None) -> Source:
-    response = await on_io(fetch_file(source))
+    response = await fetch_file(source)
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     start = response.body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower()
     if start.startswith((b"<!doctype html", b"<html")) or (form is None and content_type == "text/html"):
@@ -125,7 +124,7 @@ def _file_name(headers: Mapping[str, str]) -> str:
 async def _read(source: str, scheme: str) -> bytes:
     match scheme:
         case "s3":
-            body = await on_io(_object(source))
+            body = await _object(source)
         case "file":
             body = await asyncio.to_thread(_file, source, unquote(urlsplit(source).path))
         case "":
