@@ -192,10 +192,10 @@ class _Reading:
             if (first := self._keys.setdefault(key, record.where)) != record.where:
                 self._problems.append(f"{label}: id: is used by {first} already")
         self._problems += [f"{label}: {problem}" for problem in record.problems]
-        if record.problems:
-            return
         try:
             columns = self._split(fields, label)
+            if record.problems:
+                return
             for row in _rows(fields, columns, label, self._options):
                 self._rows.append(row)
         except InvalidManifest as error:
@@ -272,7 +272,7 @@ def _rows(fields: dict[str, Any], columns: _Columns, label: str, options: RowOpt
     _fill_in(fields, "prompt", options.prompt_template, columns.carried, problems)
     _fill_in(fields, f"{MOTION}prompt", options.motion_template, columns.carried, problems)
     motion = {name.removeprefix(MOTION): fields.pop(name) for name in list(fields) if name.startswith(MOTION)}
-    labels = _collected(lambda: checked_labels(columns.labels), problems) or {}
+    labels = _labels(columns.labels, problems)
     fields = _with_pictures_of_rows(fields)
     request = _collected(
         lambda: GenerationRequest(**fields | {"take": options.take_of(fields.get("take", options.take))}), problems
@@ -356,14 +356,24 @@ def _motion_of(request: GenerationRequest, motion: dict[str, Any]) -> dict[str, 
     return {"model": DEFAULT_MOTION_MODEL, **ratio, **motion}
 
 
-def _collected(make: Callable[[], Any], problems: list[str], prefix: str = "") -> Any:
+def _collected(
+    make: Callable[[], GenerationRequest], problems: list[str], prefix: str = ""
+) -> GenerationRequest | None:
     try:
         return make()
     except InvalidRequest as error:
         problems += [f"{prefix}{problem}" for problem in error.problems]
     except ConfigurationError as error:
-        problems.append(error.message)
+        problems.append(f"take: {error.message}")
     return None
+
+
+def _labels(columns: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
+    try:
+        return checked_labels(columns)
+    except ConfigurationError as error:
+        problems.append(error.message)
+        return {}
 
 
 def _carry_problem(carry: Any) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Final
@@ -112,7 +113,7 @@ def _plain(value: Any, kind: str) -> Any:
         case _ if value is None:
             return None
         case "number":
-            return float(value)
+            return float(value) if math.isfinite(value) else None  # JSON has no infinity
         case "text":
             return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         case _:
