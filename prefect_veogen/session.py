@@ -31,7 +31,7 @@ Emit = Callable[[str, str, Mapping[str, Any]], None]
 
 
 def _emit_nothing(name: str, resource: str, payload: Mapping[str, Any]) -> None:
-    """Send nothing: without Prefect nobody listens."""
+    """Send nothing: without Prefect there are no events."""
 
 
 @dataclass(frozen=True)

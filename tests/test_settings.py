@@ -169,7 +169,7 @@ def test_an_impossible_value_is_refused_by_name(variable: str, text: str, monkey
         ('{"project:' + "ü" * 100 + '": 20}', "is too long"),
         ('{"project:spring": -1}', "'project:spring': must be an amount in USD, from 0"),
         ('{"project:spring": 1e10}', "must be an amount in USD"),
-        ('{"project:spring": NaN}', "NaN is no amount"),
+        ('{"project:spring": NaN}', "NaN is not a valid amount"),
         ('{"project:spring": 1e999}', "must be an amount in USD"),
         ('{"project:spring": true}', "must be an amount in USD"),
         ('{"project:spring": "20"}', "must be an amount in USD"),

@@ -25,7 +25,7 @@ def csv_rows(text: str, preferred: str = ",") -> Iterator[tuple[str, dict[str, A
     """Yield the rows, each with the line it begins in; a cell without a heading is a `Wrong`.
 
     The separator is the one that Excel's line `sep=;` names, or the one that makes the most fields of the heading,
-    the preferred one if in doubt. What is blank is no row.
+    the preferred one if in doubt. Blank lines are not rows.
 
     Raises:
         InvalidManifest: it isn't valid CSV, or has two columns of one name.
@@ -36,15 +36,15 @@ def csv_rows(text: str, preferred: str = ",") -> Iterator[tuple[str, dict[str, A
     records = _records(reader, line)
     names = [name.strip() for name in next(records, (0, []))[1]]
     _check(names)
-    told = False
+    is_reported = False
     for number, cells in records:
         fields: dict[str, Any] = {name: cell for name, cell in zip(names, cells, strict=False) if name}
         beyond = [cell for cell in cells[len(names) :] if cell.strip()]
         unnamed = [place for place, name in enumerate(names) if not name and "".join(cells[place : place + 1]).strip()]
         if beyond:
             fields[UNNAMED] = Wrong(_TOO_WIDE.format(separator), beyond)
-        elif unnamed and not told:  # it is about the heading, so once is enough
-            told = True
+        elif unnamed and not is_reported:  # it is about the heading, so once is enough
+            is_reported = True
             fields[UNNAMED] = Wrong(_without_heading(unnamed[0]), cells[unnamed[0]])
         yield f"line {number}", fields
 

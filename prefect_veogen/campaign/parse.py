@@ -41,7 +41,7 @@ def text_of(body: bytes) -> str:
     """Return the text of a file in UTF-8, with or without byte order marks, or in UTF-16 with one.
 
     Raises:
-        InvalidManifest: it is no text, or in another encoding.
+        InvalidManifest: it isn't text, or in another encoding.
     """
     for beginning, (problem, step) in _BEGINNINGS.items():
         if body.startswith(beginning):

@@ -27,7 +27,7 @@ class CampaignReport(Value):
     """How a campaign ended, in numbers; `items`, `records()` and `to_frame()` give it row by row.
 
     The rows lie in the table at `results_uri` and are read from there when they are asked for, so that this value stays
-    small: whoever asks needs access to the store, and nothing else.
+    small: a caller needs access to the store, and nothing else.
     """
 
     name: str

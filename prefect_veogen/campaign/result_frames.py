@@ -1,4 +1,4 @@
-"""The table of results as a DataFrame or a Parquet file; each library is imported by whoever asks for it."""
+"""The table of results as a DataFrame or a Parquet file; each library is imported when it is asked for."""
 
 from __future__ import annotations
 

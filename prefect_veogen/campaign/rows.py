@@ -91,7 +91,7 @@ class RowOptions:
         return names_in(f"{self.prompt_template or ''} {self.motion_template or ''}")
 
     def carries(self, column: str) -> bool:
-        """Tell whether a column is taken along: a field or a label of the row is no such column."""
+        """Tell whether a column is taken along; a row's own fields and labels never are."""
         if column in FIELDS or column.startswith(LABEL):
             return False
         return self.carry == "*" or column in self.carry or column in self.named

@@ -122,7 +122,7 @@ def _decoded(text: str) -> object:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no amount: each {_FORMS}")
+    raise ValueError(f"{name} is not a valid amount: each {_FORMS}")
 
 
 def _without_twins(pairs: Iterable[tuple[str, object]]) -> dict[str, object]:
@@ -155,7 +155,7 @@ def _budget_of(label: object, value: object) -> LabelBudget:
 
 
 def _label_problem(label: object) -> str | None:
-    """Return why something is no label that a budget could go by."""
+    """Return why something can't be a label with a budget; `None` if it can."""
     name, colon, value = label.partition(":") if isinstance(label, str) else ("", "", "")
     if not colon:
         return 'must be a label and its value, such as "project:spring"'

@@ -128,7 +128,7 @@ class _Examiner:
 @contextlib.contextmanager
 def _opened(location: str, path: Path) -> Iterator[BinaryIO]:
     try:
-        # Opening what is no file, such as a pipe, could block for ever.
+        # Opening anything but a regular file, such as a pipe, could block for ever.
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputUnavailable(f"{location} is {'a directory' if path.is_dir() else 'not a file'}")
         with path.open("rb") as file:
