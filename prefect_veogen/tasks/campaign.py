@@ -15,7 +15,7 @@ from pydantic import WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
-from prefect_veogen.campaign.contact_sheet import make_tiles, page
+from prefect_veogen.campaign.gallery import make_tiles, page
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.records import Manifest, read_records
@@ -316,7 +316,7 @@ async def _made(
 @task(
     name="publish campaign",
     task_run_name=name_task_run("publish", lambda of: shorten(of["report"].name)),
-    description="Writes the report and the contact sheet.",
+    description="Writes the gallery, the artifacts and the table of results.",
     **FREE,
 )
 async def publish_campaign(
@@ -325,27 +325,28 @@ async def publish_campaign(
     credentials: VeogenCredentials | str | None = None,
     store: str | Path | None = None,
 ) -> str:
-    """Return where the table of results lies, after writing the contact sheet and then the table. Free.
+    """Return where the gallery lies, after writing it, the run's artifacts and then the table of results. Free.
 
-    The run gets artifacts: a table and some pictures. The table of results is written last and whole: where one of this
-    run is, the campaign has ended.
+    The gallery is one page, `campaigns/<name>/gallery.html`, with relative links. The artifacts are a table and some
+    pictures. The table of results is written last and whole: where one of this run is, the campaign has ended.
     """
     session = await session_for_task(credentials, store)
     tiles = await on_io(make_tiles(session, report.by_need))
-    sheet = campaign_key(report.name, "contact-sheet.html")
-    await on_io(session.store.put(sheet, page(report, tiles).encode(), "text/html; charset=utf-8"))
-    summary, where = literal(str(report)), session.store.uri(sheet)
+    gallery = campaign_key(report.name, "gallery.html")
+    html = "".join(page(report, tiles, session.store)).encode()
+    await on_io(session.store.put(gallery, html, "text/html; charset=utf-8"))
+    summary, where = literal(str(report)), session.store.uri(gallery)
     key = f"campaign-{plain_name(report.name)}"
     await acreate_table_artifact(_table(report), key=key, description=summary)
     pictures = [image(tile.item.id, picture) for tile in tiles for picture in tile.pictures[-1:]]
     markdown = (
-        f"# {summary}\n\nResults: {code(report.results_uri)}\n\nContact sheet: {code(where)}\n\n"
+        f"# {summary}\n\nResults: {code(report.results_uri)}\n\nGallery: {code(where)}\n\n"
         f"{' '.join(pictures[:_MAX_PICTURES])}\n"
     )
     await acreate_markdown_artifact(markdown, key=f"{key}-pictures")
     await on_io(write_results(session.store, report.name, report.items))
-    session.log.info("%s. Contact sheet: %s. Results: %s", report, where, report.results_uri)
-    return report.results_uri
+    session.log.info("%s. Gallery: %s. Results: %s", report, where, report.results_uri)
+    return where
 
 
 def _table(report: CampaignReport) -> list[dict[str, str]]:

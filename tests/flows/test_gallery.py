@@ -1,0 +1,115 @@
+"""The gallery in a browser: what it shows, plays and filters, from a directory and from a bucket."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from prefect_veogen.campaign.gallery import Tile, page
+from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
+from prefect_veogen.campaign.report import CampaignReport
+from prefect_veogen.models import Asset, Kind
+from prefect_veogen.store import Store, open_store
+from tests.support.media import png
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the chromium of the system"),
+]
+
+PATIENCE_SECONDS = 20.0
+CLIP = Path(__file__).parents[1] / "download" / "media_files" / "mp4-with-a-line-break-behind.mp4"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Page]:
+    tab = browser.new_page(viewport={"width": 1280, "height": 900})
+    tab.set_default_timeout(1000 * PATIENCE_SECONDS)
+    problems: list[str] = []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    yield tab
+    tab.close()
+    assert problems == []
+
+
+def asset(store: Store, key: str, kind: str) -> Asset:
+    return Asset(uri=store.uri(key), sha256="ab", size=1, content_type=kind, generation_id=key)
+
+
+def item(store: Store, identity: str, status: ItemStatus = ItemStatus.OK, **more: Any) -> CampaignItem:
+    steps = [Step(Kind.IMAGE, "v1", asset(store, "assets/a b.png", "image/png"))]
+    if more.pop("moves", False):
+        steps.append(Step(Kind.VIDEO, "v2", asset(store, "assets/clip.mp4", "video/mp4")))
+    done = tuple(steps) if status is ItemStatus.OK else ()
+    return CampaignItem(identity, status, done, fields={"prompt": f"a picture of {identity}"}, **more)
+
+
+def write_gallery(store: Store, root: Path, items: list[CampaignItem]) -> Path:
+    (root / "assets").mkdir(parents=True)
+    (root / "assets" / "a b.png").write_bytes(png())
+    shutil.copy(CLIP, root / "assets" / "clip.mp4")
+    path = root / "campaigns" / "spring" / "gallery.html"
+    path.parent.mkdir(parents=True)
+    path.write_text("".join(page(CampaignReport.of("spring", items), [Tile(one) for one in items], store)))
+    return path
+
+
+def wait_until(tab: Page, expression: str) -> None:
+    """Return when an expression is true; the page's own policy does not let Playwright wait for it in there."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not tab.evaluate(expression):
+        assert time.monotonic() < deadline, expression
+        time.sleep(0.05)
+
+
+def shown(tab: Page) -> int:
+    return tab.locator("figure:visible").count()
+
+
+def test_it_shows_pictures_and_plays_clips_by_its_relative_links(tmp_path: Path, tab: Page) -> None:
+    store = open_store(tmp_path / "store")
+    items = [item(store, "still"), item(store, "moves", moves=True), item(store, "<i>bad</i>", ItemStatus.FAILED)]
+    tab.goto(write_gallery(store, tmp_path / "store", items).as_uri())
+    wait_until(tab, "document.querySelector('img').naturalWidth > 0")
+    tab.locator("video").hover()
+    wait_until(tab, "document.querySelector('video').currentTime > 0.1")
+    tab.locator("h1").hover()
+    wait_until(tab, "document.querySelector('video').paused")
+    tab.locator("video").click()
+    wait_until(tab, "document.querySelector('video').controls && !document.querySelector('video').paused")
+    assert tab.locator("figure.failed").inner_text().startswith("<i>bad</i> · failed · $0.00")
+
+
+def test_a_thousand_rows_are_filtered_by_status_label_and_text(tmp_path: Path, tab: Page) -> None:
+    store = open_store(tmp_path / "store")
+    labels = [{"project": "spring"}, {"project": "autumn"}]
+    items = [item(store, f"row {number}", labels=labels[number % 2]) for number in range(990)]
+    items += [item(store, f"bad {number}", ItemStatus.FAILED, error="It failed") for number in range(10)]
+    tab.goto(write_gallery(store, tmp_path / "store", items).as_uri())
+    assert (shown(tab), tab.locator("output").inner_text()) == (1000, "1000 of 1000")
+    tab.select_option("[name=status]", "failed")
+    assert (shown(tab), tab.locator("output").inner_text()) == (10, "10 of 1000")
+    tab.select_option("[name=status]", "")
+    tab.select_option("[name=label]", "project: spring")
+    assert shown(tab) == 495
+    tab.fill("[name=text]", "ROW 98")
+    assert shown(tab) == 6
+    tab.fill("[name=text]", "")
+    tab.select_option("[name=label]", "")
+    tab.locator("figure").last.scroll_into_view_if_needed()
+    assert (shown(tab), tab.locator("figure").last.inner_text().partition(" ·")[0]) == (1000, "bad 9")
