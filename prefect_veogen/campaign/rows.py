@@ -236,7 +236,7 @@ class _Reading:
         self._rows.keep([item])
         for name in [name for name in fields if name not in FIELDS]:
             del fields[name]
-        fields.pop("variants", None)
+        fields["variants"] = 1  # each variant has a row of its own there
         return _Columns({**self._options.labels, **item.labels}, item.carried)
 
     def _report(self, name: str, problem: str) -> None:

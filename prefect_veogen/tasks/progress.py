@@ -51,7 +51,7 @@ async def _report_progress(artifact: UUID, total: int, items: Mapping[int, Campa
 async def _update_progress(artifact: UUID, total: int, items: Mapping[int, CampaignItem]) -> None:
     # Progress is a courtesy: a server that can't take it must not end a campaign.
     with contextlib.suppress(Exception):
-        await aupdate_progress_artifact(artifact, 100 * len(items) / total, _summary(total, items))
+        await aupdate_progress_artifact(artifact, 100 * len(items) / total if total else 100.0, _summary(total, items))
 
 
 def _summary(total: int, items: Mapping[int, CampaignItem]) -> str:
