@@ -46,11 +46,11 @@ def _may_leave_open(item: pytest.Item) -> bool:
     return any(item.get_closest_marker(name) for name in MAY_LEAVE_OPEN)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _leaks_stay_here(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Collect what other libraries' clients left open before a module begins which tolerates nothing."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Collect what other libraries' clients left open before a test begins which tolerates nothing."""
     yield
-    if any(_may_leave_open(item) for item in request.session.items if item.path == request.path):
+    if _may_leave_open(item) and nextitem is not None and not _may_leave_open(nextitem):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ResourceWarning)
             gc.collect()

@@ -94,6 +94,12 @@ class CampaignReport(Value):
         """The rows, those which need attention first."""
         return sorted(self.items, key=lambda item: item.status is ItemStatus.OK)
 
+    def __eq__(self, other: object) -> bool:
+        # Whether its rows were read already makes no difference.
+        return isinstance(other, CampaignReport) and self.model_dump() == other.model_dump()
+
+    __hash__ = None  # type: ignore[assignment] # as before: its counts are a dict
+
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {status.value}" for status, count in self.counts.items())
         undelivered = f", {in_usd(self.undelivered_usd)} of it not delivered yet" if self.undelivered_usd else ""
