@@ -11,11 +11,11 @@ from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_veogen.campaign.columns import FIELD_COLUMNS, LABEL, RESULT_COLUMNS
+from prefect_veogen.campaign.columns import BOUGHT_WITH, FIELD_COLUMNS, LABEL, RESULT_COLUMNS
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.result_frames import parquet_of
-from prefect_veogen.campaign.table import BOUGHT_WITH, Table
+from prefect_veogen.campaign.table import Table
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import Asset, Kind
 from prefect_veogen.process.io_loop import wait_on_io
