@@ -233,7 +233,12 @@ class _Reading:
 
     def _split_result(self, fields: dict[str, Any]) -> _Columns:
         """Take what became of the row out of a table of results; what ended well is not made again."""
-        item = item_of(fields)
+        try:
+            item = item_of(fields)
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            why = next(iter(str(error).splitlines()), "")
+            problem = f"its outcome can't be read: {why}; give the table of results as the campaign wrote it"
+            raise InvalidManifest([problem]) from None
         self._rows.keep([item])
         for name in [name for name in fields if name not in FIELDS]:
             del fields[name]
