@@ -13,7 +13,7 @@ from datetime import date, time, timedelta
 from decimal import Decimal
 from typing import Any
 
-from prefect_veogen.campaign.columns import FIELDS, MOTION
+from prefect_veogen.campaign.columns import FIELDS, LABEL, MOTION
 from prefect_veogen.errors import Problem
 from prefect_veogen.models import MAX_DIGITS, with_plain_line_ends
 
@@ -65,7 +65,8 @@ def cleaned(name: str, value: Any) -> Any:
 
     Unset are None, NaN, NaT, pandas' NA and blank text. Numbers, booleans and texts of any library become Python's;
     arrays become lists; dates and timestamps become ISO text, a timestamp at midnight with its time. In a row's own
-    fields 8.0 is 8, texts are read as the field's type, as far as possible, and the request validates the rest.
+    fields and in labels 8.0 is 8; a field's texts are read as its type, as far as possible, and the request validates
+    the rest.
 
     Raises:
         WrongCell: it is of a type that no row holds, or a word that stands for a gap.
@@ -80,6 +81,8 @@ def cleaned(name: str, value: Any) -> Any:
         return _own_text(name, value) if isinstance(value, str) else _own_value(name, value)
     if isinstance(value, str):
         return None if _is_blank(value) else value
+    if name.startswith(LABEL):
+        return _whole(value)  # a cap goes by 7, whether the column has gaps or not
     if not isinstance(value, int | float | Decimal | list | dict | None):
         raise _unreadable(name, value)
     return value
@@ -92,7 +95,7 @@ def _own_text(name: str, text: str) -> Any:
     text = with_plain_line_ends(text).strip()
     if _is_blank(text):
         return None
-    if (word := text.lower()) in _GAPS and word not in _IN_EARNEST.get(name, ()):
+    if is_gap(word := text.lower()) and word not in _IN_EARNEST.get(name, ()):
         meant = "a prompt" if name in _PROMPTS else "what is meant"
         raise WrongCell(str(Problem(name, text, f"reads like a gap; leave the cell empty, or write {meant}")))
     if name in _WHOLE_NUMBERS:
@@ -108,12 +111,22 @@ def _own_text(name: str, text: str) -> Any:
 
 
 def _own_value(name: str, value: Any) -> Any:
-    # A column of whole numbers with gaps is one of floats to pandas, and one of decimals to many a database.
-    if isinstance(value, float | Decimal) and abs(value) < 10**MAX_DIGITS and value == int(value):
-        value = int(value)
+    value = _whole(value)
     if name in _TRUTHS and type(value) is int and value in (0, 1):
         return bool(value)
     return value
+
+
+def _whole(value: Any) -> Any:
+    # A column of whole numbers with gaps is one of floats to pandas, and one of decimals to many a database.
+    if isinstance(value, float | Decimal) and abs(value) < 10**MAX_DIGITS and value == int(value):
+        return int(value)
+    return value
+
+
+def is_gap(text: str) -> bool:
+    """Tell whether a text is what programs write where they have nothing."""
+    return text.strip().lower() in _GAPS
 
 
 def _is_blank(text: str) -> bool:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from prefect_veogen.models import GenerationRequest
+from prefect_veogen.models import GenerationRequest, Kind
 
 MOTION: Final = "motion_"
 MOTION_FIELDS: Final = ("prompt", "model", "aspect_ratio", "resolution", "duration", "mode", "style")
 LABEL: Final = "label_"
+BOUGHT_WITH: Final = tuple(f"{kind}_{LABEL}" for kind in Kind)
+"""The prefixes of the columns with the labels that a picture or a clip was bought with."""
 
 FIELDS: Final = (
     "id",
@@ -61,3 +63,19 @@ FIELD_COLUMNS: Final = {name: kind_of_field(name) for name in FIELDS if name not
 """The row's own fields as the results repeat them, so that a table of results is a manifest too."""
 
 RESULT_COLUMNS: Final = {**OUTCOME_COLUMNS, **FIELD_COLUMNS}
+_KNOWN: Final = {*FIELDS, *RESULT_COLUMNS}
+
+
+def own_column_problem(name: str) -> str | None:
+    """Return why a column which is no field of a row can't be one of the manifest's own; `None` if it can.
+
+    `Motion_Prompt` taken along would be a clip that is silently not made, and most databases take it for
+    `motion_prompt`.
+    """
+    if not name:
+        return "is a column without a name; name it, or leave it out of your table"
+    if name in RESULT_COLUMNS or name.startswith(BOUGHT_WITH):
+        return "is a column of the results; rename it in your table"
+    if (lower := name.lower()) in _KNOWN or lower.startswith((LABEL, *BOUGHT_WITH)):
+        return f"differs from {lower!r} in upper and lower case only; rename it in your table"
+    return None

@@ -37,14 +37,14 @@ _ACCEPTED = (
 class Record:
     """One row as it was written, and where: `line 6` of a text file as an editor counts, `row 3` of anything else.
 
-    `fields` holds what is set, by stripped names; `columns` has the names of all. `problems` is what is wrong with the
-    other values: a record with any must not be bought.
+    `fields` holds what is set, by stripped names; `columns` has the names of all, in their order. `problems` is what is
+    wrong with the other values: a record with any must not be bought.
     """
 
     where: str
     fields: Mapping[str, Any]
     problems: tuple[str, ...] = ()
-    columns: frozenset[str] = field(default=frozenset(), compare=False)
+    columns: tuple[str, ...] = field(default=(), compare=False)
 
 
 async def read_records(manifest: Manifest) -> Iterator[Record]:
@@ -117,4 +117,4 @@ def _record(where: str, row: Any) -> Record:
                 fields[name] = meant
         except WrongCell as error:
             problems.append(str(error))
-    return Record(where, fields, tuple(problems), frozenset(values))
+    return Record(where, fields, tuple(problems), tuple(values))

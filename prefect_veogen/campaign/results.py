@@ -11,11 +11,11 @@ from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_veogen.campaign.columns import FIELD_COLUMNS, LABEL, RESULT_COLUMNS
+from prefect_veogen.campaign.columns import BOUGHT_WITH, FIELD_COLUMNS, LABEL, RESULT_COLUMNS
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.result_frames import parquet_of
-from prefect_veogen.campaign.table import BOUGHT_WITH, Table
+from prefect_veogen.campaign.table import Table
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import Asset, Kind
 from prefect_veogen.process.io_loop import wait_on_io
@@ -38,7 +38,11 @@ def is_result(fields: Mapping[str, Any]) -> bool:
 
 
 def item_of(record: Mapping[str, Any]) -> CampaignItem:
-    """Return the item that a record of the table describes."""
+    """Return the item that a record of the table describes; in CSV all its values are text.
+
+    Raises:
+        ValueError, TypeError, LookupError, ArithmeticError: it was changed, and can't be read.
+    """
     steps = tuple(step for kind in Kind if (step := _step_of(record, kind)) is not None)
     finished_at = record.get("finished_at")
     return CampaignItem(
@@ -48,13 +52,21 @@ def item_of(record: Mapping[str, Any]) -> CampaignItem:
         error=record.get("error"),
         error_type=record.get("error_type"),
         take=str(record["take"]),
-        reused=record.get("reused"),
+        reused=_truth(record.get("reused")),
         flow_run_id=record.get("flow_run_id"),
         finished_at=datetime.fromisoformat(finished_at) if isinstance(finished_at, str) else finished_at,
         fields={name: record[name] for name in FIELD_COLUMNS if record.get(name) is not None},
         labels=_labels(record, LABEL),
         carried={name: value for name, value in record.items() if is_carried(name)},
     )
+
+
+def _truth(value: Any) -> bool | None:
+    if not isinstance(value, str):
+        return None if value is None else bool(value)
+    if value.lower() not in ("true", "false"):
+        raise ValueError(f"reused is {value!r}, neither true nor false")
+    return value.lower() == "true"
 
 
 def is_carried(column: str) -> bool:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from prefect_veogen.campaign.columns import FIELDS, LABEL, MOTION, RESULT_COLUMNS
+from prefect_veogen.campaign.cells import UNNAMED
+from prefect_veogen.campaign.columns import FIELDS, LABEL, MOTION, RESULT_COLUMNS, own_column_problem
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.records import Record
 from prefect_veogen.campaign.references import ROW, heroes_first, picture_of_row, reference_problems, used_rows
 from prefect_veogen.campaign.results import is_result, item_of
-from prefect_veogen.campaign.template import fill, names_in, unfilled_problem
+from prefect_veogen.campaign.template import fill, missing_columns, names_in, unfilled_problem
 from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem
 from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, text_problem
 from prefect_veogen.models.labels import checked_labels
@@ -222,8 +223,8 @@ class _Reading:
             value = fields.pop(name)
             if name.startswith(LABEL):
                 labels[name.removeprefix(LABEL)] = value
-            elif name in RESULT_COLUMNS:
-                self._report(name, f"{label}: {name}: is a column of the results; rename it in your table")
+            elif (problem := own_column_problem(name)) is not None:
+                self._report(name, f"{label}: {name or UNNAMED}: {problem}")
             elif self._options.carries(name):
                 carried[name] = value
             else:
@@ -232,7 +233,12 @@ class _Reading:
 
     def _split_result(self, fields: dict[str, Any]) -> _Columns:
         """Take what became of the row out of a table of results; what ended well is not made again."""
-        item = item_of(fields)
+        try:
+            item = item_of(fields)
+        except (ValueError, TypeError, LookupError, ArithmeticError) as error:
+            why = next(iter(str(error).splitlines()), "")
+            problem = f"its outcome can't be read: {why}; give the table of results as the campaign wrote it"
+            raise InvalidManifest([problem]) from None
         self._rows.keep([item])
         for name in [name for name in fields if name not in FIELDS]:
             del fields[name]
@@ -297,8 +303,8 @@ def _fill_in(
 ) -> None:
     """Set a prompt from its template, unless the row has its own; refuse one which nothing has filled in."""
     if template is not None and name not in fields:
-        missing = [column for column in names_in(template) if columns.get(column) is None]
-        problems += [f"{name}: the column {column!r} of its template is empty" for column in missing]
+        missing = missing_columns(template, columns)
+        problems += [f"{name}: the column {column!r} of its template {problem}" for column, problem in missing.items()]
         fields[name] = template if missing else fill(template, columns)
         if missing:
             return
@@ -335,7 +341,7 @@ def _variants_problem(value: Any) -> str | None:
 
 
 def _unknown(name: str, value: Any) -> Problem:
-    return Problem(name or "(no heading)", value, "is not a field of a row", FIELDS, _nearest(name, FIELDS))
+    return Problem(name, value, "is not a field of a row", FIELDS, _nearest(name, FIELDS))
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

@@ -8,12 +8,10 @@ from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
-from prefect_veogen.campaign.columns import FIELD_COLUMNS, LABEL, OUTCOME_COLUMNS
+from prefect_veogen.campaign.columns import BOUGHT_WITH, FIELD_COLUMNS, LABEL, OUTCOME_COLUMNS
 from prefect_veogen.campaign.items import CampaignItem, Step
-from prefect_veogen.models import Kind
 
-BOUGHT_WITH: Final = tuple(f"{kind}_{LABEL}" for kind in Kind)
-"""The prefixes of the columns with the labels that a picture or a clip was bought with."""
+_MAX_INTEGER: Final = 2**63
 
 
 class Table:
@@ -94,11 +92,21 @@ def _kind(value: Any) -> str | None:
         case bool():
             return "boolean"
         case int():
-            return "integer" if abs(value) < 2**63 else "text"
-        case float() | Decimal():
+            return "integer" if abs(value) < _MAX_INTEGER else "text"
+        case float():
             return "number"
+        case Decimal():
+            return _kind_of_decimal(value)
         case _:
             return "text"
+
+
+def _kind_of_decimal(value: Decimal) -> str:
+    """Return a kind that keeps every digit: to many a database whole numbers are decimals, keys among them."""
+    exponent = value.as_tuple().exponent
+    if exponent == 0:
+        return "integer" if abs(value) < _MAX_INTEGER else "text"
+    return "number" if not value.is_finite() or Decimal(repr(float(value))) == value else "text"
 
 
 def _common_kind(one: str | None, other: str | None) -> str | None:
@@ -114,6 +122,10 @@ def _plain(value: Any, kind: str) -> Any:
             return None
         case "number":
             return float(value) if math.isfinite(value) else None  # JSON has no infinity
+        case "integer":
+            return int(value)
+        case "text" if isinstance(value, Decimal):
+            return f"{value:f}"
         case "text":
             return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
         case _:

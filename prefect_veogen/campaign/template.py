@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
+
+from prefect_veogen.campaign.cells import is_gap
 
 # Braces that a backslash precedes are the prompt's own, and JSON has more between its braces than one word.
 _UNFILLED = re.compile(r"(?<!\\)\{\s*(\w+)\s*\}")
@@ -15,6 +18,24 @@ _NAMED = re.compile(r"(?<!\\)\{([^{}\\\"']+)\}")
 def names_in(template: str) -> list[str]:
     """Return the columns that a template names: `{name}`, where a name may hold spaces."""
     return list(dict.fromkeys(name.strip() for name in _NAMED.findall(template)))
+
+
+def missing_columns(template: str, columns: Mapping[str, Any]) -> dict[str, str]:
+    """Return the columns that can't fill the template in, each with why: nobody means to buy "a NULL hat"."""
+    found = {name: _value_problem(columns.get(name)) for name in names_in(template)}
+    return {name: problem for name, problem in found.items() if problem is not None}
+
+
+def _value_problem(value: Any) -> str | None:
+    if value is None:
+        return "is empty"
+    if isinstance(value, str) and is_gap(value):
+        return f"reads like a gap (got {value!r}); leave the cell empty, or write what is meant"
+    if isinstance(value, list | dict):
+        return f"is a {type(value).__name__}; make text of it in a column of its own"
+    if isinstance(value, float | Decimal) and not math.isfinite(value):
+        return "is infinite"
+    return None
 
 
 def fill(template: str, columns: Mapping[str, Any]) -> str:

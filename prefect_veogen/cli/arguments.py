@@ -103,11 +103,12 @@ def _plan(commands: Any) -> None:
         "plan",
         "what a request or a whole manifest would cost; buys nothing",
         'prefect-veogen plan veo-3.1-fast "waves at night" --resolution 4k\n'
-        "prefect-veogen plan rows.csv --budget-usd 5",
+        "prefect-veogen plan rows.csv --budget-usd 5\n"
+        "prefect-veogen plan products.parquet --carry '*' --prompt-template 'a {color} {name}' --label project=spring",
         about="Checks and prices requests against the live catalogue, the receipts, the balance and the budgets. "
         "Exit code 1 if something would be refused or could not be paid.",
     )
-    command.add_argument("what", metavar="MODEL | MANIFEST", help="a model, or a CSV, JSON, JSONL or YAML file of rows")
+    command.add_argument("what", metavar="MODEL | MANIFEST", help="a model, or the path or link of a table of rows")
     command.add_argument("prompt", nargs="?", metavar="PROMPT", help="the prompt, if the first argument is a model")
     for name in ("aspect-ratio", "resolution", "mode", "style"):
         command.add_argument(f"--{name}", metavar="TEXT")
@@ -122,7 +123,26 @@ def _plan(commands: Any) -> None:
         )
     command.add_argument("--take", type=_take, default=1, help="a number or a name (default: 1)")
     command.add_argument("--budget-usd", type=_amount, metavar="USD", help="also compare with this cap")
+    command.add_argument(
+        "--label",
+        type=_label,
+        action="append",
+        dest="labels",
+        metavar="NAME=VALUE",
+        help="a label that it would be bought with, for the caps that go by it; may be repeated",
+    )
+    _table_options(command.add_argument_group("options of a manifest, as a campaign has them"))
     _shared(command, "--credentials", "--base-url", "--store", "--json")
+
+
+def _table_options(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--carry", action="append", metavar="COLUMN", help="a column to take along, or '*' for all; may be repeated"
+    )
+    for name, made in (("prompt", "prompts"), ("motion", "motion prompts")):
+        about = f"makes the {made} that rows lack: 'a {{color}} hat'"
+        group.add_argument(f"--{name}-template", metavar="TEXT", help=about)
+    group.add_argument("--variants", type=int, metavar="N", help="make each row in so many takes")
 
 
 def _receipts(commands: Any) -> None:
@@ -286,6 +306,13 @@ def _shared(command: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup,
 
 def _take(text: str) -> int | str:
     return int(text) if text.isascii() and text.isdigit() else text
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE, such as project=spring")
+    return name, value
 
 
 def _grouping(text: str) -> Grouping:

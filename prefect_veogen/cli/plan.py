@@ -19,6 +19,7 @@ from prefect_veogen.schedule import take_of_slot
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Sequence
 
     from prefect_veogen.campaign.rows import Rows
     from prefect_veogen.session import Session
@@ -33,6 +34,7 @@ _FIELDS = (
     "video_urls",
     "audio_urls",
 )
+_OF_A_MANIFEST = ("carry", "prompt_template", "motion_template", "variants")
 
 
 def plan(options: Namespace) -> int:
@@ -48,24 +50,43 @@ def plan(options: Namespace) -> int:
 
 
 async def _make(session: Session, options: Namespace) -> Plan:
-    fields = {name: getattr(options, name) for name in _FIELDS}
+    labels = _labels(options)
     if options.prompt is None:
-        rows = await _rows(options, [name for name, value in fields.items() if value is not None])
-        return await plan_rows(session, rows, itemised=True)
-    return await make_plan(
-        session,
-        [GenerationRequest(model=options.what, prompt=options.prompt, take=_fill_in_take(options.take), **fields)],
-    )
+        return await plan_rows(session, await _rows(options, labels), itemised=True)
+    if given := _given(options, _OF_A_MANIFEST):
+        raise ConfigurationError(
+            f"{', '.join(given)} would be ignored: a single request has no columns and no rows",
+            next_step="Leave it out, or plan a manifest: give its path or link, and no prompt.",
+        )
+    fields = {name: getattr(options, name) for name in _FIELDS}
+    request = GenerationRequest(model=options.what, prompt=options.prompt, take=_fill_in_take(options.take), **fields)
+    return await make_plan(session.labelled(labels), [request])
 
 
-async def _rows(options: Namespace, given: list[str]) -> Rows:
-    if given:
+def _given(options: Namespace, names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+
+def _labels(options: Namespace) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    for name, value in options.labels or ():
+        if name in labels:
+            raise ConfigurationError(f"--label {name} is given twice", next_step="A purchase has one value per label.")
+        labels[name] = value
+    return labels
+
+
+async def _rows(options: Namespace, labels: dict[str, str]) -> Rows:
+    if given := _given(options, _FIELDS):
         raise ConfigurationError(
             f"{', '.join(given)} would be ignored: the rows of a manifest have their own",
             next_step="Write it into the rows, or plan one request: give a model and a prompt.",
         )
+    columns = _given(options, _OF_A_MANIFEST)
+    if "*" in columns.get("carry", ()):
+        columns["carry"] = "*"
     try:
-        return await read_manifest(options.what, options.take, _fill_in_take)
+        return await read_manifest(options.what, options.take, _fill_in_take, labels=labels, **columns)
     except ConfigurationError as error:
         error.next_step = f"{error.next_step} If it is a model: give a prompt, too.".lstrip()
         raise

@@ -384,8 +384,9 @@ async def test_what_is_wrong_with_a_heading_is_told_once_and_long_lists_of_probl
     assert unnamed.startswith(
         "line 2: (no heading): column 6 has no heading, but cells; name it or delete it (got 'x')"
     )
-    assert [problem.partition(": is")[0] for problem in unknown] == ["line 2: ID", "line 2: Dauer"]
-    assert "variants; nearest: id; or take it along with carry=" in unknown[0]
+    assert [problem.split(": ")[1] for problem in unknown] == ["ID", "Dauer"]
+    assert unknown[0] == "line 2: ID: differs from 'id' in upper and lower case only; rename it in your table"
+    assert "variants; or take it along with carry=" in unknown[1]
     assert len(caught.value.problems) == 2001
     assert "… and 1951 more" in str(caught.value)
     assert len(str(caught.value)) < 5000

@@ -27,6 +27,31 @@ async def problems_of(*records: dict[str, Any], **options: Any) -> list[str]:
 # ---------------------------------------------------------------- columns that are taken along
 
 
+async def test_columns_are_taken_along_in_their_own_order_in_every_run() -> None:
+    names = [f"{letter}{number}" for number in range(9, 0, -1) for letter in "zay"]
+    (row,) = await rows(ROW | dict.fromkeys(names, 1) | {"z9": None}, carry="*")
+    assert list(row.carried) == names
+
+
+@pytest.mark.parametrize("name", ["Aspect_Ratio", "MOTION_PROMPT", "Status", "Price_USD"])
+@pytest.mark.parametrize("everything", [True, False])
+async def test_a_column_that_differs_from_one_of_ours_in_case_only_is_refused(name: str, everything: bool) -> None:
+    carry: Any = "*" if everything else [name]
+    (problem,) = await problems_of(ROW | {name: "x"}, ROW | {"id": "b", name: "x"}, carry=carry)
+    assert problem.startswith(f"row 1 (fox): {name}: differs from {name.lower()!r} in upper and lower case only")
+
+
+@pytest.mark.parametrize("name", ["image_label_score", "video_label_x"])
+async def test_a_column_named_like_a_label_that_something_was_bought_with_is_refused(name: str) -> None:
+    (problem,) = await problems_of(ROW | {name: 0.5}, carry="*")
+    assert problem == f"row 1 (fox): {name}: is a column of the results; rename it in your table"
+
+
+async def test_a_column_without_a_name_is_never_taken_along() -> None:
+    (problem,) = await problems_of(ROW | {"": 7}, carry="*")
+    assert problem == "row 1 (fox): (no heading): is a column without a name; name it, or leave it out of your table"
+
+
 async def test_columns_are_taken_along_by_name_or_all_of_them() -> None:
     record = ROW | {"sku": 7, "locale": "de", "label_team": "x"}
     (row,) = await rows(record, carry="*")
@@ -113,6 +138,22 @@ async def test_a_missing_value_of_a_template_is_named_with_its_row() -> None:
     assert "colour: no row has such a column; nearest: color" in found
 
 
+@pytest.mark.parametrize("word", ["NULL", "nan", " #N/A ", "None"])
+async def test_a_word_for_a_gap_is_never_filled_into_a_prompt(word: str) -> None:
+    (found,) = await problems_of(
+        {"id": "a", "model": "m", "prompt": "x", "color": word}, motion_template="the {color} one"
+    )
+    assert found.startswith("row 1 (a): motion_prompt: the column 'color' of its template reads like a gap (got ")
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(["red", "blue"], "is a list"), ({"hex": 1}, "is a dict"), (float("inf"), "is infinite")]
+)
+async def test_what_is_no_text_or_number_is_not_filled_into_a_prompt(value: Any, said: str) -> None:
+    (found,) = await problems_of({"id": "a", "model": "m", "color": value}, prompt_template="A {color} kettle")
+    assert found.startswith(f"row 1 (a): prompt: the column 'color' of its template {said}")
+
+
 @pytest.mark.parametrize("prompt", ["a {color} kettle", "a { color } kettle", "a {{color}} kettle", "{name}"])
 @pytest.mark.parametrize("field", ["prompt", "motion_prompt"])
 async def test_a_placeholder_that_nothing_fills_in_is_refused(prompt: str, field: str) -> None:
@@ -144,6 +185,11 @@ async def test_labels_of_the_row_win_over_those_of_the_campaign() -> None:
     )
     assert first.labels == {"project": "spring", "team": "x"}
     assert second.labels == {"project": "autumn", "team": "x"}
+
+
+async def test_a_label_is_the_same_number_where_the_column_has_gaps() -> None:
+    first, second = await rows(ROW | {"label_team": 7.0}, ROW | {"id": "b", "label_team": float("nan")})
+    assert (first.labels, second.labels) == ({"team": "7"}, {})
 
 
 async def test_a_label_that_can_not_be_one_is_named_with_its_row() -> None:

@@ -121,3 +121,45 @@ def test_a_plan_takes_local_files_and_objects(
     assert (code, item["request"]["image_urls"]) == (0, [{"sha256": hashlib.sha256(png()).hexdigest()}])
     code, out, _ = run("plan", "gpt-4o-image", "a fox", "--image-url", f"s3://{bucket}/missing.png")
     assert (code, "does not exist" in " ".join(out.split())) == (1, True)
+
+
+def test_a_campaign_of_any_table_is_planned_with_its_options(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+    rows = tmp_path / "products.csv"
+    rows.write_text("id,model,name,color,stock\na,gpt-4o-image,hat,red,3\nb,gpt-4o-image,coat,blue,0\n")
+    templates = ("--prompt-template", "a {color} {name}", "--motion-template", "the {name} turns")
+    code, out, _ = run("plan", str(rows), *templates, "--carry", "stock", "--variants", "2", "--json")
+    items = json.loads(out)["items"]
+    assert code == 0
+    assert [item["request"]["prompt"] for item in items[:4]] == ["a red hat", "the hat turns"] * 2
+    assert sorted({item["take"] for item in items}, key=str) == [1, "1.2"]
+    assert len(items) == 8
+    assert run("plan", str(rows), *templates, "--carry", "*")[0] == 0
+    code, _, err = run("plan", str(rows), *templates, "--carry", "stick")
+    assert (code, "stick: no row has such a column; nearest: stock" in err) == (1, True)
+    assert len(sandbox.bill) == 0
+
+
+def test_a_plan_counts_the_caps_of_its_labels(
+    sandbox: Sandbox, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_BUDGETS", '{"project:spring": 0.03}')
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,model,prompt\na,gpt-4o-image,x\nb,gpt-4o-image,y\n")
+    for words in ((str(rows),), ("veo-3.1-fast", "waves")):
+        assert run("plan", *words)[0] == 0
+        code, out, _ = run("plan", *words, "--label", "team=shop", "--label", "project=spring")
+        assert (code, "Budget label-project:spring: $0.03 of $0.03 left" in out) == (1, True)
+
+
+def test_a_plan_refuses_labels_that_none_can_be(sandbox: Sandbox, run: Run) -> None:
+    assert run("plan", "gpt-4o-image", "a fox", "--label", "spring")[0] == 2
+    code, _, err = run("plan", "gpt-4o-image", "a fox", "--label", "Project=spring")
+    assert (code, "a label's name must be" in err) == (1, True)
+    code, _, err = run("plan", "gpt-4o-image", "a fox", "--label", "project=a", "--label", "project=b")
+    assert (code, "--label project is given twice" in err) == (1, True)
+
+
+def test_a_plan_of_one_request_ignores_no_option_of_a_manifest(sandbox: Sandbox, run: Run) -> None:
+    code, out, err = run("plan", "gpt-4o-image", "a fox", "--carry", "sku", "--variants", "2")
+    assert (code, out) == (1, "")
+    assert "carry, variants would be ignored" in err

@@ -16,9 +16,12 @@ import pytest
 from flows.campaign import campaign
 from prefect_veogen import CampaignReport
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.session import open_session
 from prefect_veogen.store import open_store
 from prefect_veogen.tasks.campaign import Rows, keep_results
+from prefect_veogen.upkeep.costs import Grouping, read_costs
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
@@ -97,6 +100,40 @@ async def test_the_parquet_file_has_the_same_rows_with_types_that_stay_when_all_
     assert kinds[0]["reused"] == "BOOLEAN"
     path = path_of(good.results_uri).with_suffix(".parquet")
     assert query(f"SELECT id, price_usd FROM '{path}'") == [("good", Decimal("0.020000"))]
+
+
+async def test_both_tables_are_read_by_a_database_and_add_up_to_the_bill_by_label(sandbox: Sandbox) -> None:
+    teams: list[dict[str, Any]] = [{"sku": sku, "label_team": f"team {sku % 2}"} for sku in range(5)]
+    rows = [row(f"{number}", motion_prompt="it turns", **fields) for number, fields in enumerate(teams)]
+    rows.append(row("same again", "picture of 0", label_team="team 1"))  # bought by whoever came first, for its team
+    report = await campaign(rows, name="n", carry="*", take="2026-11-24")
+    lines, columns = path_of(report.results_uri), path_of(report.results_uri).with_suffix(".parquet")
+    read = [f"read_json_auto('{lines}')", f"read_parquet('{columns}')"]
+    taken = "SELECT id, sku, take::VARCHAR, image_uri, price_usd::DECIMAL(12, 6), finished_at::TIMESTAMP"
+    found = [query(f"SET TimeZone = 'UTC'; {taken} FROM {table} ORDER BY id") for table in read]
+    assert found[0] == found[1]
+    assert len(found[0]) == 6
+    bought = " UNION ".join(
+        f"SELECT {kind}_generation_id, {kind}_label_team AS team, {kind}_price_usd AS usd FROM {read[1]} "
+        f"WHERE {kind}_generation_id IS NOT NULL"
+        for kind in ("image", "video")
+    )
+    spent = dict(query(f"SELECT team, sum(usd) FROM ({bought}) GROUP BY team"))
+    ledger = await on_io(read_costs(open_session().ledger, Grouping("label", "team")))
+    assert spent == {line.key: line.spent_usd for line in ledger.rows}
+    assert sum(spent.values()) == sum(purchase.price_usd for purchase in sandbox.bill) == report.price_usd
+
+
+async def test_a_wide_table_comes_along_whole_with_any_names_and_is_a_manifest_again(sandbox: Sandbox) -> None:
+    names = ["Product Name", "größe", "日本", "a.b", 'q"uote', "labels", "label", "index", *map(str, range(200))]
+    wide = pl.DataFrame({"id": ["a"], "model": ["gpt-4o-image"], "prompt": ["x"]} | {name: [7] for name in names})
+    report = await campaign(wide, name="n", carry="*")
+    path = path_of(report.results_uri).with_suffix(".parquet")
+    columns = [name for name, *_ in query(f"DESCRIBE SELECT * FROM '{path}'")]
+    assert [name for name in columns if name in names] == names
+    again = await campaign(str(path), name="n")
+    assert again.records() == report.records()
+    assert len(sandbox.bill) == 1
 
 
 @pytest.mark.parametrize("kind", ["polars", "pandas", "pyarrow"])

@@ -1,0 +1,78 @@
+"""A table of results that went through other programs is a manifest still."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import duckdb
+import polars as pl
+import pytest
+
+from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
+from prefect_veogen.campaign.manifest import read_manifest
+from prefect_veogen.campaign.result_frames import frame_of
+from prefect_veogen.campaign.table import Table
+from prefect_veogen.errors import InvalidManifest
+from prefect_veogen.models import Asset, Kind
+
+PRICE = Decimal("0.02")
+ASSET = Asset(
+    uri="s3://brand/a.png",
+    sha256="0" * 64,
+    size=12,
+    content_type="image/png",
+    generation_id="g",
+    price_usd=PRICE,
+    model="gpt-4o-image",
+)
+COMMON: dict[str, Any] = {
+    "take": "007",
+    "finished_at": datetime(2026, 11, 27, 11, 0, 22, 238139, UTC),
+    "fields": {"model": "gpt-4o-image", "prompt": "x"},
+    "labels": {"team": "7"},
+    "carried": {"colour": "red"},
+}
+WELL = CampaignItem(
+    "well", ItemStatus.OK, (Step(Kind.IMAGE, "r", ASSET, "g", PRICE, {"team": "7"}),), reused=False, **COMMON
+)
+BADLY = CampaignItem("badly", ItemStatus.FAILED, error="refused\nWhat to do", error_type="ContentRejected", **COMMON)
+TABLE = Table([WELL, BADLY])
+
+
+def as_csv() -> str:
+    frame: pl.DataFrame = frame_of(TABLE, "polars")
+    frame.drop("image_urls", "video_urls", "audio_urls").write_csv("results.csv")
+    return "results.csv"
+
+
+def as_csv_of_pandas() -> str:
+    frame_of(TABLE, "pandas").to_csv("results.csv", index=False)
+    return "results.csv"
+
+
+def through_duckdb() -> Any:
+    frame_of(TABLE, "polars").write_ndjson("results.jsonl")
+    return duckdb.read_json("results.jsonl")
+
+
+@pytest.mark.parametrize("made", [as_csv, as_csv_of_pandas, through_duckdb, lambda: frame_of(TABLE, "pandas")])
+async def test_results_are_the_same_manifest_whatever_they_went_through(made: Callable[[], Any]) -> None:
+    rows = await read_manifest(made())
+    assert rows.kept == {WELL.key: WELL}
+    assert [(row.request.take, row.labels, row.carried) for row in rows] == [
+        ("007", {"team": "7"}, {"colour": "red"})
+    ] * 2
+    assert frame_of(Table([*rows.kept.values(), BADLY]), "pyarrow") == frame_of(TABLE, "pyarrow")
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("finished_at", "27.11.26 11:00"), ("image_price_usd", "0,02 $"), ("reused", "FALSCH"), ("image_bytes", "1E")],
+)
+async def test_results_that_a_spreadsheet_changed_are_refused_with_their_row(column: str, value: Any) -> None:
+    record = next(TABLE.records()) | {column: value}
+    with pytest.raises(InvalidManifest, match=r"row 1 \(well\): its outcome can't be read: .*as the campaign wrote it"):
+        await read_manifest([record])
