@@ -29,7 +29,7 @@ MANUAL = "\n".join([README, *(page.read_text() for page in CHAPTERS)])
 """What users read: the README and the chapters it links to."""
 PAGES = [*sorted(ROOT.glob("*.md")), *CHAPTERS]
 MAX_README_LINES = 150
-COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "costs", "setup")
+COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "costs", "setup", "doctor")
 
 
 def blocks(language: str) -> list[str]:
