@@ -30,6 +30,15 @@ pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.kill, pytest.mar
 DEPLOYMENT = "image-then-animate/by-hand"
 SOMEBODY_ELSES = "image-then-animate/daily"
 PROMPTS = {"image_prompt": "a lighthouse at dusk", "motion_prompt": "the beam turns"}
+DEADLY = """
+import os, signal
+from prefect import flow
+
+@flow
+def deadly():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+MAX_HEALED = 3
 HEARTBEAT_SECONDS = 30  # the least that Prefect takes
 PATIENCE_SECONDS = 180.0
 
@@ -58,6 +67,7 @@ class Deployed(DeployedTree):
 def deployed(sandbox: Sandbox, tmp_path: Path) -> Iterator[Deployed]:
     tree = copy_deployable(tmp_path / "tree")
     remove_tags(tree, SOMEBODY_ELSES.partition("/")[2])
+    add_deployment(tree, "deadly", DEADLY)
     with running_server(tmp_path / "prefect") as api_url:
         environment = environment_for(api_url, tmp_path / "prefect")
         environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_SECONDS)
@@ -71,6 +81,23 @@ def remove_tags(tree: Path, name: str) -> None:
     described = yaml.safe_load(path.read_text())
     (deployment,) = [item for item in described["deployments"] if item["name"] == name]
     del deployment["tags"]
+    path.write_text(yaml.safe_dump(described))
+
+
+def add_deployment(tree: Path, name: str, source: str) -> None:
+    """Let the tree hold one more deployment: of the flow `name` in a file of that name, with the tag."""
+    (tree / "flows" / f"{name}.py").write_text(source)
+    path = tree / "deployments" / "prefect.yaml"
+    described = yaml.safe_load(path.read_text())
+    (model, *_) = described["deployments"]
+    described["deployments"].append(
+        {
+            "name": "by-hand",
+            "entrypoint": f"flows/{name}.py:{name}",
+            "tags": ["veogen"],
+            "work_pool": model["work_pool"],
+        }
+    )
     path.write_text(yaml.safe_dump(described))
 
 
@@ -112,3 +139,16 @@ def test_a_run_whose_worker_and_process_are_killed_completes_by_itself_and_buys_
     assert deployed.names_of_states(other)[-1] == "Running", "a deployment without the tag is not touched"
     assert len(sandbox.bill) == len(sandbox.generations) == 3  # the picture and the clip; the other's picture
     assert took < PATIENCE_SECONDS, f"{took:.1f} s"
+
+
+def test_a_run_that_kills_its_process_each_time_is_given_up_in_the_end(deployed: Deployed, tmp_path: Path) -> None:
+    run = deployed.start("deadly/by-hand")
+    server_log = tmp_path / "prefect" / "server.log"
+    with running_worker(deployed.environment, deployed.tree) as log:
+        wait_until(
+            lambda: deployed.names_of_states(run).count("Crashed") == MAX_HEALED + 1, "it is given up", server_log, log
+        )
+        time.sleep(10)  # the others were put back on the schedule within a second or two
+    names = deployed.names_of_states(run)
+    assert names[-1] == "Crashed"
+    assert [names.count(name) for name in ("Running", "AwaitingRetry")] == [MAX_HEALED + 1, MAX_HEALED]

@@ -117,7 +117,7 @@ def test_every_command_explains_itself_with_an_example(command: str) -> None:
 
 
 def test_every_command_the_changelog_names_exists() -> None:
-    named = re.search(r"`prefect-veogen`: (.*)\.$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    named = re.search(r"`prefect-veogen`: ([^.]*)\.$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert named is not None
     assert set(re.findall(r"`([a-z-]+)`", named[1])) == {*COMMANDS, "sandbox"}
 
