@@ -24,6 +24,7 @@ _MODULES = {
     "balance": "account",
     "costs": "costs",
     "demo": "demo",
+    "doctor": "doctor",
     "models": "account",
     "plan": "plan",
     "receipts": "receipts",

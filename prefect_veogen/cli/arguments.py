@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
     _reconcile(commands)
     _costs(commands)
     _setup(commands)
+    _doctor(commands)
     return top
 
 
@@ -246,21 +247,40 @@ def _setup(commands: Any) -> None:
     command = _command(
         commands,
         "setup",
-        "prepare a Prefect server: one rate limit over all workers, and the credentials block",
+        "prepare a Prefect server: the shared rate limit, a work pool, credentials, healing",
         "prefect-veogen setup\n"
-        "prefect-veogen setup --results s3-bucket/media     # who can read that bucket can read results",
-        about="Creates or updates the global concurrency limit that keeps all workers of one account under the API's "
-        "rate limit (VEOGEN_REQUESTS_PER_MINUTE), and registers the block type VeogenCredentials. With --results, a "
-        "saved file system block becomes the default result storage of the server's flows, so that callers on "
-        "other machines can read them. Idempotent.",
+        "prefect-veogen setup --results s3-bucket/media     # who can read that bucket can read results\n"
+        "prefect-veogen setup --remove",
+        about="Makes what is missing and says line by line what was there: the global concurrency limit that keeps all "
+        "workers of one account under the API's rate limit (VEOGEN_REQUESTS_PER_MINUTE), the work pool veogen, the "
+        "credentials block default with VEOGEN_API_TOKEN if that is set, and two automations which run again what a "
+        "dead machine left. With --results, a saved file system block becomes the default result storage of the "
+        "server's flows, so that callers on other machines can read them. Idempotent.",
     )
     command.add_argument(
         "--requests-per-minute", type=int, metavar="N", help="the account's limit (VEOGEN_REQUESTS_PER_MINUTE, 120)"
     )
-    command.add_argument(
+    either = command.add_mutually_exclusive_group()
+    either.add_argument(
         "--results", metavar="BLOCK", help="a saved block, as Prefect names it: s3-bucket/NAME, local-file-system/NAME"
     )
+    either.add_argument(
+        "--remove", action="store_true", help="remove what this made, but not a pool in use, and no token"
+    )
     _shared(command, "--json")
+
+
+def _doctor(commands: Any) -> None:
+    command = _command(
+        commands,
+        "doctor",
+        "check token, service, store and Prefect server, and say what to do; buys nothing",
+        "prefect-veogen doctor\nprefect-veogen doctor --json",
+        about="Checks everything a purchase needs from here, and what `prefect-veogen setup` makes on a Prefect "
+        "server. No check takes longer than some seconds. Exit code 1 if anything is wrong, or could not be checked.",
+    )
+    _shared(command, "--credentials", "--base-url", "--store", "--json")
+    command.set_defaults(stopped="Stopped. Nothing was bought or changed.")
 
 
 # ---------------------------------------------------------------- parts

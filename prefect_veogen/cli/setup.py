@@ -1,29 +1,27 @@
-"""`setup`: prepare a Prefect server, once."""
+"""`setup`: prepare a Prefect server, as often as you like."""
 
 from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING
 
-from prefect_veogen.cli.terminal import say, write_json
-from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, VeogenError
+from prefect_veogen.cli.terminal import say, table, write_json
+from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, VeogenError, masked
 from prefect_veogen.settings import Settings
 
 if TYPE_CHECKING:
     from argparse import Namespace
+    from collections.abc import Sequence
+
+    from prefect_veogen.tasks.provision import Step
 
 
 def setup(options: Namespace) -> int:
-    """Create the limit that all workers share, register the block and, with `--results`, set the result storage."""
+    """Make what a Prefect server lacks, and say what was there and what was done; `--remove` takes it away."""
     from prefect.settings import PREFECT_API_URL
-
-    from prefect_veogen.blocks import VeogenCredentials
-    from prefect_veogen.tasks.result_storage import default_results, store_results_in
-    from prefect_veogen.tasks.shared_limit import create_limit
 
     limit = options.requests_per_minute
     settings = Settings() if limit is None else Settings(requests_per_minute=limit)
-    per_minute = settings.requests_per_minute
     server = PREFECT_API_URL.value()
     if server is None:
         raise ConfigurationError(
@@ -32,36 +30,46 @@ def setup(options: Namespace) -> int:
             "PREFECT_API_URL=http://127.0.0.1:4200/api`), then run this again.",
         )
     try:
-        before = asyncio.run(default_results())
-        results = before if options.results is None else asyncio.run(store_results_in(options.results))
-        asyncio.run(create_limit(settings.requests_limit_name, per_minute))
-        VeogenCredentials.register_type_and_schema()
+        before, results, steps = asyncio.run(_set_up(settings, options))
     except VeogenError:
         raise
     except Exception as error:
         raise ServiceUnavailable(
-            f"The Prefect server at {server} did not complete the setup: {type(error).__name__}: {error}",
+            f"The Prefect server at {masked(server)} did not complete the setup: {type(error).__name__}: {error}",
             next_step="Check that it runs (`prefect version`), then run this again: it is idempotent.",
         ) from error
     if options.json:
-        shared = {"limit": settings.requests_limit_name, "requests_per_minute": per_minute}
-        write_json({"server": server, **shared, "results": results})
+        per_minute = settings.requests_per_minute
+        shared = {"limit": settings.requests_limit_name, "requests_per_minute": per_minute, "results": results}
+        write_json({"server": server, **shared, "steps": steps})
         return 0
-    say(
-        f"The Prefect server at {server} now has",
-        f"  the global concurrency limit {settings.requests_limit_name}: all its workers together send at most "
-        f"{per_minute} requests a minute",
-        "  the block type Veogen Credentials: store the token there (Blocks → Add Block), or in VEOGEN_API_TOKEN",
-        f"  {_describe_results(results, before)}",
-    )
+    say(f"The Prefect server at {masked(server)}", "")
+    _write_steps(steps)
+    if not options.remove:
+        say("", f"Results: {_describe_results(results, before)}", "Next: `prefect-veogen doctor` checks all of it.")
     return 0
+
+
+async def _set_up(settings: Settings, options: Namespace) -> tuple[str | None, str | None, list[Step]]:
+    from prefect_veogen.tasks.provision import provision, withdraw
+    from prefect_veogen.tasks.result_storage import default_results, store_results_in
+
+    before = await default_results()
+    if options.remove:
+        return before, before, await withdraw(settings)
+    results = before if options.results is None else await store_results_in(options.results)
+    return before, results, await provision(settings)
+
+
+def _write_steps(steps: Sequence[Step]) -> None:
+    table(("", "", ""), [(step.did, step.name, step.detail) for step in steps])
 
 
 def _describe_results(results: str | None, before: str | None) -> str:
     if results is None:
-        return "no shared result storage: each machine stores its own results (--results s3-bucket/NAME changes it)"
+        return "no shared storage: each machine stores its own (--results s3-bucket/NAME changes it)"
     replaced = "" if before in (None, results) else f", instead of {before}"
     return (
-        f"{results} as the default result storage of all its flows{replaced}: workers that run flows and callers that "
-        "read their results need the package and the credentials of this block"
+        f"{results} is the default storage of all its flows{replaced}: workers that run flows and callers that read "
+        "their results need the package and the credentials of this block"
     )

@@ -11,9 +11,10 @@ from urllib.parse import unquote
 from prefect_veogen.errors import ConfigurationError, masked
 from prefect_veogen.store.interface import AlreadyExists, Document, ListedObject, Stat, Store, VersionConflict, Writer
 from prefect_veogen.store.local import LocalStore
-from prefect_veogen.store.s3 import S3Store
+from prefect_veogen.store.s3 import PROOF, S3Store
 
 __all__ = [
+    "PROOF",
     "AlreadyExists",
     "Document",
     "ListedObject",

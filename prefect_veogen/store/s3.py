@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 _READ_BYTES = 1024 * 1024
 _MAX_CONFLICTS = 100
+PROOF = "receipts/.conditional-writes"
+"""The document that `check` leaves behind."""
 _PROBE = ".probe"
 _NO_ETAG = '"00000000000000000000000000000000"'
 
@@ -93,11 +95,11 @@ class S3Store(Store):
         return str(await in_thread(self._presign, key, seconds))
 
     async def _prove(self) -> None:
-        probe, body = "receipts/.conditional-writes", b"This object shows that the store honours conditional writes.\n"
+        body = b"This object shows that the store honours conditional writes.\n"
         with contextlib.suppress(AlreadyExists):
-            await self.create(probe, body)
-        honoured = await self._refuses(probe, body, IfNoneMatch="*")
-        if not honoured or not await self._refuses(probe, body, IfMatch=_NO_ETAG):
+            await self.create(PROOF, body)
+        honoured = await self._refuses(PROOF, body, IfNoneMatch="*")
+        if not honoured or not await self._refuses(PROOF, body, IfMatch=_NO_ETAG):
             raise self._unsafe()
         # No check stops another: an upload that was started has to be aborted, whatever else fails.
         outcomes = await asyncio.gather(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import time
 import weakref
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
@@ -133,21 +134,35 @@ async def use_shared_limit(session: Session) -> None:
     session.client.limiter.acquire_shared = acquire if is_shared else None
 
 
-async def create_limit(name: str, requests_per_minute: int) -> None:
+async def create_limit(name: str, requests_per_minute: int) -> Literal["made", "changed", "exists"]:
     """Create or update the limit that all workers of one Prefect server share. Free, and safe to repeat."""
-    burst, interval = burst_and_interval(requests_per_minute)
-    slots, decay = burst * _SLOTS_PER_REQUEST, _SLOTS_PER_REQUEST / interval
+    slots, decay = size_of_limit(requests_per_minute)
     async with get_client() as client:
         try:
-            await client.read_global_concurrency_limit_by_name(name)
+            limit = await client.read_global_concurrency_limit_by_name(name)
         except ObjectNotFound:
             await client.create_global_concurrency_limit(
                 GlobalConcurrencyLimitCreate(name=name, limit=slots, slot_decay_per_second=decay)
             )
-        else:
-            await client.update_global_concurrency_limit(
-                name, GlobalConcurrencyLimitUpdate(limit=slots, slot_decay_per_second=decay, active=True)
-            )
+            return "made"
+        if limit.active and is_of_size(limit, requests_per_minute):
+            return "exists"
+        await client.update_global_concurrency_limit(
+            name, GlobalConcurrencyLimitUpdate(limit=slots, slot_decay_per_second=decay, active=True)
+        )
+        return "changed"
+
+
+def size_of_limit(requests_per_minute: int) -> tuple[int, float]:
+    """Return the slots of a limit for so many requests, and how many of them decay per second."""
+    burst, interval = burst_and_interval(requests_per_minute)
+    return burst * _SLOTS_PER_REQUEST, _SLOTS_PER_REQUEST / interval
+
+
+def is_of_size(limit: GlobalConcurrencyLimitResponse, requests_per_minute: int) -> bool:
+    """Return whether a limit is the one that `create_limit` makes for so many requests."""
+    slots, decay = size_of_limit(requests_per_minute)
+    return limit.limit == slots and math.isclose(limit.slot_decay_per_second, decay, rel_tol=1e-6)
 
 
 async def _acquire_slots(name: str) -> None:

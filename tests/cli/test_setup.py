@@ -1,15 +1,55 @@
-"""`setup`: what a Prefect server needs, made once and again."""
+"""`setup`: what a Prefect server needs, made once and again, and taken away."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect import flow
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.exceptions import ObjectNotFound
 
+from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.sandbox import Sandbox
 from tests.support.commands import Run, process
+
+AUTOMATIONS = ("veogen-silent-run-crashed", "veogen-crashed-run-again")
+
+
+def steps(run: Run, *words: str) -> dict[str, tuple[str, str]]:
+    """Return what setup did and said about each thing."""
+    code, out, err = run("setup", "--json", *words)
+    assert (code, err) == (0, "")
+    return {step["name"]: (step["did"], step["detail"]) for step in json.loads(out)["steps"]}
+
+
+def done(run: Run, *words: str) -> dict[str, str]:
+    return {name.split()[-1]: did for name, (did, _) in steps(run, *words).items()}
+
+
+def saved_token() -> str:
+    block = VeogenCredentials.load("default")
+    assert isinstance(block, VeogenCredentials)
+    assert block.api_token is not None
+    return block.api_token.get_secret_value()
+
+
+@contextmanager
+def deployed_to_the_pool() -> Iterator[Any]:
+    @flow
+    def paint() -> None: ...
+
+    with get_client(sync_client=True) as client:
+        flow_id = client.create_flow(paint)
+        made = client.create_deployment(flow_id, "by-hand", work_pool_name="veogen")
+        yield made
+        client.delete_deployment(made)
 
 
 @pytest.mark.server
@@ -28,6 +68,102 @@ def test_setup_makes_the_limit_and_registers_the_block_however_often(prefect_ser
     decay, name = asyncio.run(found())
     assert decay * 60 <= 60 * 1000  # slots, of which a request takes a thousand
     assert name == "Veogen Credentials"
+
+
+@pytest.mark.server
+def test_setup_makes_what_is_missing_once(empty_server: SyncPrefectClient, sandbox: Sandbox, run: Run) -> None:
+    first, again = done(run), done(run)
+    assert {*first.values()} == {"made"}
+    assert {*again.values()} == {"exists"}
+    assert first.keys() == again.keys() >= {"veogen", "default", *AUTOMATIONS}
+    assert empty_server.read_work_pool("veogen").type == "process"
+    with get_client(sync_client=True) as client:
+        assert [len(client.read_automations_by_name(name)) for name in AUTOMATIONS] == [1, 1]
+    assert saved_token() == sandbox.token
+    _, out, err = run("setup")
+    assert sandbox.token not in out + err
+    assert "exists  work pool veogen" in out
+
+
+@pytest.mark.server
+def test_setup_leaves_another_token_where_it_is_and_says_so(
+    empty_server: SyncPrefectClient, sandbox: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert done(run)["default"] == "made"
+    monkeypatch.setenv("VEOGEN_API_TOKEN", "another-token")
+    did, detail = steps(run)["block default"]
+    assert did == "left alone"
+    assert detail.startswith("its token differs")
+    assert "another-token" not in detail
+    assert sandbox.token not in detail
+    assert saved_token() == sandbox.token
+    monkeypatch.delenv("VEOGEN_API_TOKEN")
+    assert steps(run)["block default"][0] == "left alone"
+
+
+@pytest.mark.server
+def test_setup_refuses_a_token_that_can_not_be_one_before_it_makes_anything(
+    empty_server: SyncPrefectClient, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_API_TOKEN", "*****")
+    code, _, err = run("setup")
+    assert code == 1
+    assert "asterisks" in err
+    with pytest.raises(ObjectNotFound):
+        empty_server.read_work_pool("veogen")
+
+
+@pytest.mark.server
+def test_setup_repairs_an_automation_and_leaves_it_paused_if_it_was(
+    empty_server: SyncPrefectClient, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run("setup")
+    (silent,) = empty_server.read_automations_by_name(AUTOMATIONS[0])
+    empty_server.pause_automation(silent.id)
+    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+    with process("setup", "--json", PREFECT_API_URL=str(empty_server.api_url)) as setup:
+        out, _ = setup.communicate(timeout=120)
+    (did,) = [step for step in json.loads(out)["steps"] if step["name"].endswith(AUTOMATIONS[0])]
+    assert did["did"] == "changed"
+    assert "it is paused" in did["detail"]
+    (silent,) = empty_server.read_automations_by_name(AUTOMATIONS[0])
+    assert not silent.enabled
+    assert silent.trigger.model_dump()["within"].total_seconds() == 90
+
+
+@pytest.mark.server
+def test_remove_takes_away_what_setup_made_but_no_token_and_no_pool_in_use(
+    empty_server: SyncPrefectClient, sandbox: Sandbox, run: Run
+) -> None:
+    run("setup")
+    with deployed_to_the_pool():
+        removed = steps(run, "--remove")
+        assert removed["work pool veogen"] == (
+            "left alone",
+            "it has deployments: delete them first, then run this again",
+        )
+    assert removed["block default"][0] == "left alone"
+    assert [removed[f"automation {name}"][0] for name in AUTOMATIONS] == ["removed", "removed"]
+    again = done(run, "--remove")
+    assert again["veogen"] == "removed"
+    assert {again[name] for name in AUTOMATIONS} == {"absent"}
+    assert saved_token() == sandbox.token
+
+
+@pytest.mark.server
+def test_remove_leaves_a_pool_with_a_running_worker(empty_server: SyncPrefectClient, run: Run) -> None:
+    run("setup")
+    empty_server.send_worker_heartbeat("veogen", "my-worker", heartbeat_interval_seconds=30)
+    did, detail = steps(run, "--remove")["work pool veogen"]
+    assert (did, detail) == ("left alone", "it has a running worker: stop it first, then run this again")
+
+
+@pytest.mark.server
+def test_remove_leaves_a_pool_that_somebody_else_made(empty_server: SyncPrefectClient, run: Run) -> None:
+    empty_server.create_work_pool(WorkPoolCreate(name="veogen", type="process"))
+    assert done(run)["veogen"] == "exists"
+    assert steps(run, "--remove")["work pool veogen"] == ("left alone", "it was not made by setup")
+    empty_server.delete_work_pool("veogen")
 
 
 @pytest.mark.parametrize(("server", "words"), [(None, "no Prefect server"), ("http://127.0.0.1:9/api", "127.0.0.1:9")])

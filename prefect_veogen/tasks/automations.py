@@ -1,0 +1,139 @@
+"""Automations that heal: a run which is heard of no more is marked as crashed, and a crashed run is run again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TYPE_CHECKING, Final
+
+from prefect.client.schemas.objects import StateType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.events import ResourceSpecification
+from prefect.settings import get_current_settings
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
+    from prefect.events.schemas.automations import Automation
+
+HEALED_TAG: Final = "veogen"
+"""The tag of deployments whose runs are healed; deployments/prefect.yaml sets it."""
+MAX_HEALED: Final = 3
+"""How often a run is started again: one that kills its process each time must end."""
+HEARTBEATS_MISSED: Final = 3
+
+_HEARTBEAT = "prefect.flow-run.heartbeat"
+# After these a run is silent, and rightly so.
+_ENDS = ("Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "Suspended", "AwaitingRetry")
+# Both: a flow that a deployment's flow calls is no run of a deployment, and can't be scheduled.
+_HEALED: Final[list[ResourceSpecification | dict[str, str | list[str]]]] = [
+    {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{HEALED_TAG}"},
+    {"prefect.resource.role": "deployment"},
+]
+_A_RUN: Final = "prefect.flow-run.*"
+_MADE_HERE = "Made by prefect-veogen setup."
+
+
+def heartbeat_seconds() -> int | None:
+    """Return how often flow runs send a heartbeat, by this machine's Prefect settings; `None` if never."""
+    return get_current_settings().flows.heartbeat_frequency
+
+
+def healing_automations(every_seconds: int) -> tuple[AutomationCore, AutomationCore]:
+    """Return what heals runs that send a heartbeat every so many seconds: first what detects death, then what restarts.
+
+    They apply to runs of deployments with the tag `HEALED_TAG`, and to nothing else.
+    """
+    return _detect(HEARTBEATS_MISSED * every_seconds), _restart()
+
+
+def _detect(silent_seconds: int) -> AutomationCore:
+    return AutomationCore(
+        name="veogen-silent-run-crashed",
+        description=f"Marks a run of a deployment with the tag {HEALED_TAG} as crashed when it has sent no heartbeat "
+        f"for {silent_seconds} s, as when its machine is gone. {_MADE_HERE}",
+        enabled=True,
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match={"prefect.resource.id": _A_RUN},
+            match_related=_HEALED,
+            for_each={"prefect.resource.id"},
+            after={_HEARTBEAT},
+            expect={_HEARTBEAT, *(f"prefect.flow-run.{name}" for name in _ENDS)},
+            threshold=1,
+            within=timedelta(seconds=silent_seconds),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {silent_seconds} s")],
+    )
+
+
+def _restart() -> AutomationCore:
+    # How often it has been started. What crashes before it was, would crash again for ever.
+    counts = [str(count) for count in range(1, MAX_HEALED + 1)]
+    message = "Its process is gone: run it again"
+    return AutomationCore(
+        name="veogen-crashed-run-again",
+        description=f"Puts a crashed run of a deployment with the tag {HEALED_TAG} back on the schedule, at most "
+        f"{MAX_HEALED} times. What it has bought is found again, not bought again. {_MADE_HERE}",
+        enabled=True,
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match={"prefect.resource.id": _A_RUN, "prefect.run-count": counts},
+            match_related=_HEALED,
+            for_each={"prefect.resource.id"},
+            expect={"prefect.flow-run.Crashed"},
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)],
+    )
+
+
+NAMES: Final = tuple(automation.name for automation in healing_automations(60))
+
+
+@dataclass(frozen=True, slots=True)
+class Healing:
+    """One automation as the server has it, beside what it should be."""
+
+    wanted: AutomationCore
+    found: Automation | None
+
+    @property
+    def is_as_wanted(self) -> bool:
+        """Whether trigger and actions are what they should be; someone may have paused it nevertheless."""
+        return self.found is not None and (
+            _essence(self.found) == _essence(self.wanted) and self.found.description == self.wanted.description
+        )
+
+
+async def read_healing(client: PrefectClient, every_seconds: int) -> tuple[Healing, ...]:
+    """Return both automations, wanted and found."""
+    return tuple(
+        [
+            Healing(wanted, next(iter(await client.read_automations_by_name(wanted.name)), None))
+            for wanted in healing_automations(every_seconds)
+        ]
+    )
+
+
+def silence_of(automation: AutomationCore) -> timedelta | None:
+    """Return after which silence an automation acts, `None` if it doesn't act on silence."""
+    trigger = automation.trigger
+    is_proactive = isinstance(trigger, EventTrigger) and trigger.posture is Posture.Proactive
+    return trigger.within if isinstance(trigger, EventTrigger) and is_proactive else None
+
+
+def _essence(automation: AutomationCore) -> object:
+    """Return what an automation does, whatever ids the server has added."""
+    trigger = automation.trigger
+    if not isinstance(trigger, EventTrigger):
+        return None
+    related = trigger.match_related if isinstance(trigger.match_related, list) else [trigger.match_related]
+    matched = [dict(_specification(each).items()) for each in (trigger.match, *related)]
+    rest = (trigger.posture, trigger.after, trigger.expect, trigger.for_each, trigger.threshold, trigger.within)
+    return matched, rest, [action.model_dump(mode="json") for action in automation.actions]
+
+
+def _specification(match: ResourceSpecification | dict[str, str | list[str]]) -> ResourceSpecification:
+    return match if isinstance(match, ResourceSpecification) else ResourceSpecification(match)

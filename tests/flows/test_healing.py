@@ -1,0 +1,154 @@
+"""What `prefect-veogen setup` heals: worker and process killed, the same run completes by itself and buys once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from prefect.client.schemas.objects import FlowRun
+
+from prefect_veogen.sandbox import Sandbox
+from tests.support.prefect_processes import (
+    DeployedTree,
+    copy_deployable,
+    deploy_all,
+    environment_for,
+    running_server,
+    running_worker,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.kill, pytest.mark.timeout(600)]
+
+DEPLOYMENT = "image-then-animate/by-hand"
+SOMEBODY_ELSES = "image-then-animate/daily"
+PROMPTS = {"image_prompt": "a lighthouse at dusk", "motion_prompt": "the beam turns"}
+DEADLY = """
+import os, signal
+from prefect import flow
+
+@flow
+def deadly():
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+MAX_HEALED = 3
+HEARTBEAT_SECONDS = 30  # the least that Prefect takes
+PATIENCE_SECONDS = 180.0
+
+
+class Deployed(DeployedTree):
+    """The flow image-then-animate on a Prefect server of its own, which `prefect-veogen setup` has prepared."""
+
+    def start(self, name: str, **parameters: str) -> FlowRun:
+        with self.client() as client:
+            deployment = client.read_deployment_by_name(name)
+            return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+    def names_of_states(self, run: FlowRun) -> list[str | None]:
+        with self.client() as client:
+            states = client.read_flow_run_states(run.id)
+        return [state.name for state in sorted(states, key=lambda state: state.timestamp)]
+
+    def heartbeats(self, run: FlowRun) -> int:
+        with self.client() as client:
+            resource = {"id": [f"prefect.flow-run.{run.id}"]}
+            wanted = {"filter": {"event": {"name": ["prefect.flow-run.heartbeat"]}, "resource": resource}}
+            return int(client._client.post("/events/filter", json=wanted).json()["total"])
+
+
+@pytest.fixture
+def deployed(sandbox: Sandbox, tmp_path: Path) -> Iterator[Deployed]:
+    tree = copy_deployable(tmp_path / "tree")
+    remove_tags(tree, SOMEBODY_ELSES.partition("/")[2])
+    add_deployment(tree, "deadly", DEADLY)
+    with running_server(tmp_path / "prefect") as api_url:
+        environment = environment_for(api_url, tmp_path / "prefect")
+        environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_SECONDS)
+        subprocess.run([sys.executable, "-m", "prefect_veogen.cli", "setup"], env=environment, cwd=tmp_path, check=True)
+        deploy_all(tree, environment)
+        yield Deployed(environment, tree)
+
+
+def remove_tags(tree: Path, name: str) -> None:
+    path = tree / "deployments" / "prefect.yaml"
+    described = yaml.safe_load(path.read_text())
+    (deployment,) = [item for item in described["deployments"] if item["name"] == name]
+    del deployment["tags"]
+    path.write_text(yaml.safe_dump(described))
+
+
+def add_deployment(tree: Path, name: str, source: str) -> None:
+    """Let the tree hold one more deployment: of the flow `name` in a file of that name, with the tag."""
+    (tree / "flows" / f"{name}.py").write_text(source)
+    path = tree / "deployments" / "prefect.yaml"
+    described = yaml.safe_load(path.read_text())
+    (model, *_) = described["deployments"]
+    described["deployments"].append(
+        {
+            "name": "by-hand",
+            "entrypoint": f"flows/{name}.py:{name}",
+            "tags": ["veogen"],
+            "work_pool": model["work_pool"],
+        }
+    )
+    path.write_text(yaml.safe_dump(described))
+
+
+def processes_below(parent: int) -> list[int]:
+    """Return a process's descendants, the flow run's process among them."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(pid): int(ppid) for pid, ppid in (line.split() for line in listed.splitlines())}
+    below = [pid for pid, its_parent in parents.items() if its_parent == parent]
+    return below + [deeper for pid in below for deeper in processes_below(pid)]
+
+
+def worker_pid(folder: Path) -> int:
+    """Return the worker that was started in a folder."""
+    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    mine = [int(line.split()[0]) for line in listed.splitlines() if "prefect worker start" in line]
+    (found,) = [pid for pid in mine if Path(f"/proc/{pid}/cwd").resolve() == folder.resolve()]
+    return found
+
+
+def test_a_run_whose_worker_and_process_are_killed_completes_by_itself_and_buys_nothing_twice(
+    deployed: Deployed, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.speed = 0.01  # what is bought is not ready before the kill
+    run, other = deployed.start(DEPLOYMENT, **PROMPTS), deployed.start(SOMEBODY_ELSES)
+    server_log = tmp_path / "prefect" / "server.log"
+    with running_worker(deployed.environment, deployed.tree, limit=2) as log:
+        wait_until(lambda: all(map(deployed.heartbeats, (run, other))), "both runs are heard of", log)
+        wait_until(lambda: len(sandbox.generations) == 2, "both wait for their pictures", log)
+        worker = worker_pid(deployed.tree)
+        for pid in (worker, *processes_below(worker)):
+            os.kill(pid, signal.SIGKILL)
+        killed_at = time.monotonic()
+    sandbox.speed = 100
+    with running_worker(deployed.environment, deployed.tree, limit=2) as log:
+        wait_until(lambda: deployed.names_of_states(run)[-1] == "Completed", "it completes", server_log, log)
+    took = time.monotonic() - killed_at
+    names = deployed.names_of_states(run)
+    assert [names.count(name) for name in ("Running", "Crashed", "AwaitingRetry")] == [2, 1, 1], names
+    assert deployed.names_of_states(other)[-1] == "Running", "a deployment without the tag is not touched"
+    assert len(sandbox.bill) == len(sandbox.generations) == 3  # the picture and the clip; the other's picture
+    assert took < PATIENCE_SECONDS, f"{took:.1f} s"
+
+
+def test_a_run_that_kills_its_process_each_time_is_given_up_in_the_end(deployed: Deployed, tmp_path: Path) -> None:
+    run = deployed.start("deadly/by-hand")
+    server_log = tmp_path / "prefect" / "server.log"
+    with running_worker(deployed.environment, deployed.tree) as log:
+        wait_until(
+            lambda: deployed.names_of_states(run).count("Crashed") == MAX_HEALED + 1, "it is given up", server_log, log
+        )
+        time.sleep(10)  # the others were put back on the schedule within a second or two
+    names = deployed.names_of_states(run)
+    assert names[-1] == "Crashed"
+    assert [names.count(name) for name in ("Running", "AwaitingRetry")] == [MAX_HEALED + 1, MAX_HEALED]
