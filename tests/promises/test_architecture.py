@@ -66,7 +66,16 @@ DOORS = {
     "starlette": {BESIDE},
     "pytest": {BESIDE},
 }
-PUBLIC_MODULES = ["errors", "schedule", "tasks.campaign", "tasks.maintenance", "tasks.requests", "tasks.runs"]
+PUBLIC_MODULES = [
+    "errors",
+    "schedule",
+    "tasks.approval",
+    "tasks.campaign",
+    "tasks.daily",
+    "tasks.maintenance",
+    "tasks.requests",
+    "tasks.runs",
+]
 MOST_FILE_LINES = 400
 MOST_LINES = 45
 # Tables, not logic: one row per model.
@@ -202,6 +211,7 @@ def test_all_is_sorted_and_complete() -> None:
     assert prefect_veogen.__all__ == sorted(shown)
     assert shown == {
         "Animated",
+        "Approved",
         "Asset",
         "CampaignItem",
         "CampaignReport",
