@@ -54,6 +54,24 @@ async def campaign(
 
     Of a list of more than 256 KB, and of a DataFrame, the run's record keeps only the length: to start such a run again
     from Prefect's UI, give a file or a link.
+
+    Args:
+        manifest: The path or link of a table (CSV, JSON, YAML, Parquet …), or its rows: each with an id, a model, a
+            prompt and, where the picture is to move, a motion_prompt.
+        budget_usd: What all runs of the campaign of this name may spend at most, in USD; unset, no cap but those of
+            the environment.
+        take: Which version, for rows without a take of their own: another take is bought anew.
+        name: Under which name its results and its budget are kept; unset, a name made from the rows.
+        carry: Names of columns that come along into the results, or "*" for all.
+        labels: Your own words on all purchases, such as {"project": "spring"}, for caps and costs.
+        prompt_template: Makes the prompt of rows without one from their columns, such as "A {color} {name}".
+        motion_template: Makes their motion_prompt likewise.
+        variants: In how many takes each row is made.
+        only: With "failed", what ended well in the last run of this name is left out.
+        at_once: How many rows are in the making at the same time, at most.
+        timeout_seconds: How long to wait for one picture or clip at most; unset, 10 minutes and 30.
+        credentials: The name of a saved Veogen Credentials block; unset, the environment's token.
+        store: Where all is kept, s3://bucket/prefix or an absolute path; unset, the environment's VEOGEN_STORE.
     """
     columns: dict[str, Any] = {"carry": carry, "labels": labels, "variants": variants}
     templates: dict[str, Any] = {"prompt_template": prompt_template, "motion_template": motion_template}

@@ -37,7 +37,20 @@ async def image_then_animate(
     """Return the picture of `image_prompt`, and that picture moving as `motion_prompt` says.
 
     COSTS MONEY: one image and one video, both checked first, once per equal arguments; another `take` is another pair.
-    `resolution` is the video's, and the image asset itself its input, under a link that the service can reach.
+    The image asset itself is the video's input, under a link that the service can reach.
+
+    Args:
+        image_prompt: What is to be seen.
+        motion_prompt: How it is to move.
+        image_model: The model of the picture.
+        video_model: The model of the clip; it decides most of the price.
+        aspect_ratio: Width to height of both, such as 16:9; both models have to offer it.
+        resolution: The clip's, such as 1080p; it may change the price.
+        take: Which version: another take is another pair, and is bought anew. On a schedule {scheduled:%Y-%m-%d}
+            makes one a day.
+        credentials: The name of a saved Veogen Credentials block; unset, the environment's token.
+        store: Where all is kept, s3://bucket/prefix or an absolute path; unset, the environment's VEOGEN_STORE.
+        budget_usd: What this run may spend at most, in USD; unset, no cap but those of the environment.
     """
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     shared: dict[str, Any] = {"aspect_ratio": aspect_ratio, "take": take_of_slot(take)}

@@ -17,7 +17,13 @@ from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
 async def sweep(
     *, days: int = 30, credentials: VeogenCredentials | str | None = None, store: str | LocalPath | None = None
 ) -> Sequence[Swept]:
-    """Return what was done about each unfinished receipt, after logging how the last `days` add up. Free."""
+    """Return what was done about each unfinished receipt, after logging how the last `days` add up. Free.
+
+    Args:
+        days: Of how many days the ledger is compared with the account's statement.
+        credentials: The name of a saved Veogen Credentials block; unset, the environment's token.
+        store: Where all is kept, s3://bucket/prefix or an absolute path; unset, the environment's VEOGEN_STORE.
+    """
     swept = await sweep_store(credentials=credentials, store=store)
     await compare_with_statement(days, credentials=credentials, store=store)
     return swept

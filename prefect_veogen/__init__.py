@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from prefect_veogen.blocks import VeogenCredentials
     from prefect_veogen.campaign.items import CampaignItem
     from prefect_veogen.campaign.report import CampaignReport
-    from prefect_veogen.models import Animated, Asset, Generation, GenerationRequest
+    from prefect_veogen.models import Animated, Approved, Asset, Generation, GenerationRequest
     from prefect_veogen.settings import Settings
     from prefect_veogen.tasks.generation import download_asset, generate, submit_generation, wait_for_generation
     from prefect_veogen.upkeep.sweep import Swept
@@ -19,6 +19,7 @@ else:
 
     _HOMES = {
         "Animated": "models",
+        "Approved": "models",
         "Asset": "models",
         "CampaignItem": "campaign.items",
         "CampaignReport": "campaign.report",
@@ -46,6 +47,7 @@ else:
 
 __all__ = [
     "Animated",
+    "Approved",
     "Asset",
     "CampaignItem",
     "CampaignReport",

@@ -19,7 +19,6 @@ from prefect_veogen.errors import (
     BudgetExceeded,
     ChangeTheRequest,
     ChangeTheSetup,
-    InsufficientBalance,
     InvalidManifest,
     InvalidRequest,
     PersonNeeded,
@@ -27,12 +26,12 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.ledger import State
-from prefect_veogen.models import Asset, Certainty, GenerationRequest, Kind, in_usd
+from prefect_veogen.models import Asset, GenerationRequest, Kind, in_usd
 from prefect_veogen.models.signed_links import without_queries
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.purchase.inputs import identify_inputs, receipt_key_of
 from prefect_veogen.purchase.notices import note_refused
-from prefect_veogen.purchase.plan import Plan, Planner, priced
+from prefect_veogen.purchase.plan import Plan, PlanItem, Planner, check_money, priced
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
 
@@ -74,52 +73,34 @@ def for_row(session: Session, row: Row, campaign: str) -> Session:
 # ---------------------------------------------------------------- before the first purchase
 
 
-async def check_rows(session: Session, rows: Sequence[Row]) -> Decimal:
-    """Validate that all rows can be bought, and return what is still to be paid for them, in USD. Free.
+async def check_rows(session: Session, *campaigns: Sequence[Row]) -> Decimal:
+    """Validate that all rows of all campaigns can be bought, and return what is still to be paid, in USD. Free.
 
     Raises:
         InvalidManifest: rows ask for what their models don't offer; all of them are named.
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
     await session.store.check()
-    rows = Rows.of(rows)
-    await _check_against_catalogue(session, rows)
-    plan = await plan_rows(session, rows)
+    for rows in campaigns:
+        await _check_against_catalogue(session, Rows.of(rows))
+    plan = await plan_rows(session, *campaigns)
     try:
-        _check_money(plan)
+        check_money(plan, "The campaign")
     except BudgetExceeded as refusal:
         note_refused(session, refusal)
         raise
     return plan.total_usd
 
 
-def _check_money(plan: Plan) -> None:
-    if plan.total_usd == 0 and plan.certainty is Certainty.EXACT:
-        return  # already-bought rows skip the caps and the balance
-    for budget in plan.budgets:
-        if plan.certainty is Certainty.UNPRICED:
-            raise BudgetExceeded.without_a_price(", ".join(sorted(plan.unpriced)))
-        if budget.wanted_usd > budget.left_usd:
-            raise BudgetExceeded(
-                f"The campaign would cost {in_usd(budget.wanted_usd)} more, and the budget {budget.budget!r} of "
-                f"{in_usd(budget.cap_usd)} has {in_usd(max(budget.left_usd, Decimal(0)))} left",
-                wanted_usd=budget.wanted_usd,
-                left_usd=budget.left_usd,
-                cap_usd=budget.cap_usd,
-                budget=budget.budget,
-            )
-    if plan.balance_usd is not None and plan.total_usd > plan.balance_usd:
-        raise InsufficientBalance(
-            f"The campaign would cost {in_usd(plan.total_usd)} more, and the account holds {in_usd(plan.balance_usd)}",
-            required_usd=plan.total_usd,
-            balance_usd=plan.balance_usd,
-        )
-
-
-async def plan_rows(session: Session, rows: Sequence[Row], *, itemised: bool = False) -> Plan:
+async def plan_rows(session: Session, *campaigns: Sequence[Row], itemised: bool = False) -> Plan:
     """Return what the rows would cost now, as far as it is known before the pictures are made. Free."""
-    rows = Rows.of(rows)
-    planner, items = Planner(session), []
+    planner = Planner(session)
+    items = [item for rows in campaigns for item in await _add_rows(session, planner, Rows.of(rows), itemised=itemised)]
+    return await planner.finish(items)
+
+
+async def _add_rows(session: Session, planner: Planner, rows: Rows, *, itemised: bool) -> list[PlanItem]:
+    items: list[PlanItem] = []
     pictures = await stored_pictures(session, rows)
     for batch in _batches(rows):
         requests = await map_bounded(batch, lambda row: _requests_of(session, row, pictures))
@@ -130,7 +111,7 @@ async def plan_rows(session: Session, rows: Sequence[Row], *, itemised: bool = F
         ]
         added = await planner.add(wanted)
         items += added if itemised else []
-    return await planner.finish(items)
+    return items
 
 
 async def stored_pictures(session: Session, rows: Rows) -> dict[str, Asset]:

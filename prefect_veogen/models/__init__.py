@@ -2,6 +2,7 @@
 
 from prefect_veogen.models.generation import (
     Animated,
+    Approved,
     Asset,
     CatalogueModel,
     Certainty,
@@ -36,6 +37,7 @@ __all__ = [
     "MAX_DIGITS",
     "MAX_PROMPT_CHARACTERS",
     "Animated",
+    "Approved",
     "Asset",
     "CatalogueModel",
     "Certainty",

@@ -68,6 +68,18 @@ class Animated(Value):
     video: Asset
 
 
+@named_by_the_package
+class Approved(Value):
+    """The pictures that a person was shown last, and the clips made from those that were approved, in their order.
+
+    `approved` are the pictures' numbers, from 1: `videos[0]` moves `images[approved[0] - 1]`.
+    """
+
+    images: tuple[Asset, ...]
+    videos: tuple[Asset, ...] = ()
+    approved: tuple[int, ...] = ()
+
+
 def _as_money(value: Any) -> Any:
     return Decimal(str(value)) if isinstance(value, float) else value
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from prefect_veogen.api.client import balance_of
 from prefect_veogen.api.pricing import quote, validate
-from prefect_veogen.errors import ChangeTheRequest, InvalidRequest
+from prefect_veogen.errors import BudgetExceeded, ChangeTheRequest, InsufficientBalance, InvalidRequest
 from prefect_veogen.ledger import State
-from prefect_veogen.models import Certainty, GenerationRequest, Quote, ReceiptKey
+from prefect_veogen.models import Certainty, GenerationRequest, Quote, ReceiptKey, in_usd
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.purchase.inputs import identify_inputs
 
@@ -136,6 +136,34 @@ class Planner:
             unpriced=frozenset(self._unpriced),
             balance_usd=balance.remaining_usd if balance else None,
             budgets=tuple(budgets),
+        )
+
+
+def check_money(plan: Plan, what: str) -> None:
+    """Validate that balance and budgets allow all of a plan, which is called `what`.
+
+    Raises:
+        BudgetExceeded, InsufficientBalance: the money would run out half-way.
+    """
+    if plan.total_usd == 0 and plan.certainty is Certainty.EXACT:
+        return  # what is already bought skips the caps and the balance
+    for budget in plan.budgets:
+        if plan.certainty is Certainty.UNPRICED:
+            raise BudgetExceeded.without_a_price(", ".join(sorted(plan.unpriced)))
+        if budget.wanted_usd > budget.left_usd:
+            raise BudgetExceeded(
+                f"{what} would cost {in_usd(budget.wanted_usd)} more, and the budget {budget.budget!r} of "
+                f"{in_usd(budget.cap_usd)} has {in_usd(max(budget.left_usd, Decimal(0)))} left",
+                wanted_usd=budget.wanted_usd,
+                left_usd=budget.left_usd,
+                cap_usd=budget.cap_usd,
+                budget=budget.budget,
+            )
+    if plan.balance_usd is not None and plan.total_usd > plan.balance_usd:
+        raise InsufficientBalance(
+            f"{what} would cost {in_usd(plan.total_usd)} more, and the account holds {in_usd(plan.balance_usd)}",
+            required_usd=plan.total_usd,
+            balance_usd=plan.balance_usd,
         )
 
 

@@ -9,11 +9,21 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from prefect_veogen.errors import ConfigurationError, masked
-from prefect_veogen.store.interface import AlreadyExists, Document, ListedObject, Stat, Store, VersionConflict, Writer
+from prefect_veogen.store.interface import (
+    FOLDERS,
+    AlreadyExists,
+    Document,
+    ListedObject,
+    Stat,
+    Store,
+    VersionConflict,
+    Writer,
+)
 from prefect_veogen.store.local import LocalStore
 from prefect_veogen.store.s3 import PROOF, S3Store
 
 __all__ = [
+    "FOLDERS",
     "PROOF",
     "AlreadyExists",
     "Document",

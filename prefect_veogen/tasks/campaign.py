@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -142,8 +144,9 @@ async def read_manifest(
     prompt_template: str | None = None,
     motion_template: str | None = None,
     variants: int = 1,
+    scheduled: datetime | None = None,
 ) -> Rows:
-    """Return the rows of a manifest, with all takes filled in by `take_of_slot`. Free.
+    """Return the rows of a manifest, with all takes filled in by `take_of_slot`, for the slot `scheduled`. Free.
 
     A manifest is a list (or generator) of mappings, a DataFrame (pandas, Polars, PyArrow, DuckDB, whatever Narwhals
     knows), or the path or link (http(s), s3, file) of a CSV, TSV, JSON, JSON Lines, YAML, Parquet or Arrow file. A
@@ -162,8 +165,8 @@ async def read_manifest(
         ConfigurationError: an option is wrong, there is no such file, or it can't be read.
     """
     options = RowOptions(
-        take=take_of_slot(take),
-        take_of=take_of_slot,
+        take=take_of_slot(take, scheduled),
+        take_of=partial(take_of_slot, scheduled=scheduled),
         carry=carry,
         labels=labels or {},
         prompt_template=prompt_template,
@@ -218,7 +221,7 @@ async def check_campaign(
         InvalidManifest: rows ask for what their models don't offer; all of them are named.
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
-    session = await session_for_task(credentials, store, _cap(name, budget_usd))
+    session = await session_for_task(credentials, store, campaign_cap(name, budget_usd))
     left_to_pay = await on_io(check_rows(session, rows))
     session.log.info("%d rows, %s to pay", len(rows), in_usd(left_to_pay))
     return left_to_pay
@@ -238,6 +241,7 @@ async def make_row(
     pictures: Mapping[str, Asset] | None = None,
     *,
     name: str,
+    budget: str | None = None,
     budget_usd: Decimal | float | None = None,
     credentials: VeogenCredentials | str | None = None,
     store: str | Path | None = None,
@@ -248,7 +252,7 @@ async def make_row(
     `pictures` are those of the rows whose pictures it uses. One task run for the whole row, not one per step: at
     hundreds of rows, recording runs is what costs.
     """
-    session = for_row(await session_for_task(credentials, store, _cap(name, budget_usd)), row, name)
+    session = for_row(await session_for_task(credentials, store, campaign_cap(budget or name, budget_usd)), row, name)
     return await on_io(make_assets(session, row, pictures or {}, timeout_seconds))
 
 
@@ -260,6 +264,7 @@ async def make_campaign(
     rows: Sequence[Row],
     *,
     name: str,
+    budget: str | None = None,
     budget_usd: Decimal | float | None = None,
     at_once: int = 300,
     credentials: VeogenCredentials | str | None = None,
@@ -269,6 +274,7 @@ async def make_campaign(
     """Return how all rows ended, after making them, at most `at_once` at the same time. COSTS MONEY.
 
     One row's failure stops no other, but those which use its picture. Safe to repeat: only what is missing is bought.
+    Campaigns with one `budget` share its cap; unset, it has the campaign's name.
     """
     if at_once < 1:
         raise ConfigurationError(f"at_once={at_once} makes nothing", next_step="Nothing was bought. Give 1 or more.")
@@ -277,7 +283,7 @@ async def make_campaign(
     rows = Rows.of(rows)
     session = await session_for_task(credentials, store)
     where: dict[str, Any] = {"credentials": credentials, "store": store}
-    limits: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
+    limits: dict[str, Any] = {"budget": budget, "budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
     items: dict[int, CampaignItem] = {}
     heroes = {identity: asyncio.get_running_loop().create_future() for identity in rows.used}
 
@@ -362,6 +368,6 @@ def _table(report: CampaignReport) -> list[dict[str, str]]:
     ]
 
 
-def _cap(name: str, budget_usd: Decimal | float | None) -> Cap | None:
+def campaign_cap(name: str, budget_usd: Decimal | float | None) -> Cap | None:
     """Return the cap which all runs of a campaign share."""
     return Cap.of(f"campaign-{name}", budget_usd)

@@ -111,7 +111,7 @@ async def submit_generation(
         UnknownSubmission: in doubt, it may have been bought; running again after `doubt_until` searches again.
     """
     check_is_request(request)
-    session = await session_for_task(credentials, store, _run_cap(budget_usd), labels)
+    session = await session_for_task(credentials, store, run_cap(budget_usd), labels)
     purchase = await on_io(buy(session, request))
     generation = purchase.generation
     if purchase.reused:
@@ -378,7 +378,7 @@ async def session_for_task(
     return replace(session, emit=emit)
 
 
-def _run_cap(budget_usd: Decimal | float | None) -> Cap | None:
+def run_cap(budget_usd: Decimal | float | None) -> Cap | None:
     """Return the cap of this flow run, or of this process where there is none."""
     return Cap.of(f"run-{flow_run.id}" if flow_run.id else _PROCESS, budget_usd)
 

@@ -1,11 +1,15 @@
-"""Checks of requests before the first of them is bought, for flows of your own."""
+"""What flows of your own do with several requests: check, price and make them."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 from prefect import task
+from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.references import placeholder_image
@@ -13,12 +17,15 @@ from prefect_veogen.campaign.run import stored_asset
 from prefect_veogen.models import Asset, GenerationRequest
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.inputs import identify_inputs
-from prefect_veogen.purchase.plan import is_bought, priced
+from prefect_veogen.purchase.plan import Plan, is_bought, make_plan, priced
 from prefect_veogen.session import Session
-from prefect_veogen.tasks.generation import FREE, check_is_request, session_for_task
+from prefect_veogen.tasks.generation import FREE, check_is_request, generate, run_cap, session_for_task
 from prefect_veogen.tasks.runs import name_task_run, request_name
 
-__all__ = ["check_requests", "placeholder_of"]
+__all__ = ["InputsParameter", "Plan", "check_requests", "generate_all", "placeholder_of", "plan_requests"]
+
+InputsParameter = list[str | SkipJsonSchema[Asset] | SkipJsonSchema[Path]]
+"""The inputs of a request as a flow takes them; a deployment's form asks for links alone."""
 
 
 @task(
@@ -43,6 +50,39 @@ async def check_requests(
     for request in requests:
         check_is_request(request)
     await on_io(_check_requests(await session_for_task(credentials, store), requests))
+
+
+@task(
+    name="plan requests",
+    task_run_name=name_task_run("plan", lambda of: _name_of_requests(of["requests"])),
+    description="Prices requests before the first of them is bought.",
+    **FREE,
+)
+async def plan_requests(
+    *requests: GenerationRequest,
+    credentials: VeogenCredentials | str | None = None,
+    store: str | Path | None = None,
+    budget_usd: Decimal | float | None = None,
+) -> Plan:
+    """Return what requests would cost now, and whether balance and caps allow it. Free, and safe to repeat.
+
+    What was bought before costs nothing. `budget_usd` is that with which this flow run buys. It raises nothing about
+    the requests themselves: `plan.problems` names those that would be refused.
+    """
+    for request in requests:
+        check_is_request(request)
+    return await on_io(make_plan(await session_for_task(credentials, store, run_cap(budget_usd)), requests))
+
+
+async def generate_all(*requests: GenerationRequest, **options: Any) -> tuple[Asset, ...]:
+    """Return the assets of requests which are made at the same time; `options` are those of `generate`. COSTS MONEY.
+
+    Safe to repeat. One that fails stops no other: the first failure is raised when all have ended.
+    """
+    made = await asyncio.gather(*(generate(request, **options) for request in requests), return_exceptions=True)
+    if (failure := next((one for one in made if isinstance(one, BaseException)), None)) is not None:
+        raise failure
+    return tuple(one for one in made if isinstance(one, Asset))
 
 
 def placeholder_of(request: GenerationRequest) -> Asset:

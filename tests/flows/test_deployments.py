@@ -108,7 +108,7 @@ async def test_one_command_deploys_them_all_and_a_second_one_changes_nothing(
     found = await on_server()
     assert set(found) >= {item["name"] for item in DEPLOYMENTS}
     assert (found["daily"].parameters["take"], found["daily"].work_pool_name) == ("{scheduled:%Y-%m-%d}", "veogen")
-    assert [schedule.active for item in found.values() for schedule in item.schedules] == [False, False]
+    assert [schedule.active for item in found.values() for schedule in item.schedules] == [False] * 3
     assert TOKEN not in printed + "".join(map(str, found.values()))
     assert (files_in(tree), files_in(ROOT / "deployments")) == (before, in_repository)
 

@@ -66,7 +66,16 @@ DOORS = {
     "starlette": {BESIDE},
     "pytest": {BESIDE},
 }
-PUBLIC_MODULES = ["errors", "schedule", "tasks.campaign", "tasks.maintenance", "tasks.requests", "tasks.runs"]
+PUBLIC_MODULES = [
+    "errors",
+    "schedule",
+    "tasks.approval",
+    "tasks.campaign",
+    "tasks.daily",
+    "tasks.maintenance",
+    "tasks.requests",
+    "tasks.runs",
+]
 MOST_FILE_LINES = 400
 MOST_LINES = 45
 # Tables, not logic: one row per model.
@@ -81,8 +90,15 @@ STATE = {
 }
 
 
+DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
 def sources(folder: Path = PACKAGE) -> list[Path]:
     return sorted(folder.rglob("*.py"))
+
+
+def lines_of_docstring(node: ast.Module | ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    return len((ast.get_docstring(node, clean=False) or "").splitlines())
 
 
 @cache
@@ -195,6 +211,7 @@ def test_all_is_sorted_and_complete() -> None:
     assert prefect_veogen.__all__ == sorted(shown)
     assert shown == {
         "Animated",
+        "Approved",
         "Asset",
         "CampaignItem",
         "CampaignReport",
@@ -217,11 +234,8 @@ def test_a_flow_is_a_short_reading_of_public_names(path: Path) -> None:
     assert {name.rpartition(".")[0] for name in ours} <= public
     assert not [name for name in ours if name.rpartition(".")[2].startswith("_")]
     assert all(name.rpartition(".")[2] in prefect_veogen.__all__ for name in ours if name.count(".") == 1)
-    documented = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)
-    texts = [
-        ast.get_docstring(node, clean=False) or "" for node in ast.walk(parsed(path)) if isinstance(node, documented)
-    ]
-    assert len(path.read_text().splitlines()) - sum(len(text.splitlines()) for text in texts) <= 60
+    documented = [node for node in ast.walk(parsed(path)) if isinstance(node, DOCUMENTED)]
+    assert len(path.read_text().splitlines()) - sum(map(lines_of_docstring, documented)) <= 60
 
 
 def test_importing_the_package_loads_nothing_it_does_not_need_and_reads_no_settings() -> None:
@@ -254,6 +268,9 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
 
 def test_no_function_is_longer_than_a_screen() -> None:
     long = {name: (node.end_lineno or 0) - node.lineno + 1 for name, node in functions()}
+    # A flow's docstring describes each field of its form.
+    for name, node in functions():
+        long[name] -= lines_of_docstring(node) if name.startswith("flows/") else 0
     assert {name: lines for name, lines in long.items() if lines > MOST_LINES and name not in TABLES} == {}
     assert all(long[name] > MOST_LINES for name in TABLES)
 

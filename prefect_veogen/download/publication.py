@@ -1,0 +1,99 @@
+"""Copies of assets under names of the user's own: a stable place for consumers, replaced whole."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from prefect_veogen.errors import ConfigurationError, PersonNeeded
+from prefect_veogen.store import FOLDERS
+
+if TYPE_CHECKING:
+    from prefect_veogen.models import Asset
+    from prefect_veogen.store import Store
+
+_MAX_CHARACTERS = 512
+
+
+def check_publication_key(key: str) -> None:
+    """Validate a name in the store for a published copy: a relative path that is not the store's own.
+
+    Raises:
+        ConfigurationError: it is not valid.
+    """
+    parts = key.split("/")
+    if f"{parts[0].casefold()}/" in FOLDERS:  # one folder where the file system thinks so
+        problem = f"{parts[0]}/ belongs to the store itself"
+    elif len(key) > _MAX_CHARACTERS:
+        problem = f"it has more than {_MAX_CHARACTERS} characters"
+    elif not key.isprintable() or "\\" in key or any(not part.strip() or part.startswith(".") for part in parts):
+        problem = "each part has to be a printable name that begins with no dot"
+    else:
+        return
+    raise ConfigurationError(
+        f"Nothing can be published as {key!r}: {problem}",
+        next_step="Nothing was bought. Give a path such as daily/{scheduled:%F}.mp4, which is none of "
+        f"{', '.join(FOLDERS)}.",
+    )
+
+
+async def publish(store: Store, asset: Asset, key: str, scheduled: datetime | None = None) -> bool:
+    """Copy an asset to a key, whole and verified, with a sidecar; return whether it is there now. Free.
+
+    With `scheduled`, what was published there for a later slot stays: a late run must not bring yesterday back.
+    """
+    check_publication_key(key)
+    source = store.key(asset.uri)
+    if source is None:
+        raise ConfigurationError(
+            f"{asset.uri} is not in the store {store.uri('')}", next_step="Publish it in the store in which it lies."
+        )
+    if scheduled is not None and await _is_later(store, key, scheduled):
+        return False
+    await _copy(store, source, key, asset)
+    note = {
+        "asset": asset.model_dump(mode="json", exclude={"source_url"}, exclude_none=True),
+        "scheduled": scheduled.astimezone(UTC).isoformat() if scheduled else None,
+    }
+    await store.put(_sidecar(key), json.dumps(note, indent=2).encode(), "application/json")
+    return True
+
+
+async def _is_later(store: Store, key: str, scheduled: datetime) -> bool:
+    document = await store.read(_sidecar(key))
+    try:
+        published = json.loads(document.body)["scheduled"] if document else None
+        return published is not None and datetime.fromisoformat(published) > scheduled
+    except (ValueError, KeyError, TypeError):
+        return False  # somebody else's: it is replaced
+
+
+async def _copy(store: Store, source: str, key: str, asset: Asset) -> None:
+    """Stream an object to another key of the store; it appears there whole, and only with the right bytes."""
+    loop, digest, writer = asyncio.get_running_loop(), hashlib.sha256(), store.writer(key, asset.content_type)
+
+    def pass_on(piece: bytes) -> None:
+        digest.update(piece)
+        # In the reading thread: it goes on reading when the piece is written.
+        asyncio.run_coroutine_threadsafe(writer.write(piece), loop).result()
+
+    try:
+        was_there = await store.read_through(source, pass_on) is not None
+        is_whole = was_there and digest.hexdigest() == asset.sha256
+        await (writer.commit() if is_whole else writer.abort())
+    except BaseException:
+        await writer.abort()
+        raise
+    if not is_whole:
+        raise PersonNeeded(
+            f"{asset.uri} is {'not what was stored there' if was_there else 'gone'}",
+            generation_id=asset.generation_id,
+            next_step="Run the flow again: it is downloaded afresh, and nothing is bought twice.",
+        )
+
+
+def _sidecar(key: str) -> str:
+    return f"{key}.json"

@@ -1,0 +1,257 @@
+"""A person's decision in the middle of a flow: a form under the pictures, with the price of what comes next."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import count
+from math import ceil
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+
+from prefect import get_client, get_run_logger
+from prefect.artifacts import acreate_markdown_artifact
+from prefect.context import FlowRunContext
+from prefect.flow_runs import apause_flow_run, asuspend_flow_run
+from prefect.input import RunInput
+from prefect.input.run_input import keyset_from_base_key
+from pydantic import Field, create_model
+
+from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.download.thumbnails import thumbnail
+from prefect_veogen.errors import ChangeTheSetup, ConfigurationError
+from prefect_veogen.models import (
+    MAX_PROMPT_CHARACTERS,
+    Asset,
+    Certainty,
+    GenerationRequest,
+    in_usd,
+    text_problem,
+)
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.purchase.plan import Plan, check_money
+from prefect_veogen.tasks.generation import session_for_task
+from prefect_veogen.tasks.markdown import code, image, literal
+from prefect_veogen.tasks.requests import plan_requests
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import FlowRun
+
+    from prefect_veogen.session import Session
+
+__all__ = ["Approval", "PictureRounds", "ask_for_approval", "clips_of"]
+
+MAX_VARIANTS = 24
+_SHEET = "approval"
+_POLL_SECONDS = 5
+# Prefect fails a run whose pause is over; ours ends a little earlier, so that the run can end well.
+_GRACE_SECONDS = 60
+
+# What the form refuses, and with it the server, before the run goes on: to animate nothing.
+_APPROVED_IF_ANIMATED = {
+    "if": {"properties": {"decision": {"const": "animate"}}, "required": ["decision"]},
+    "then": {"properties": {"approved": {"minItems": 1}}, "required": ["approved"]},
+}
+
+
+class Approval(RunInput):
+    """What a person decides about the pictures, by a form: animate those approved, make others, or stop."""
+
+    model_config = RunInput.model_config | {"json_schema_extra": _APPROVED_IF_ANIMATED}  # type: ignore[assignment]
+
+    decision: Literal["animate", "again", "stop"] = Field(
+        description="animate: make clips of the approved pictures. again: make as many other pictures. stop: spend "
+        "nothing more."
+    )
+    approved: list[int] = Field(default=[], description="The numbers of the pictures to animate, from 1.")
+    new_prompt: str = Field(
+        default="",
+        max_length=MAX_PROMPT_CHARACTERS,
+        description="For other pictures of something else; empty: the same prompt once more.",
+    )
+
+
+class PictureRounds:
+    """The requests for a picture in variants, round by round: each round has the next takes of its prompt.
+
+    Those of a number T are T, T+1 …, of a text T, T.2 … Whoever begins again gets the same requests.
+    """
+
+    def __init__(self, picture: GenerationRequest, variants: int) -> None:
+        if isinstance(variants, bool) or not 1 <= variants <= MAX_VARIANTS:
+            raise ConfigurationError(
+                f"variants={variants!r} is not valid",
+                next_step=f"Nothing was bought. Give a whole number from 1 to {MAX_VARIANTS}.",
+            )
+        self.number = 0
+        self._picture, self._variants, self._made = picture, variants, Counter[str]()
+        self._prompt = picture.prompt
+
+    def next_round(self, new_prompt: str = "") -> list[GenerationRequest]:
+        """Return the next requests, of another prompt if there is one. Free."""
+        self.number += 1
+        self._prompt = new_prompt.strip() or self._prompt
+        requests = self.round_after()
+        self._made[self._prompt] += self._variants
+        return requests
+
+    def round_after(self) -> list[GenerationRequest]:
+        """Return what the next round would be with the same prompt. Free."""
+        fields, made = self._picture.set_fields(), self._made[self._prompt]
+        takes = [_take_of_variant(self._picture.take, number) for number in range(made, made + self._variants)]
+        return [GenerationRequest(**fields | {"prompt": self._prompt, "take": take}) for take in takes]
+
+
+def clips_of(
+    motion: GenerationRequest, pictures: Sequence[GenerationRequest], images: Iterable[Asset]
+) -> list[GenerationRequest]:
+    """Return the requests for clips of pictures, each with its picture as the input and its take. Free."""
+    fields = motion.set_fields()
+    return [
+        GenerationRequest(**fields | {"image_urls": [image], "take": picture.take})
+        for picture, image in zip(pictures, images, strict=True)
+    ]
+
+
+def _take_of_variant(take: int | str, number: int) -> int | str:
+    if isinstance(take, int):
+        return take + number
+    return f"{take}.{number + 1}" if number else take
+
+
+async def ask_for_approval(
+    images: Sequence[Asset],
+    *,
+    clips: Sequence[GenerationRequest],
+    again: Sequence[GenerationRequest],
+    number: int = 1,
+    timeout_seconds: float,
+    budget_usd: float | None = None,
+    credentials: VeogenCredentials | str | None = None,
+    store: str | Path | None = None,
+) -> Approval:
+    """Return what a person decides about pictures, given what `clips` of them and others, `again`, would cost. Free.
+
+    A run of a deployment is suspended: no process waits, and a worker runs the flow from its start when the form is
+    filled in; what was bought before is found, not bought. A run by hand waits in place. `number` says the how manieth
+    question of the run it is. What the form can't know is checked here, and asked again: money that would not do.
+
+    When nobody has decided after `timeout_seconds`, a run by hand goes on with "stop"; a suspended one is failed by
+    Prefect, and has spent nothing more.
+    """
+    money: dict[str, Any] = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
+    asked_before, problem = _asked_before(), ""
+    for attempt in count(1):
+        key = f"{_SHEET}-{number}-{attempt}"
+        form = _form(len(images))
+        if key not in asked_before:
+            await _show_pictures(await session_for_task(credentials, store), images, number)
+            plans = await plan_requests(*clips, **money), await plan_requests(*again, **money)
+            form = form.with_initial_data(description=_describe(images, *plans, problem))
+        answer = await _ask(form, key, timeout_seconds)
+        if f"{_SHEET}-{number}-{attempt + 1}" in asked_before:
+            continue  # this one could not be, and was asked again
+        problem = await _problem_of(answer, clips, again, money)
+        if not problem:
+            approved = sorted(answer.approved) if answer.decision == "animate" else []
+            return answer.model_copy(update={"approved": approved})
+    raise AssertionError("unreachable")
+
+
+def _asked_before() -> set[str]:
+    """Return the keys of the questions which an earlier process of this run has asked."""
+    return {*(_flow_run().empirical_policy.pause_keys or ())}
+
+
+def _flow_run() -> FlowRun:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise ConfigurationError(
+            "Only a flow run can ask for approval", next_step="Nothing was bought. Call it in a function with @flow."
+        )
+    return context.flow_run
+
+
+def _form(variants: int) -> type[Approval]:
+    """Return the form for so many pictures, with limits that the server checks."""
+    described = Approval.model_fields["approved"].description
+    of_a_picture = Annotated[int, Field(ge=1, le=variants)]
+    limits: Any = Field(default=[], description=described, max_length=variants, json_schema_extra={"uniqueItems": True})
+    return create_model("Approval", __base__=Approval, approved=(list[of_a_picture], limits))
+
+
+async def _ask(form: type[Approval], key: str, timeout_seconds: float) -> Approval:
+    run, seconds = _flow_run(), ceil(timeout_seconds)
+    if run.deployment_id is not None and run.parent_task_run_id is None:
+        return cast("Approval", await asuspend_flow_run(wait_for_input=form, timeout=seconds, key=key))
+    get_run_logger().info("Waiting for a decision: open this run in Prefect's UI, and resume it. Run: %s", run.id)
+    options: dict[str, Any] = {"timeout": seconds + _GRACE_SECONDS, "poll_interval": _POLL_SECONDS, "key": key}
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return cast("Approval", await apause_flow_run(wait_for_input=form, **options))
+    except TimeoutError:
+        async with get_client() as client:
+            is_answered = (await client.read_flow_run(run.id)).state_type == "RUNNING"
+        if is_answered:  # between the last poll and the end
+            return await form.aload(keyset_from_base_key(f"paused-{key}"))
+        get_run_logger().warning("Nobody has decided within %s seconds: nothing more is bought", timeout_seconds)
+        return Approval(decision="stop")
+
+
+async def _problem_of(
+    answer: Approval,
+    clips: Sequence[GenerationRequest],
+    again: Sequence[GenerationRequest],
+    money: Mapping[str, Any],
+) -> str:
+    """Return why a decision can't be carried out, empty if it can."""
+    wanted: Sequence[GenerationRequest] = ()
+    if answer.decision == "animate":
+        wanted = [clips[number - 1] for number in answer.approved]
+    elif answer.decision == "again":
+        if problem := text_problem(answer.new_prompt):
+            return f"new_prompt: {problem}"
+        wanted = again
+    if not wanted:
+        return ""
+    try:
+        check_money(await plan_requests(*wanted, **money), "That")
+    except ChangeTheSetup as refusal:
+        return refusal.message
+    return ""
+
+
+def _describe(images: Sequence[Asset], clips: Plan, again: Plan, problem: str) -> str:
+    each = max((item.usd for item in clips.items if item.usd is not None), default=None)
+    lines = [
+        f"**{literal(problem)}.** Nothing was bought." if problem else "",
+        f"{len(images)} pictures are to be judged: see the artifact `{_SHEET}` of this run for their numbers.",
+        f"- **animate**: {_price(clips)} for all"
+        + (f", {in_usd(each)} for each approved picture" if each is not None else ""),
+        f"- **again**: {_price(again)} for {len(again.items)} other pictures",
+        "- **stop**: nothing",
+        *(f"\nLeft of the budget {code(left.budget)}: {in_usd(left.left_usd)}" for left in clips.budgets),
+    ]
+    return "\n".join(line for line in lines if line)
+
+
+def _price(plan: Plan) -> str:
+    if plan.certainty is Certainty.UNPRICED:
+        return f"an unknown amount (no price for {', '.join(sorted(plan.unpriced))})"
+    return f"{'at most ' if plan.certainty is Certainty.UPPER_BOUND else ''}{in_usd(plan.total_usd)}"
+
+
+async def _show_pictures(session: Session, images: Sequence[Asset], number: int) -> None:
+    """Leave an artifact that shows the pictures with their numbers."""
+    pictures = await on_io(_thumbnails(session, images))
+    shown = [
+        f"## {position}\n\n{f'{image(str(position), picture)}{chr(10) * 2}' if picture else ''}{code(asset.uri)}"
+        for position, (asset, picture) in enumerate(zip(images, pictures, strict=True), 1)
+    ]
+    title = f"Pictures to approve, round {number}"
+    await acreate_markdown_artifact("\n\n".join([f"# {title}", *shown]), key=_SHEET, description=title)
+
+
+async def _thumbnails(session: Session, images: Sequence[Asset]) -> list[str | None]:
+    return list(await asyncio.gather(*(thumbnail(session.store, asset) for asset in images)))

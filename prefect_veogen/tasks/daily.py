@@ -1,0 +1,229 @@
+"""What a daily flow is made of: its slots, what is made in each, and where consumers find it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from prefect import get_run_logger, task
+from prefect.context import FlowRunContext
+
+from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.campaign.items import ItemStatus
+from prefect_veogen.campaign.records import Manifest
+from prefect_veogen.campaign.report import CampaignReport
+from prefect_veogen.campaign.rows import Rows
+from prefect_veogen.campaign.run import check_rows
+from prefect_veogen.download.publication import check_publication_key, publish
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.models import Asset, in_usd
+from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.schedule import take_of_slot
+from prefect_veogen.tasks.campaign import (
+    Only,
+    campaign_cap,
+    keep_results,
+    make_campaign,
+    publish_campaign,
+    read_manifest,
+)
+from prefect_veogen.tasks.generation import FREE, session_for_task
+from prefect_veogen.tasks.runs import name_task_run
+
+__all__ = ["Slot", "check_slots", "is_late", "make_slot", "publish_asset", "read_slots"]
+
+_MAX_SLOTS = 366
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One slot of a schedule: the campaign that is made for it, and under which names its assets are published."""
+
+    scheduled: datetime
+    name: str
+    rows: Rows
+    publish_as: str | None = None
+    latest: str | None = None
+
+    def keys_of(self, identity: str, take: str) -> dict[str, datetime | None]:
+        """Return where the asset of a row is published; with a time, only if there is nothing of a later slot."""
+        keys: dict[str, datetime | None] = {}
+        for template, scheduled in ((self.publish_as, None), (self.latest, self.scheduled)):
+            if template is not None:
+                named = template.replace("{id}", identity).replace("{take}", take)
+                keys[str(take_of_slot(named, self.scheduled))] = scheduled
+        return keys
+
+
+def is_late(late_after_seconds: float) -> bool:
+    """Tell whether the flow run began so long after its scheduled start. Free.
+
+    A retry of a run that began in time is not late.
+    """
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or run.expected_start_time is None:
+        return False
+    began = run.start_time or datetime.now(UTC)
+    is_it = (began - run.expected_start_time).total_seconds() > late_after_seconds
+    if is_it:
+        get_run_logger().warning("Its slot was %s: too late, nothing is made", run.expected_start_time)
+    return is_it
+
+
+async def read_slots(
+    manifest: Manifest,
+    take: int | str,
+    *,
+    name: str,
+    start: date | None = None,
+    end: date | None = None,
+    publish_as: str | None = None,
+    latest: str | None = None,
+    only: Only | None = None,
+    credentials: VeogenCredentials | str | None = None,
+    store: str | Path | None = None,
+    **options: Any,
+) -> list[Slot]:
+    """Return the slots from `start` to `end`, a day each, or the run's own, with the rows of each. Free.
+
+    `options` are those of `read_manifest`. The slot of the take T is the campaign NAME-T; with `only="failed"`, what
+    ended well in it is left out.
+
+    Raises:
+        InvalidManifest, ConfigurationError: rows or options are wrong, or two would be published under one name.
+    """
+    if not isinstance(manifest, str | Path | Mapping | Sequence) and start is not None:
+        manifest = list(manifest)  # type: ignore[arg-type] # read once per slot
+    slots = []
+    for scheduled in _days(take, start, end) or [_own_slot()]:
+        filled = take_of_slot(take, scheduled)
+        rows = await read_manifest(manifest, take, scheduled=scheduled, **options)
+        slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest))
+        await keep_results(rows, only, name=slots[-1].name, credentials=credentials, store=store)
+    _check_publication(slots)
+    return slots
+
+
+def _own_slot() -> datetime:
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    return (run.expected_start_time if run else None) or datetime.now(UTC)
+
+
+def _days(take: int | str, start: date | None, end: date | None) -> list[datetime]:
+    """Return the slots of a backfill, empty if none is asked for."""
+    if start is None and end is None:
+        return []
+    problem = ""
+    if start is None or end is None:
+        problem = "a backfill needs both"
+    elif not 0 <= (end - start).days < _MAX_SLOTS:
+        problem = f"that is not 1 to {_MAX_SLOTS} days"
+    else:
+        days = [datetime.combine(start + timedelta(number), time(), UTC) for number in range((end - start).days + 1)]
+        takes = [take_of_slot(take, day) for day in days]
+        if len({*takes}) == len(days) and takes == [take_of_slot(take, day + timedelta(hours=23.9)) for day in days]:
+            return days
+        problem = f"take={take!r} is not another one each day, and the same all day"
+    raise ConfigurationError(
+        f"start={start}, end={end}: {problem}",
+        next_step='Nothing was bought. Give the first and the last day, and take="{scheduled:%Y-%m-%d}".',
+    )
+
+
+def _check_publication(slots: Sequence[Slot]) -> None:
+    """Validate the names under which assets are published, before anything is bought."""
+    published: dict[str, str] = {}
+    for slot in slots:
+        latest: dict[str, str] = {}
+        for identity, take in (row.key for row in slot.rows):
+            for key, scheduled in slot.keys_of(identity, take).items():
+                check_publication_key(key)
+                seen, owner = latest if scheduled else published, f"{identity} (take {take})"
+                if seen.setdefault(key, owner) != owner:
+                    raise ConfigurationError(
+                        f"{seen[key]} and {owner} would both be published as {key}",
+                        next_step="Nothing was bought. Put {id}, {take} or the slot into the name.",
+                    )
+
+
+@task(
+    name="check slots",
+    task_run_name=name_task_run("check", lambda of: f"{len(of['slots'])} slots of {of['budget']}"),
+    description="Validates and prices all rows of all slots before the first purchase.",
+    **FREE,
+)
+async def check_slots(
+    slots: Sequence[Slot],
+    *,
+    budget: str,
+    budget_usd: Decimal | float | None = None,
+    credentials: VeogenCredentials | str | None = None,
+    store: str | Path | None = None,
+) -> Decimal:
+    """Return what is still to be paid for all slots, in USD, if all of it can be. Free, and safe to repeat.
+
+    Raises:
+        InvalidManifest: rows ask for what their models don't offer; all of them are named.
+        BudgetExceeded, InsufficientBalance: the money would run out half-way.
+    """
+    session = await session_for_task(credentials, store, campaign_cap(budget, budget_usd))
+    left_to_pay = await on_io(check_rows(session, *(slot.rows for slot in slots)))
+    session.log.info("%d slots, %s to pay", len(slots), in_usd(left_to_pay))
+    return left_to_pay
+
+
+async def make_slot(
+    slot: Slot,
+    *,
+    credentials: VeogenCredentials | str | None = None,
+    store: str | Path | None = None,
+    **options: Any,
+) -> CampaignReport:
+    """Return how the rows of a slot ended, after making and publishing them. COSTS MONEY; safe to repeat.
+
+    `options` are those of `make_campaign`. Rows that failed leave what was published before as it is.
+    """
+    where: dict[str, Any] = {"credentials": credentials, "store": store}
+    report = await make_campaign(slot.rows, name=slot.name, **options, **where)
+    for item in report.items:
+        if item.status is ItemStatus.OK and item.assets:
+            for key, scheduled in slot.keys_of(item.id, item.take).items():
+                await publish_asset(item.assets[-1], key, scheduled=scheduled, **where)
+    await publish_campaign(report, **where)
+    return report
+
+
+@task(
+    name="publish asset",
+    task_run_name=name_task_run("publish", lambda of: str(of["key"])),
+    description="Copies an asset to a stable place in the store.",
+    **FREE,
+)
+async def publish_asset(
+    asset: Asset,
+    key: str,
+    *,
+    scheduled: datetime | None = None,
+    credentials: VeogenCredentials | str | None = None,
+    store: str | Path | None = None,
+) -> str:
+    """Return where a copy of an asset lies: at `key` in the store, replaced whole, with a sidecar `<key>.json`. Free.
+
+    The bytes are verified while they are copied, in constant memory. With `scheduled`, what is there of a later slot
+    stays. Safe to repeat.
+
+    Raises:
+        ConfigurationError: the key belongs to the store itself or is not valid, or the asset is in another store.
+        PersonNeeded: the asset is gone, or changed.
+    """
+    session = await session_for_task(credentials, store)
+    is_there = await on_io(publish(session.store, asset, key, scheduled))
+    uri = session.store.uri(key)
+    session.log.info("%s %s", "Published" if is_there else "Kept what is there of a later slot:", uri)
+    return uri

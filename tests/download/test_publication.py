@@ -1,0 +1,125 @@
+"""Published copies: whole or not at all, in little memory, under names that leave the store's own alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tracemalloc
+from datetime import UTC, datetime
+
+import pytest
+
+from prefect_veogen.download.publication import check_publication_key, publish
+from prefect_veogen.errors import ConfigurationError, PersonNeeded
+from prefect_veogen.models import Asset
+from prefect_veogen.store import FOLDERS, Store, open_store
+
+MIB = 1024 * 1024
+KEY = "daily/latest.mp4"
+
+
+async def stored(store: Store, body: bytes, name: str = "clip") -> Asset:
+    key = f"assets/{name}.mp4"
+    await store.put(key, body, "video/mp4")
+    digest = hashlib.sha256(body).hexdigest()
+    return Asset(uri=store.uri(key), sha256=digest, size=len(body), content_type="video/mp4", generation_id="g")
+
+
+async def there(store: Store) -> bytes:
+    document = await store.read(KEY)
+    assert document is not None
+    return document.body
+
+
+async def test_a_copy_replaces_what_was_there_and_says_where_it_comes_from(store_url: str) -> None:
+    store = open_store(store_url)
+    for body in (b"first", b"second"):
+        asset = await stored(store, body)
+        assert await publish(store, asset, KEY)
+        assert await there(store) == body
+    note = await store.read(f"{KEY}.json")
+    assert note is not None
+    assert json.loads(note.body) == {
+        "asset": asset.model_dump(mode="json", exclude_none=True),
+        "scheduled": None,
+    }
+
+
+async def test_a_large_asset_is_copied_in_little_memory(store_url: str) -> None:
+    store = open_store(store_url)
+    asset = await stored(store, bytes(range(256)) * (MIB // 256) * 40)
+    await publish(store, await stored(store, b"small", "small"), KEY)  # what is loaded at the first use
+    directory = not store_url.startswith("s3:")
+    tracemalloc.start()
+    await publish(store, asset, KEY)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert await store.sha256(KEY) == asset.sha256
+    if directory:  # the bucket's server is in this process, too
+        assert peak < 8 * MIB
+
+
+@pytest.mark.parametrize("body", [b"other", None])
+async def test_other_bytes_than_those_that_were_bought_are_not_published(body: bytes | None, store_url: str) -> None:
+    store = open_store(store_url)
+    await publish(store, await stored(store, b"first"), KEY)
+    asset = await stored(store, b"second")
+    if body is None:
+        asset = asset.model_copy(update={"uri": store.uri("assets/nowhere.mp4")})
+    else:
+        await store.put("assets/clip.mp4", body, "video/mp4")
+    with pytest.raises(PersonNeeded, match="gone" if body is None else "not what was stored there"):
+        await publish(store, asset, KEY)
+    assert await there(store) == b"first"
+
+
+async def test_an_earlier_slot_leaves_what_is_there_and_the_same_slot_replaces_it(store_url: str) -> None:
+    store = open_store(store_url)
+    for day, body, is_there in ((2, b"second", True), (1, b"first", False), (2, b"again", True), (3, b"third", True)):
+        asset = await stored(store, body)
+        assert await publish(store, asset, KEY, datetime(2026, 11, day, tzinfo=UTC)) is is_there
+        assert await there(store) == (body if is_there else b"second")
+
+
+async def test_somebody_elses_file_is_replaced(store_url: str) -> None:
+    store = open_store(store_url)
+    await store.put(KEY, b"by hand", "video/mp4")
+    await store.put(f"{KEY}.json", b"[1]", "application/json")
+    assert await publish(store, await stored(store, b"first"), KEY, datetime(2026, 11, 1, tzinfo=UTC))
+
+
+async def test_an_asset_of_another_store_is_refused(store_url: str) -> None:
+    asset = await stored(open_store(f"{store_url}-other"), b"x")
+    with pytest.raises(ConfigurationError, match="is not in the store"):
+        await publish(open_store(store_url), asset, KEY)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        *(f"{folder}x" for folder in FOLDERS),
+        *(
+            "",
+            "/x",
+            "x/",
+            "x//y",
+            "../x",
+            "x/../y",
+            ".locks/x",
+            ".unfinished/x",
+            "x/.y",
+            "x\ny",
+            "x\\y",
+            " /x",
+            "x" * 513,
+        ),
+    ],
+)
+def test_names_that_are_the_stores_own_or_no_names_are_refused(key: str) -> None:
+    with pytest.raises(ConfigurationError, match="Nothing can be published as"):
+        check_publication_key(key)
+
+
+@pytest.mark.parametrize("key", ["x.mp4", "daily/2026-11-24.mp4", "site/häuser/a b.png", "assets-of-mine/x.png"])
+def test_other_names_are_taken(key: str) -> None:
+    check_publication_key(key)

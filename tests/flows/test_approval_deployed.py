@@ -1,0 +1,107 @@
+"""flows/approve_then_animate.py as a deployment: suspended, resumed, killed and timed out, each purchase made once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import SetStateStatus
+
+from prefect_veogen import Approved
+from prefect_veogen.sandbox import Sandbox
+from tests.support.prefect_processes import (
+    DeployedTree,
+    copy_deployable,
+    prefect,
+    running_deployments,
+    running_worker,
+    wait_until,
+)
+
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.kill, pytest.mark.timeout(600)]
+
+PICTURE, CLIP = "gpt-4o-image", "veo-3.1-fast"
+PROMPTS: dict[str, Any] = {"image_prompt": "a lighthouse at dusk", "motion_prompt": "the beam turns", "variants": 2}
+
+
+class Deployed(DeployedTree):
+    """The deployment on a server of its own, and what a person does to its runs."""
+
+    def start(self, **parameters: Any) -> UUID:
+        with self.client() as client:
+            found = client.read_deployment_by_name("approve-then-animate/with-approval")
+            return client.create_flow_run_from_deployment(found.id, parameters=PROMPTS | parameters).id
+
+    def run(self, run_id: UUID) -> FlowRun:
+        with self.client() as client:
+            return client.read_flow_run(run_id)
+
+    def is_in(self, run_id: UUID, name: str) -> bool:
+        state = self.run(run_id).state
+        return state is not None and state.name == name
+
+    def question(self, run_id: UUID) -> str | None:
+        """Return which question a suspended run has asked, its form being there."""
+        state = self.run(run_id).state
+        if state is None or state.name != "Suspended":
+            return None
+        with self.client() as client:
+            schema = (state.state_details.run_input_keyset or {})["schema"]
+            return state.state_details.pause_key if client.filter_flow_run_input(run_id, schema, 1, set()) else None
+
+    def decide(self, run_id: UUID, **decision: Any) -> SetStateStatus:
+        with self.client() as client:
+            return client.resume_flow_run(run_id, run_input=decision).status
+
+
+@pytest.fixture
+def deployed(sandbox: Sandbox, tmp_path: Path) -> Iterator[Deployed]:
+    tree = copy_deployable(tmp_path / "tree")
+    with running_deployments(tree, tmp_path / "prefect") as environment:
+        yield Deployed(environment, tree)
+
+
+def bought(sandbox: Sandbox) -> list[str]:
+    return [purchase.model for purchase in sandbox.bill]
+
+
+def test_suspended_resumed_killed_and_timed_out_each_purchase_is_made_once(
+    deployed: Deployed, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with running_worker(deployed.environment, deployed.tree, limit=2) as log:
+        run = deployed.start()
+        forgotten = deployed.start(approval_timeout_seconds=1)
+        wait_until(lambda: deployed.question(run) == "approval-1-1", "the run asks", log)
+        wait_until(lambda: deployed.is_in(forgotten, "Failed"), "Prefect fails the forgotten run", log)
+        assert bought(sandbox) == [PICTURE] * 2, "the two runs want the same"
+        assert deployed.decide(run, decision="animate") == SetStateStatus.REJECT
+        assert deployed.decide(run, decision="again") == SetStateStatus.ACCEPT
+        wait_until(lambda: deployed.question(run) == "approval-2-1", "the run asks about others", log)
+        assert bought(sandbox) == [PICTURE] * 4
+        sandbox.speed = 0
+        assert deployed.decide(run, decision="animate", approved=[2]) == SetStateStatus.ACCEPT
+        wait_until(lambda: CLIP in bought(sandbox), "the clip is bought", log)
+        pid = deployed.run(run).infrastructure_pid
+        assert pid is not None
+        os.kill(int(pid.rpartition(":")[2]), signal.SIGKILL)
+        # The worker reports a crash twice; its second report would undo a retry before it.
+        wait_until(lambda: log.read_text().count("as crashed: ") == 2, "the worker has reported the kill", log)
+        assert deployed.is_in(run, "Crashed")
+        sandbox.speed = 100
+        prefect(deployed.environment, "flow-run", "retry", str(run))
+        wait_until(lambda: deployed.question(run) == "approval-1-1", "begun again, it asks again", log)
+        assert deployed.decide(run, decision="again") == SetStateStatus.ACCEPT
+        wait_until(lambda: deployed.question(run) == "approval-2-1", "and again", log)
+        assert deployed.decide(run, decision="animate", approved=[2]) == SetStateStatus.ACCEPT
+        wait_until(lambda: deployed.is_in(run, "Completed"), "the run is completed", log)
+    state: Any = deployed.run(run).state
+    made = state.result()
+    assert isinstance(made, Approved)
+    assert (len(made.images), len(made.videos), made.approved) == (2, 1, (2,))
+    assert bought(sandbox) == [PICTURE] * 4 + [CLIP]
