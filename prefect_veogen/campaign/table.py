@@ -40,8 +40,9 @@ class Table:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """Give each item as one record with all columns, JSON-ready."""
+        empty = dict.fromkeys(self.columns)
         for item in self._items:
-            yield dict.fromkeys(self.columns) | self._record(item)
+            yield empty | self._record(item)
 
     def _record(self, item: CampaignItem) -> dict[str, Any]:
         record: dict[str, Any] = {

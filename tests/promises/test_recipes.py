@@ -155,7 +155,7 @@ def deployed(shop: Sandbox, tmp_path: Path) -> Iterator[DeployedTree]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.prefect
+@pytest.mark.server
 def test_another_orchestrator_has_a_campaign_made_over_http(
     deployed: DeployedTree, shop: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
