@@ -70,6 +70,6 @@ def _describe_results(results: str | None, before: str | None) -> str:
         return "no shared storage: each machine stores its own (--results s3-bucket/NAME changes it)"
     replaced = "" if before in (None, results) else f", instead of {before}"
     return (
-        f"{results} is the default storage of all its flows{replaced}: workers that run flows and callers that read "
-        "their results need the package and the credentials of this block"
+        f"{results} as the default result storage of all its flows{replaced}: workers that run flows and callers that "
+        "read their results need the package and the credentials of this block"
     )

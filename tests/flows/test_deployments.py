@@ -16,6 +16,7 @@ from prefect.client.schemas.responses import DeploymentResponse
 from prefect.settings import PREFECT_API_URL
 
 from prefect_veogen.schedule import take_of_slot
+from prefect_veogen.tasks.automations import HEALED_TAG
 from tests.support.prefect_processes import copy_deployable, deploy_all, environment_for
 
 pytestmark = pytest.mark.prefect
@@ -83,10 +84,14 @@ def test_no_token_is_in_the_file() -> None:
 
 
 def test_the_file_names_only_what_prefect_knows() -> None:
-    allowed = {"name", "entrypoint", "description", "parameters", "schedules", "concurrency_limit", "work_pool"}
+    allowed = {"name", "entrypoint", "description", "parameters", "schedules", "concurrency_limit", "work_pool", "tags"}
     assert set(described()) == {"name", "definitions", "deployments"}
     assert set().union(*DEPLOYMENTS) <= allowed
     assert len({(item["name"], item["entrypoint"]) for item in DEPLOYMENTS}) == len(DEPLOYMENTS)
+
+
+def test_all_deployments_have_the_tag_of_what_is_healed() -> None:
+    assert [item["tags"] for item in DEPLOYMENTS] == [[HEALED_TAG]] * len(DEPLOYMENTS)
 
 
 def test_every_flow_of_the_project_is_deployed() -> None:
