@@ -75,6 +75,11 @@ async def test_a_backfill_makes_each_day_with_its_own_pictures_and_again_for_not
     assert len(sandbox.bill) == 6
 
 
+async def test_a_rows_own_take_is_filled_in_for_the_day_that_is_made(sandbox: Sandbox, tmp_path: Path) -> None:
+    await daily_content([LIGHT | {"take": "week {scheduled:%V}, {scheduled:%a}"}], **DAYS)
+    assert takes(tmp_path / "store") == sorted(["week 44, Sun", "week 45, Mon", "week 45, Tue"])
+
+
 async def test_a_backfill_is_priced_before_it_begins_and_its_slots_share_one_cap(sandbox: Sandbox) -> None:
     with pytest.raises(BudgetExceeded, match=r"would cost \$0\.06 more"):
         await daily_content([LIGHT], budget_usd=0.05, **DAYS)
