@@ -134,8 +134,8 @@ async def ask_for_approval(
     """Return what a person decides about pictures, given what `clips` of them and others, `again`, would cost. Free.
 
     A run of a deployment is suspended: no process waits, and a worker runs the flow from its start when the form is
-    filled in; what was bought before is found, not bought. A run by hand waits in place. `number` says the how manieth
-    question of the run it is. What the form can't know is checked here, and asked again: money that would not do.
+    filled in; what was bought before is found, not bought. A run by hand waits in place. `number` counts the
+    rounds of the run, from 1. What the form can't know is checked here, and asked again: money that would not do.
 
     When nobody has decided after `timeout_seconds`, a run by hand goes on with "stop"; a suspended one is failed by
     Prefect, and has spent nothing more.
