@@ -51,7 +51,7 @@ async def daily_content(
     Args:
         manifest: The path or link of a table (CSV, JSON, YAML, Parquet …), or its rows: each with an id, a model, a
             prompt and, where the picture is to move, a motion_prompt.
-        take: Which version: as it is, one a day (UTC). A date such as 2026-11-24 runs that day's slot again.
+        take: Which version: as it is, one a day (UTC).
         name: What the slots' campaigns are called, each followed by its take.
         budget_usd: What all runs of a slot may spend at most, in USD; of a backfill, all its slots together. Unset, no
             cap but those of the environment.
@@ -61,7 +61,7 @@ async def daily_content(
         late: What a worker does that comes back after its slot: "catch_up" makes it then, "skip" makes nothing.
         late_after_seconds: How long after its scheduled start a run is late.
         start: The first day (UTC) of a backfill.
-        end: Its last day.
+        end: Its last day; the same as the first, to make one day again.
         carry: Names of columns that come along into the results, or "*" for all.
         labels: Your own words on all purchases, such as {"project": "spring"}, for caps and costs.
         prompt_template: Makes the prompt of rows without one from their columns, such as "A {color} {name}".
@@ -81,7 +81,7 @@ async def daily_content(
     places: dict[str, Any] = {"publish_as": publish_as, "latest": latest, "start": start, "end": end, "only": only}
     await sweep_store(**where)
     slots = await read_slots(manifest, take, name=name, **places, **columns, **templates, **where)
-    budget = f"{name}-{start}-to-{end}" if start else slots[0].name
+    budget = slots[0].name if len(slots) == 1 else f"{name}-{start}-to-{end}"
     money: dict[str, Any] = {"budget": budget, "budget_usd": budget_usd, **where}
     await check_slots(slots, **money)
     return [await make_slot(slot, at_once=at_once, timeout_seconds=timeout_seconds, **money) for slot in slots]

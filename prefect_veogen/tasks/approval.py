@@ -16,7 +16,7 @@ from prefect.context import FlowRunContext
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
 from prefect.input import RunInput
 from prefect.input.run_input import keyset_from_base_key
-from pydantic import Field, create_model
+from pydantic import Field, ValidationError, create_model
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.download.thumbnails import thumbnail
@@ -134,8 +134,8 @@ async def ask_for_approval(
     """Return what a person decides about pictures, given what `clips` of them and others, `again`, would cost. Free.
 
     A run of a deployment is suspended: no process waits, and a worker runs the flow from its start when the form is
-    filled in; what was bought before is found, not bought. A run by hand waits in place. `number` says the how manieth
-    question of the run it is. What the form can't know is checked here, and asked again: money that would not do.
+    filled in; what was bought before is found, not bought. A run by hand waits in place. `number` counts the
+    rounds of the run, from 1. What the form can't know is checked here, and asked again: money that would not do.
 
     When nobody has decided after `timeout_seconds`, a run by hand goes on with "stop"; a suspended one is failed by
     Prefect, and has spent nothing more.
@@ -149,7 +149,12 @@ async def ask_for_approval(
             await _show_pictures(await session_for_task(credentials, store), images, number)
             plans = await plan_requests(*clips, **money), await plan_requests(*again, **money)
             form = form.with_initial_data(description=_describe(images, *plans, problem))
-        answer = await _ask(form, key, timeout_seconds)
+        try:
+            answer = await _ask(form, key, timeout_seconds)
+        except ValidationError:
+            if key not in asked_before:
+                raise
+            continue  # the time was over before anybody decided, and the run was started again
         if f"{_SHEET}-{number}-{attempt + 1}" in asked_before:
             continue  # this one could not be, and was asked again
         problem = await _problem_of(answer, clips, again, money)

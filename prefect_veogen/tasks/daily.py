@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -97,8 +97,14 @@ async def read_slots(
     Raises:
         InvalidManifest, ConfigurationError: rows or options are wrong, or two would be published under one name.
     """
-    if not isinstance(manifest, str | Path | Mapping | Sequence) and start is not None:
-        manifest = list(manifest)  # type: ignore[arg-type] # read once per slot
+    if isinstance(manifest, Iterator):
+        manifest = list(manifest)  # it is read once per slot
+    if (publish_as or latest) and take_of_slot(take, datetime.min.replace(tzinfo=UTC)) == take:
+        raise ConfigurationError(
+            f"take={take!r} is not a slot's, so that it can't be published under a slot's name",
+            next_step='Nothing was bought. Leave take="{scheduled:%Y-%m-%d}", and give a day as both start and end to '
+            "make it again; or leave out publish_as and latest.",
+        )
     slots = []
     for scheduled in _days(take, start, end) or [_own_slot()]:
         filled = take_of_slot(take, scheduled)

@@ -17,6 +17,8 @@ from prefect import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, FlowFilter, FlowFilterName
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import SetStateStatus
+from prefect.flow_engine import run_flow_async
+from prefect.states import Pending
 
 from flows.approve_then_animate import approve_then_animate
 from prefect_veogen import Approved, GenerationRequest
@@ -135,6 +137,22 @@ async def test_nobody_decides_and_the_run_ends_well_with_the_pictures(sandbox: S
     state = await approve_then_animate(*PROMPTS, variants=2, approval_timeout_seconds=1, return_state=True)
     assert state.is_completed()
     made = await state.aresult()
+    assert (len(made.images), made.videos) == (2, ())
+    assert bought(sandbox) == [PICTURE] * 2
+
+
+async def test_a_question_that_nobody_answered_is_asked_anew_when_the_run_is_started_again(sandbox: Sandbox) -> None:
+    options: dict[str, Any] = {"variants": 2, "approval_timeout_seconds": 1}
+    state = await approve_then_animate(*PROMPTS, **options, return_state=True)
+    run_id = state.state_details.flow_run_id
+    assert run_id is not None
+    async with get_client() as client:
+        await client.set_flow_run_state(run_id, Pending(), force=True)  # as `prefect flow-run retry` does
+        run = await client.read_flow_run(run_id)
+        assert run.empirical_policy.pause_keys == {"approval-1-1"}
+        made: Any = await run_flow_async(approve_then_animate, flow_run=run, parameters=run.parameters)
+        run = await client.read_flow_run(run_id)
+    assert run.empirical_policy.pause_keys == {"approval-1-1", "approval-1-2"}
     assert (len(made.images), made.videos) == (2, ())
     assert bought(sandbox) == [PICTURE] * 2
 

@@ -6,11 +6,13 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from prefect import get_client
 from prefect.states import Scheduled
@@ -53,7 +55,7 @@ async def test_a_slot_is_made_once_and_has_results_and_a_budget_of_its_own(sandb
     assert takes(tmp_path / "store") == [TODAY]
     await daily_content([LIGHT], budget_usd=0.02)
     assert len(sandbox.bill) == 1
-    await daily_content([LIGHT], take="2026-11-24", budget_usd=0.02)
+    await daily_content([LIGHT], start=date(2026, 11, 24), end=date(2026, 11, 24), budget_usd=0.02)
     results = sorted(path.parent.name for path in (tmp_path / "store" / "campaigns").rglob("results.jsonl"))
     assert results == sorted([f"daily-{TODAY}", "daily-2026-11-24"])
     assert len(sandbox.bill) == 2, "each slot has its own budget"
@@ -73,6 +75,17 @@ async def test_a_backfill_makes_each_day_with_its_own_pictures_and_again_for_not
         assert made.parameters["image_urls"] == [light.output_url]
     await daily_content([LIGHT, waves], **DAYS)
     assert len(sandbox.bill) == 6
+
+
+async def test_a_rows_own_take_is_filled_in_for_the_day_that_is_made(sandbox: Sandbox, tmp_path: Path) -> None:
+    await daily_content([LIGHT | {"take": "week {scheduled:%V}, {scheduled:%a}"}], **DAYS)
+    assert takes(tmp_path / "store") == sorted(["week 44, Sun", "week 45, Mon", "week 45, Tue"])
+
+
+@pytest.mark.parametrize("table", [lambda: iter([LIGHT]), lambda: pd.DataFrame([LIGHT])], ids=["iterator", "frame"])
+async def test_a_backfill_of_any_table_has_its_rows_in_each_slot(table: Callable[[], Any], sandbox: Sandbox) -> None:
+    reports = await daily_content(table(), **DAYS)
+    assert [report.rows for report in reports] == [1, 1, 1]
 
 
 async def test_a_backfill_is_priced_before_it_begins_and_its_slots_share_one_cap(sandbox: Sandbox) -> None:
@@ -100,6 +113,7 @@ async def test_a_backfill_is_priced_before_it_begins_and_its_slots_share_one_cap
         ({"publish_as": "day.png", "manifest": [LIGHT, SHELL]}, ConfigurationError, "light .* and shell .* as day.png"),
         ({"latest": "day.png", "variants": 2}, ConfigurationError, "would both be published as day.png"),
         (DAYS | {"publish_as": "{id}.png"}, ConfigurationError, "would both be published"),
+        ({"take": "2026-11-24", "latest": "latest.png"}, ConfigurationError, "is not a slot's"),
         ({"publish_as": "{nope}.png"}, ConfigurationError, "can't be filled in"),
     ],
 )
@@ -145,7 +159,8 @@ async def test_the_clip_is_what_is_published_and_a_failure_leaves_what_was_there
     note = json.loads((tmp_path / "store" / "latest.mp4.json").read_text())
     assert note["asset"]["content_type"] == "video/mp4"
     sandbox.fault("failed", times=1)
-    (report,) = await daily_content([row], take="other", latest="latest.mp4")
+    tomorrow = date.fromisoformat(TODAY) + timedelta(days=1)
+    (report,) = await daily_content([row], start=tomorrow, end=tomorrow, latest="latest.mp4")
     assert report.items[0].status.value == "failed"
     assert json.loads((tmp_path / "store" / "latest.mp4.json").read_text()) == note
 

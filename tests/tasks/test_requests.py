@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
 
 from prefect_veogen import Asset, GenerationRequest, generate
-from prefect_veogen.errors import ChangeTheRequest, ConfigurationError
+from prefect_veogen.errors import ChangeTheRequest, ConfigurationError, GenerationFailed
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.tasks.requests import check_requests, placeholder_of
+from prefect_veogen.tasks.requests import check_requests, generate_all, placeholder_of, plan_requests
 from tests.support.media import png
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -54,3 +55,26 @@ async def test_inputs_in_buckets_and_files_are_read_before_anything_is_bought(
     (tmp_path / "fox.png").unlink()
     with pytest.raises(ChangeTheRequest, match=r"image_urls: item 0: .*fox\.png does not exist on this machine"):
         await check_requests(fox)
+
+
+async def test_a_plan_says_what_is_still_to_pay_and_whether_the_money_would_do(sandbox: Sandbox) -> None:
+    others = [PICTURE.model_copy(update={"take": take}) for take in (2, 3)]
+    plan = await plan_requests(PICTURE, *others, budget_usd=0.04)
+    assert (plan.total_usd, plan.is_affordable) == (Decimal("0.06"), False)
+    await generate(PICTURE)
+    plan = await plan_requests(PICTURE, *others, budget_usd=0.04)
+    assert ([item.usd for item in plan.items], plan.is_affordable) == ([0, Decimal("0.02"), Decimal("0.02")], True)
+    wrong = await plan_requests(PICTURE.model_copy(update={"model": "nope"}))
+    assert ["nope" in str(item.problem) for item in wrong.problems] == [True]
+    assert len(sandbox.bill) == 1
+
+
+async def test_the_failure_of_one_of_many_is_raised_when_the_others_are_made(sandbox: Sandbox) -> None:
+    sandbox.fault("failed", times=1)
+    requests = [PICTURE.model_copy(update={"take": take}) for take in (1, 2, 3)]
+    with pytest.raises(GenerationFailed):
+        await generate_all(*requests)
+    assert len(await generate_all(*requests)) == 3
+    assert len(sandbox.bill) == 3
+    assert len(sandbox.generations) == 4, "only the one that failed was asked for again"
+    assert await generate_all() == ()
