@@ -13,6 +13,7 @@ from prefect_veogen.ledger.receipt import READINGS_NEEDED
 from prefect_veogen.ledger.transitions import EventName
 from prefect_veogen.models import in_usd
 from prefect_veogen.process.concurrency import backoff_seconds
+from prefect_veogen.purchase.notices import note_in_doubt
 from prefect_veogen.purchase.readings import VoidReading, read_list
 from prefect_veogen.purchase.search import Search, kind_of, search
 
@@ -122,7 +123,10 @@ class Doubt:
 
 async def note_doubt(session: Session, entry: Entry, reason: str) -> Entry:
     """Note that the response to a purchase is lost, and until when it is in doubt."""
-    return await session.ledger.doubt(entry, f"{reason}; {Doubt.of(session, entry.receipt).outlook}")
+    reason = f"{reason}; {Doubt.of(session, entry.receipt).outlook}"
+    noted = await session.ledger.doubt(entry, reason)
+    note_in_doubt(session, noted.receipt, reason)
+    return noted
 
 
 # ---------------------------------------------------------------- proving an absence

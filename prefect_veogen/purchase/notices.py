@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from prefect_veogen.errors import BudgetExceeded
     from prefect_veogen.ledger import Receipt
     from prefect_veogen.ledger.budgets import Crossing
-    from prefect_veogen.models import GenerationRequest
+    from prefect_veogen.models import Generation, GenerationRequest
     from prefect_veogen.session import Session
 
 BOUGHT = "veogen.generation.bought"
+FAILED = "veogen.generation.failed"
+IN_DOUBT = "veogen.generation.in_doubt"
 WARNED = "veogen.budget.warned"
 REFUSED = "veogen.budget.refused"
 
@@ -34,6 +36,33 @@ def note_bought(session: Session, receipt: Receipt) -> None:
         "campaign": receipt.campaign,
     }
     session.emit(BOUGHT, f"veogen.generation.{receipt.generation.id}", _known(payload))
+
+
+def note_failed(session: Session, generation: Generation) -> None:
+    """Send `veogen.generation.failed` for a generation that failed, and was not charged."""
+    payload = {
+        "generation_id": generation.id,
+        "model": generation.model,
+        "error": generation.error,
+        "receipt": generation.receipt,
+        "labels": dict(session.labels),
+        "campaign": session.campaign,
+    }
+    session.emit(FAILED, f"veogen.generation.{generation.id}", _known(payload))
+
+
+def note_in_doubt(session: Session, receipt: Receipt, reason: str) -> None:
+    """Send `veogen.generation.in_doubt` for a purchase whose response is lost: it may or may not have been made."""
+    payload = {
+        "receipt": receipt.key,
+        "model": receipt.request.model,
+        "price_usd": _text(receipt.quote_usd),
+        "take": receipt.take,
+        "reason": reason,
+        "labels": dict(receipt.labels),
+        "campaign": receipt.campaign,
+    }
+    session.emit(IN_DOUBT, f"veogen.receipt.{receipt.key}", _known(payload))
 
 
 def warn_of(session: Session, crossed: Sequence[Crossing]) -> None:

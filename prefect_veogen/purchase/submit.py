@@ -42,7 +42,7 @@ from prefect_veogen.purchase.in_doubt import (
     write_down,
 )
 from prefect_veogen.purchase.inputs import identify_inputs, offered_links
-from prefect_veogen.purchase.notices import note_bought, note_refused, warn_of
+from prefect_veogen.purchase.notices import note_bought, note_failed, note_refused, warn_of
 from prefect_veogen.purchase.search import Search, search
 from prefect_veogen.store import AlreadyExists, VersionConflict
 
@@ -99,6 +99,7 @@ async def mark_failed(session: Session, generation: Generation) -> GenerationFai
     """Return the error of a failed generation, after writing into its receipt that nothing was charged."""
     if generation.receipt is not None:
         await session.ledger.fail(generation.receipt, generation)
+    note_failed(session, generation)
     return failure_of(generation)
 
 

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 STORED_EVENT = "veogen.asset.stored"
 
 
+def emit_stored(asset: Asset) -> None:
+    """Emit `veogen.asset.stored`. Free."""
+    emit(STORED_EVENT, asset.uri, asset.model_dump(mode="json", exclude={"source_url"}, exclude_none=True))
+
+
 async def show(session: Session, asset: Asset) -> None:
     """Emit `veogen.asset.stored` and, in a flow run, create an artifact with a small picture. Free."""
-    payload = asset.model_dump(mode="json", exclude={"source_url"}, exclude_none=True)
-    emit(STORED_EVENT, asset.uri, payload)
+    emit_stored(asset)
     try:
         if session.flow_run_id is not None:
             picture = await on_io(thumbnail(session.store, asset))

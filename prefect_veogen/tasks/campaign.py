@@ -42,6 +42,8 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.wait import check_timeout
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
+from prefect_veogen.tasks.artifacts import emit_stored
+from prefect_veogen.tasks.events import emit
 from prefect_veogen.tasks.generation import FREE, KeepsItsKind, is_retryable, session_for_task
 from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.progress import campaign_progress
@@ -78,6 +80,8 @@ Only = Literal["failed"]
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
+
+FINISHED_EVENT = "veogen.campaign.finished"
 
 _MAX_TABLE_ROWS = 1000
 _MAX_PICTURES = 12
@@ -253,7 +257,10 @@ async def make_row(
     hundreds of rows, recording runs is what costs.
     """
     session = for_row(await session_for_task(credentials, store, campaign_cap(budget or name, budget_usd)), row, name)
-    return await on_io(make_assets(session, row, pictures or {}, timeout_seconds))
+    item = await on_io(make_assets(session, row, pictures or {}, timeout_seconds))
+    for asset in () if item.reused else item.assets:
+        emit_stored(asset)
+    return item
 
 
 def _row_name(row: Row) -> str:
@@ -351,8 +358,15 @@ async def publish_campaign(
     )
     await acreate_markdown_artifact(markdown, key=f"{key}-pictures")
     await on_io(write_results(session.store, report.name, report.items))
+    emit(FINISHED_EVENT, f"veogen.campaign.{plain_name(report.name)}", _finished(report, where))
     session.log.info("%s. Gallery: %s. Results: %s", report, where, report.results_uri)
     return where
+
+
+def _finished(report: CampaignReport, gallery: str) -> dict[str, Any]:
+    """Return what `veogen.campaign.finished` says."""
+    known = report.model_dump(mode="json", exclude={"name"})
+    return {"campaign": report.name, **known, "gallery_uri": gallery}
 
 
 def _table(report: CampaignReport) -> list[dict[str, str]]:

@@ -22,7 +22,7 @@ from prefect_veogen.campaign.rows import Row
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from prefect_veogen.tasks.campaign import make_campaign
+from prefect_veogen.tasks.campaign import make_campaign, publish_campaign
 from prefect_veogen.tasks.events import emit
 from tests.support.runs import task_runs
 
@@ -157,3 +157,41 @@ async def test_what_can_be_no_label_is_refused_before_anything_is_bought(sandbox
 def test_an_event_that_cannot_be_sent_raises_nothing(payload: dict[str, Any]) -> None:
     with temporary_settings({PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES: 100}):
         emit("veogen.test", "veogen.test.1", payload)
+
+
+async def test_failures_and_doubts_are_told_with_what_they_cost(
+    sandbox: Sandbox, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
+    sandbox.fault("failed", prompt="picture 0")
+    sandbox.fault("lost-answer-before-charge", prompt="picture 1")
+    rows = [Row(str(number), request, labels={"project": project}) for number, request in enumerate(PICTURES[:2])]
+
+    @flow
+    async def doomed() -> None:
+        await make_campaign(rows, name="doomed")
+
+    await doomed()
+    (failed,) = await events_of("veogen.generation.failed", project)
+    assert (failed["payload"]["campaign"], failed["payload"]["model"]) == ("doomed", "gpt-4o-image")
+    assert failed["payload"]["error"]
+    (doubted,) = await events_of("veogen.generation.in_doubt", project)
+    assert doubted["payload"]["price_usd"] == "0.02"
+    assert doubted["resource"]["prefect.resource.id"] == f"veogen.receipt.{doubted['payload']['receipt']}"
+
+
+async def test_a_finished_campaign_and_its_new_assets_are_told_once(sandbox: Sandbox, project: str) -> None:
+    rows = [Row("a", CAT, labels={"project": project})]
+
+    @flow
+    async def campaign() -> None:
+        await publish_campaign(await make_campaign(rows, name=project))
+
+    await campaign()
+    await campaign()
+    finished = await events("veogen.campaign.finished", lambda payload: payload["campaign"] == project, 2)
+    assert [event["payload"]["counts"] for event in finished] == [{"ok": 1}] * 2
+    assert finished[0]["payload"]["results_uri"].endswith(f"campaigns/{project}/results.jsonl")
+    (bought,) = await events_of("veogen.generation.bought", project)
+    made = bought["payload"]["generation_id"]
+    assert len(await events("veogen.asset.stored", lambda payload: payload["generation_id"] == made)) == 1
