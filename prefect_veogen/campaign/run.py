@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -115,6 +116,7 @@ async def drop_edited(session: Session, rows: Rows) -> None:
         return
     pictures: dict[str, Asset] = {}
     for number in rows.heroes_first:
+        await asyncio.sleep(0)  # a hundred thousand take seconds, and others wait for this loop
         row = rows[number]
         item = rows.kept.get(row.key)
         if item is None:

@@ -101,15 +101,16 @@ class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
 
 def _kept_manifest(manifest: Any) -> Any:
     """Return what Prefect's record of a run keeps of its manifest."""
-    if manifest is None or isinstance(manifest, str | Path | Mapping):
+    if manifest is None or isinstance(manifest, str | Path):
         return manifest
-    if not isinstance(manifest, list | tuple):
+    rows = manifest.get("rows") if isinstance(manifest, Mapping) else manifest
+    if not isinstance(rows, list | tuple):
         return f"{_counted(manifest)} of a {type(manifest).__name__}, which is not kept here"
     length = 0
-    for row in manifest:
+    for row in rows:
         length += len(str(row))
         if length > _MAX_KEPT_CHARACTERS:
-            return f"{len(manifest)} rows, too many to be kept here"
+            return f"{len(rows)} rows, too many to be kept here"
     return manifest
 
 
