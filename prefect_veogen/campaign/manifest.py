@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from prefect_veogen.campaign.options import RowOptions, TakeOf
 from prefect_veogen.campaign.records import Manifest, read_records
-from prefect_veogen.campaign.rows import RowOptions, Rows, TakeOf, rows_of
+from prefect_veogen.campaign.rows import Rows, rows_of
 
 
 async def read_manifest(

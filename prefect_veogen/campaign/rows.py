@@ -6,26 +6,23 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from prefect_veogen.campaign.cells import UNNAMED
-from prefect_veogen.campaign.columns import FIELDS, LABEL, MOTION, RESULT_COLUMNS, own_column_problem
+from prefect_veogen.campaign.columns import FIELDS, LABEL, MOTION, own_column_problem
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
+from prefect_veogen.campaign.options import RowOptions, variants_problem
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.records import Record
 from prefect_veogen.campaign.references import ROW, heroes_first, picture_of_row, reference_problems, used_rows
 from prefect_veogen.campaign.results import is_result, item_of
-from prefect_veogen.campaign.template import fill, missing_columns, names_in, unfilled_problem
+from prefect_veogen.campaign.template import fill, missing_columns, unfilled_problem
 from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem
 from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, text_problem
 from prefect_veogen.models.labels import checked_labels
 
 DEFAULT_MOTION_MODEL = "veo-3.1-fast"
 MAX_ID_CHARACTERS = 200
-MAX_VARIANTS = 100
-
-TakeOf = Callable[[Any], Any]
-Carry = Sequence[str] | Literal["*"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,61 +57,27 @@ class Row:
         return GenerationRequest(**{**self.motion, "image_urls": [image], "take": self.request.take})
 
 
-@dataclass(frozen=True, slots=True)
-class RowOptions:
-    """What holds for all rows of a manifest.
-
-    A row without a `take` of its own has this one; `take_of` fills in either. `carry` names the columns to take along,
-    "*" all that are no field of a row. The templates make the prompts of rows without one. `labels` are those of all
-    rows; a row's own win. Each row is made in as many `variants`, unless it says itself how many.
-    """
-
-    take: int | str = 1
-    take_of: TakeOf = lambda take: take
-    carry: Carry = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    prompt_template: str | None = None
-    motion_template: str | None = None
-    variants: int = 1
-
-    def __post_init__(self) -> None:
-        checked_labels(self.labels)
-        _check_option("carry", self.carry, _carry_problem(self.carry))
-        _check_option("variants", self.variants, _variants_problem(self.variants))
-        for name in ("prompt_template", "motion_template"):
-            template = getattr(self, name)
-            is_text = template is None or (isinstance(template, str) and template.strip())
-            _check_option(name, template, None if is_text else "must be text such as 'A {color} {name}, studio light'")
-
-    @property
-    def named(self) -> list[str]:
-        """The columns that the templates name."""
-        return names_in(f"{self.prompt_template or ''} {self.motion_template or ''}")
-
-    def carries(self, column: str) -> bool:
-        """Tell whether a column is taken along; a row's own fields and labels never are."""
-        if column in FIELDS or column.startswith(LABEL):
-            return False
-        return self.carry == "*" or column in self.carry or column in self.named
-
-
 class Rows(Packed[Row]):
     """A manifest's rows, in its order, in little memory."""
 
     def __init__(self, rows: Iterable[Row] = (), kept: Mapping[tuple[str, str], CampaignItem] | None = None) -> None:
-        self._numbers: dict[str, int] = {}
+        self._lenders: dict[str, tuple[int, int]] = {}
         self.uses: dict[str, tuple[str, ...]] = {}
         """The ids of the rows whose pictures a row uses, by its id."""
         self.kept = dict(kept or {})
         """How rows ended in an earlier run that are not to be made again, by their keys."""
+        self.unproven = {*self.kept}
+        """The keys of what is kept without having been compared with what its row asks for now."""
         super().__init__(rows)
 
     def append(self, item: Row) -> None:
         if not item.where:
             item = replace(item, where=f"row {len(self) + 1} ({item.id})")
-        self._numbers.setdefault(item.id, len(self))
+        # By their takes, T, T.2, T.3 …: a table of results may come back in any order.
+        lender = len(str(item.request.take)), len(self)
+        self._lenders[item.id] = min(lender, self._lenders.get(item.id, lender))
         if item.uses:
-            self.uses[item.id] = item.uses
+            self.uses[item.id] = tuple(dict.fromkeys((*self.uses.get(item.id, ()), *item.uses)))
         super().append(item)
 
     @property
@@ -124,7 +87,14 @@ class Rows(Packed[Row]):
 
     def keep(self, items: Iterable[CampaignItem]) -> None:
         """Leave out what has ended well before: it is reported as it ended."""
-        self.kept |= {item.key: item for item in items if item.status is ItemStatus.OK}
+        kept = {item.key: item for item in items if item.status is ItemStatus.OK}
+        self.kept |= kept
+        self.unproven |= kept.keys()
+
+    @property
+    def heroes_first(self) -> Sequence[int]:
+        """The positions of all rows, each after those whose pictures it uses."""
+        return heroes_first([row.id for row in self], self.uses) if self.uses else range(len(self))
 
     @property
     def to_make(self) -> Sequence[int]:
@@ -132,13 +102,13 @@ class Rows(Packed[Row]):
 
         Left out is what is kept, but for the rows whose pictures are used: they are there, and free.
         """
-        order = heroes_first([row.id for row in self], self.uses) if self.uses else range(len(self))
+        order = self.heroes_first
         if not self.kept:
             return order
         made = {number for number, row in enumerate(self) if row.key not in self.kept}
         pending = [identity for number in made for identity in self[number].uses]
         while pending:
-            number = self._numbers[pending.pop()]
+            number = self._lender(pending.pop())
             if number not in made:
                 made.add(number)
                 pending += self[number].uses
@@ -146,7 +116,19 @@ class Rows(Packed[Row]):
 
     def by_id(self, identity: str) -> Row:
         """Return the row of an id; of several variants the first."""
-        return self[self._numbers[identity]]
+        return self[self._lender(identity)]
+
+    def lends(self, number: int) -> bool:
+        """Tell whether the row at a position is the one whose picture others get: of several variants the first."""
+        return self._lender(self[number].id) == number
+
+    def _lender(self, identity: str) -> int:
+        return self._lenders[identity][1]
+
+    @property
+    def reference_problems(self) -> list[tuple[str, str]]:
+        """Which rows use pictures that no row makes before them, each by its id, with the problem."""
+        return [*reference_problems(self.uses, self._lenders)]
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Rows:
@@ -273,7 +255,7 @@ def _rows(fields: dict[str, Any], columns: _Columns, label: str, options: RowOpt
     if (wrong := id_problem(identity)) is not None:
         problems.append(str(Problem("id", identity, wrong)))
     variants = fields.pop("variants", options.variants)
-    if (wrong := _variants_problem(variants)) is not None:
+    if (wrong := variants_problem(variants)) is not None:
         problems.append(str(Problem("variants", variants, wrong)))
     _fill_in(fields, "prompt", options.prompt_template, columns.carried, problems)
     _fill_in(fields, f"{MOTION}prompt", options.motion_template, columns.carried, problems)
@@ -334,12 +316,6 @@ def id_problem(value: Any) -> str | None:
     return "must be one line" if re.search(r"[\t\r\n]", value) else text_problem(value)
 
 
-def _variants_problem(value: Any) -> str | None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_VARIANTS:
-        return f"must be a whole number from 1 to {MAX_VARIANTS}"
-    return None
-
-
 def _unknown(name: str, value: Any) -> Problem:
     return Problem(name, value, "is not a field of a row", FIELDS, _nearest(name, FIELDS))
 
@@ -380,15 +356,3 @@ def _labels(columns: Mapping[str, Any], problems: list[str]) -> dict[str, str]:
     except ConfigurationError as error:
         problems.append(error.message)
         return {}
-
-
-def _carry_problem(carry: Any) -> str | None:
-    if isinstance(carry, list | tuple) and all(isinstance(name, str) for name in carry):
-        taken = [name for name in carry if name in RESULT_COLUMNS and name not in FIELDS]
-        return f"the results have a column {taken[0]!r} of their own; rename it in your table" if taken else None
-    return None if carry == "*" else 'must be a list of columns, or "*" for all'
-
-
-def _check_option(name: str, value: Any, problem: str | None) -> None:
-    if problem is not None:
-        raise ConfigurationError(f"{name}={value!r}: {problem}", next_step="Nothing was bought. Correct it.")

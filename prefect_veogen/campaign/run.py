@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,11 +59,18 @@ def check_ids(rows: Sequence[Row]) -> None:
     """Validate that each row has an id of its own, as the rows of a manifest have; variants share one.
 
     Raises:
-        InvalidManifest: some share one; the report could not distinguish them.
+        InvalidManifest: some share one, so that the report could not distinguish them; or one uses the picture of
+            another that isn't there.
     """
     times = Counter(row.key for row in rows)
     if twice := [key for key, count in times.items() if count > 1]:
         raise InvalidManifest([f"id: {key[0]!r} is used {times[key]} times" for key in twice])
+    _check_references(Rows.of(rows))
+
+
+def _check_references(rows: Rows) -> None:
+    if problems := rows.reference_problems:
+        raise InvalidManifest([f"{rows.by_id(name).where}: image_urls: {problem}" for name, problem in problems])
 
 
 def for_row(session: Session, row: Row, campaign: str) -> Session:
@@ -81,9 +89,12 @@ async def check_rows(session: Session, *campaigns: Sequence[Row]) -> Decimal:
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
     await session.store.check()
-    for rows in campaigns:
-        await _check_against_catalogue(session, Rows.of(rows))
-    plan = await plan_rows(session, *campaigns)
+    given = [Rows.of(rows) for rows in campaigns]
+    for rows in given:
+        _check_references(rows)
+        await drop_edited(session, rows)
+        await _check_against_catalogue(session, rows)
+    plan = await plan_rows(session, *given)
     try:
         check_money(plan, "The campaign")
     except BudgetExceeded as refusal:
@@ -99,8 +110,44 @@ async def plan_rows(session: Session, *campaigns: Sequence[Row], itemised: bool 
     return await planner.finish(items)
 
 
+async def drop_edited(session: Session, rows: Rows) -> None:
+    """Keep no outcome of a row that asks for something else now: by its receipts, so that it is made again. Free."""
+    if not rows.unproven:
+        return
+    pictures: dict[str, Asset] = {}
+    for number in rows.heroes_first:
+        await asyncio.sleep(0)  # a hundred thousand take seconds, and others wait for this loop
+        row = rows[number]
+        item = rows.kept.get(row.key)
+        if item is None:
+            continue
+        if row.key in rows.unproven and not await _is_outcome_of(session, item, row, pictures):
+            del rows.kept[row.key]
+        elif (picture := picture_of(item)) is not None and rows.lends(number):
+            pictures[row.id] = picture
+    rows.unproven.clear()
+
+
+async def _is_outcome_of(session: Session, item: CampaignItem, row: Row, pictures: Pictures) -> bool:
+    requests = [with_pictures(row.request, pictures)]
+    if row.motion is not None:
+        if (picture := picture_of(item)) is None:
+            return False
+        requests.append(row.motion_request(picture))
+    try:
+        return [step.receipt for step in item.steps] == [await receipt_key_of(session, each) for each in requests]
+    except VeogenError:
+        return item.fields == fields_of(row)  # an input is gone, or can't be read
+
+
+def outcome_now(item: CampaignItem, row: Row) -> CampaignItem:
+    """Return an earlier outcome of a row with what the row says of itself now: labels and columns may have changed."""
+    return replace(item, fields=fields_of(row), labels=row.labels, carried=row.carried)
+
+
 async def _add_rows(session: Session, planner: Planner, rows: Rows, *, itemised: bool) -> list[PlanItem]:
     items: list[PlanItem] = []
+    await drop_edited(session, rows)
     pictures = await stored_pictures(session, rows)
     for batch in _batches(rows):
         requests = await map_bounded(batch, lambda row: _requests_of(session, row, pictures))
@@ -120,7 +167,7 @@ async def stored_pictures(session: Session, rows: Rows) -> dict[str, Asset]:
     used = rows.used
     for number in rows.to_make if used else ():
         row = rows[number]
-        if row.id in used and row.id not in pictures:
+        if row.id in used and rows.lends(number):
             picture = await stored_asset(session, with_pictures(row.request, pictures))
             if picture is not None:
                 pictures[row.id] = picture
@@ -319,6 +366,11 @@ def _step(receipt: Receipt, asset: Asset | None, kind: Kind) -> Step:
         price_usd=receipt.price_usd if is_bought else None,
         labels=receipt.labels if is_bought else {},
     )
+
+
+def picture_of(item: CampaignItem) -> Asset | None:
+    """Return the picture among what was made for a row."""
+    return next((asset for asset in item.assets if asset_kind(asset) is Kind.IMAGE), None)
 
 
 def asset_kind(asset: Asset) -> Kind:

@@ -34,12 +34,16 @@ class PlanItem:
 
 @dataclass(frozen=True, slots=True)
 class BudgetLeft:
-    """What these requests want of one budget and what it still allows, what is reserved for them included."""
+    """What these requests want of one budget and what it still allows, what is reserved for them included.
+
+    `unpriced` names those of their models that have no price, which no cap allows.
+    """
 
     budget: str
     cap_usd: Decimal
     left_usd: Decimal
     wanted_usd: Decimal
+    unpriced: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +71,7 @@ class Plan:
         """Whether balance and budgets allow all of it, as far as they are known."""
         if self.balance_usd is not None and self.total_usd > self.balance_usd:
             return False
-        return all(budget.wanted_usd <= budget.left_usd for budget in self.budgets)
+        return all(budget.wanted_usd <= budget.left_usd and not budget.unpriced for budget in self.budgets)
 
 
 Wanted = tuple[GenerationRequest, "tuple[Cap, ...]"]
@@ -94,6 +98,7 @@ class Planner:
         self._certainties: set[Certainty] = set()
         self._unpriced: set[str] = set()
         self._wanted: dict[Cap, dict[str, Decimal]] = {cap: {} for cap in session.caps}
+        self._unpriced_under: dict[Cap, set[str]] = {}
 
     async def add(self, wanted: Sequence[Wanted]) -> list[PlanItem]:
         """Return what each of these costs, given all that were added before. Free."""
@@ -119,13 +124,16 @@ class Planner:
         self._total += item.usd or 0
         for cap in caps:
             self._wanted.setdefault(cap, {})[key] = item.usd or Decimal(0)
+            if item.problem is None and item.usd is None:
+                self._unpriced_under.setdefault(cap, set()).add(item.request.model)
 
     async def finish(self, items: Sequence[PlanItem] = ()) -> Plan:
         """Return the plan of all that was added; `items` are those it is to show. Free."""
         budgets = []
         for cap, wanted in self._wanted.items():
             left = await _left(self._session, cap, {*wanted})
-            budgets.append(BudgetLeft(cap.budget, cap.usd, left, sum(wanted.values(), Decimal(0))))
+            unpriced = frozenset(self._unpriced_under.get(cap, ()))
+            budgets.append(BudgetLeft(cap.budget, cap.usd, left, sum(wanted.values(), Decimal(0)), unpriced))
         balance = await balance_of(self._session.client)
         levels = (Certainty.UNPRICED, Certainty.UPPER_BOUND)
         certainty = next((level for level in levels if level in self._certainties), Certainty.EXACT)
@@ -148,8 +156,8 @@ def check_money(plan: Plan, what: str) -> None:
     if plan.total_usd == 0 and plan.certainty is Certainty.EXACT:
         return  # what is already bought skips the caps and the balance
     for budget in plan.budgets:
-        if plan.certainty is Certainty.UNPRICED:
-            raise BudgetExceeded.without_a_price(", ".join(sorted(plan.unpriced)))
+        if budget.unpriced:
+            raise BudgetExceeded.without_a_price(", ".join(sorted(budget.unpriced)))
         if budget.wanted_usd > budget.left_usd:
             raise BudgetExceeded(
                 f"{what} would cost {in_usd(budget.wanted_usd)} more, and the budget {budget.budget!r} of "

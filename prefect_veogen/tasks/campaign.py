@@ -19,24 +19,27 @@ from pydantic.json_schema import SkipJsonSchema
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.gallery import make_tiles, page
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
+from prefect_veogen.campaign.options import Carry, RowOptions
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.records import Manifest, read_records
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.results import RESULTS, campaign_key, plain_name, read_results, write_results
-from prefect_veogen.campaign.rows import Carry, Row, RowOptions, Rows, rows_of
+from prefect_veogen.campaign.rows import Row, Rows, rows_of
 from prefect_veogen.campaign.run import (
-    asset_kind,
     campaign_name,
     check_ids,
     check_rows,
+    drop_edited,
     for_row,
     item_blocked_by,
     item_of_failure,
     make_assets,
+    outcome_now,
+    picture_of,
 )
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger.budgets import Cap
-from prefect_veogen.models import Asset, Kind, in_usd, without_secrets
+from prefect_veogen.models import Asset, in_usd, without_secrets
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.wait import check_timeout
@@ -98,15 +101,16 @@ class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
 
 def _kept_manifest(manifest: Any) -> Any:
     """Return what Prefect's record of a run keeps of its manifest."""
-    if manifest is None or isinstance(manifest, str | Path | Mapping):
+    if manifest is None or isinstance(manifest, str | Path):
         return manifest
-    if not isinstance(manifest, list | tuple):
+    rows = manifest.get("rows") if isinstance(manifest, Mapping) else manifest
+    if not isinstance(rows, list | tuple):
         return f"{_counted(manifest)} of a {type(manifest).__name__}, which is not kept here"
     length = 0
-    for row in manifest:
+    for row in rows:
         length += len(str(row))
         if length > _MAX_KEPT_CHARACTERS:
-            return f"{len(manifest)} rows, too many to be kept here"
+            return f"{len(rows)} rows, too many to be kept here"
     return manifest
 
 
@@ -190,7 +194,8 @@ async def keep_results(
 ) -> None:
     """With `only="failed"`, leave out the rows which ended well in the last run of the campaign called `name`. Free.
 
-    They are reported as they ended then. Without a table of results of such a run, all rows are made.
+    They are reported as they ended then. A row that asks for something else now is made, and so are all rows without a
+    table of results of such a run.
 
     Raises:
         ConfigurationError: `only` is something else, or the table can't be read.
@@ -289,6 +294,7 @@ async def make_campaign(
     check_ids(rows)
     rows = Rows.of(rows)
     session = await session_for_task(credentials, store)
+    await on_io(drop_edited(session, rows))
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     limits: dict[str, Any] = {"budget": budget, "budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
     items: dict[int, CampaignItem] = {}
@@ -298,14 +304,14 @@ async def make_campaign(
         row = rows[number]
         ended = {identity: await heroes[identity] for identity in row.uses}
         items[number] = await _made(session, row, ended, name=name, **limits, **where)
-        if row.id in heroes and not heroes[row.id].done():
+        if row.id in heroes and rows.lends(number):
             heroes[row.id].set_result(items[number])
 
     # A row begins after those whose pictures it uses, so that waiting for them can't take their places.
     order = rows.to_make
     async with campaign_progress(name, len(order), items):
         await map_bounded(order, make, min(at_once, max(len(order), 1)))
-    ended = (items.get(number) or rows.kept[rows[number].key] for number in range(len(rows)))
+    ended = (items.get(number) or outcome_now(rows.kept[row.key], row) for number, row in enumerate(rows))
     return CampaignReport.of(name, Packed(ended), session.store.uri(campaign_key(name, RESULTS)))
 
 
@@ -315,8 +321,7 @@ async def _made(
     """Return how a row ended, whatever happened."""
     pictures: dict[str, Asset] = {}
     for identity, item in heroes.items():
-        picture = next((asset for asset in item.assets if asset_kind(asset) is Kind.IMAGE), None)
-        if picture is None:
+        if (picture := picture_of(item)) is None:
             return item_blocked_by(session, row, item)
         pictures[identity] = picture
     try:

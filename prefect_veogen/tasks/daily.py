@@ -19,7 +19,7 @@ from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.rows import Rows
 from prefect_veogen.campaign.run import check_rows
 from prefect_veogen.download.publication import check_publication_key, publish
-from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.errors import ConfigurationError, VeogenError
 from prefect_veogen.models import Asset, in_usd
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.schedule import take_of_slot
@@ -193,15 +193,22 @@ async def make_slot(
 ) -> CampaignReport:
     """Return how the rows of a slot ended, after making and publishing them. COSTS MONEY; safe to repeat.
 
-    `options` are those of `make_campaign`. Rows that failed leave what was published before as it is.
+    `options` are those of `make_campaign`. Rows that failed leave what was published before as it is. What can't be
+    published, such as an asset that is gone, is raised when all others are, and the table of results is written.
     """
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     report = await make_campaign(slot.rows, name=slot.name, **options, **where)
+    failures: list[VeogenError] = []
     for item in report.items:
         if item.status is ItemStatus.OK and item.assets:
             for key, scheduled in slot.keys_of(item.id, item.take).items():
-                await publish_asset(item.assets[-1], key, scheduled=scheduled, **where)
+                try:
+                    await publish_asset(item.assets[-1], key, scheduled=scheduled, **where)
+                except VeogenError as failure:
+                    failures.append(failure)
     await publish_campaign(report, **where)
+    if failures:
+        raise failures[0]
     return report
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
+from prefect_veogen.campaign.options import MAX_VARIANTS, RowOptions
 from prefect_veogen.campaign.records import read_records
-from prefect_veogen.campaign.rows import MAX_VARIANTS, RowOptions, Rows, rows_of
+from prefect_veogen.campaign.rows import Rows, rows_of
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 
 ROW: dict[str, Any] = {"id": "fox", "model": "gpt-4o-image", "prompt": "a red fox"}

@@ -448,12 +448,15 @@ def test_rows_without_a_thumbnail_of_their_own_show_their_files(tmp_path: Path) 
 # ---------------------------------------------------------------- many, and killed
 
 
-async def test_a_list_larger_than_prefect_keeps_of_a_run_is_made_all_the_same(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("in_a_mapping", [False, True])
+async def test_a_list_larger_than_prefect_keeps_of_a_run_is_made_all_the_same(
+    in_a_mapping: bool, sandbox: Sandbox
+) -> None:
     long = "a lighthouse " * 150
     rows = [row(f"r{number}", f"{number} {long}") for number in range(300)]
     assert len(json.dumps(rows)) > 512 * 1024
     sandbox.fault("422", times=None)
-    state = await campaign(rows, name="long", return_state=True)
+    state = await campaign({"rows": rows} if in_a_mapping else rows, name="long", return_state=True)
     report = await state.aresult()
     assert Counter(ended(report).values()) == Counter(failed=300)
     run_id = state.state_details.flow_run_id

@@ -12,15 +12,17 @@ import duckdb
 import pandas as pd
 import polars as pl
 import pytest
+from prefect import flow
 
 from flows.campaign import campaign
-from prefect_veogen import CampaignReport
+from prefect_veogen import CampaignReport, GenerationRequest
+from prefect_veogen.campaign.references import picture_of_row
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.store import open_store
-from prefect_veogen.tasks.campaign import Rows, keep_results
+from prefect_veogen.tasks.campaign import Row, Rows, check_campaign, keep_results, make_campaign
 from prefect_veogen.upkeep.costs import Grouping, read_costs
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -310,3 +312,64 @@ async def test_templates_fill_prompts_from_columns(sandbox: Sandbox) -> None:
 
 async def test_a_generator_is_a_manifest(sandbox: Sandbox) -> None:
     assert len((await campaign(row(str(number)) for number in range(3))).items) == 3
+
+
+# ---------------------------------------------------------------- rows that were edited since
+
+
+async def test_a_row_that_was_edited_is_made_again_though_it_ended_well(sandbox: Sandbox) -> None:
+    rows = [row("a"), row("hero"), row("user", image_urls=["row:hero"]), row("moves", motion_prompt="it turns")]
+    await campaign(rows, name="n")
+    bought = len(sandbox.bill)
+    edited = [row("a", "another"), row("hero", "a hat"), rows[2], row("moves", motion_prompt="it falls")]
+    again = await campaign(edited, name="n", only="failed")
+    assert len(sandbox.bill) == bought + 4  # a, the hero, what uses it, and the clip alone
+    assert again.records() == await lines_of(again)
+    whole = await campaign(edited, name="all of them")
+    assert [item.asset and item.asset.uri for item in again.items] == [
+        item.asset and item.asset.uri for item in whole.items
+    ]
+    assert len(sandbox.bill) == bought + 4
+
+
+@pytest.mark.parametrize("ending", [".jsonl", ".parquet"])
+async def test_a_row_edited_in_a_table_of_results_is_made_again(ending: str, sandbox: Sandbox) -> None:
+    first = await campaign([row("a"), row("b"), row("c", image_urls=["row:a"])], name="n", variants=2)
+    bought = len(sandbox.bill)
+    frame = first.to_frame("polars").with_columns(
+        prompt=pl.when(pl.col("id") == "b").then(pl.lit("another")).otherwise(pl.col("prompt"))
+    )
+    again = await campaign(frame.sort("take", descending=True), name="n")
+    assert len(sandbox.bill) == bought + 2
+    made, before = ({item.key: item.asset and item.asset.uri for item in each.items} for each in (again, first))
+    assert {key for key in made if made[key] != before[key]} == {("b", "1"), ("b", "1.2")}
+
+
+async def test_what_is_kept_takes_the_columns_and_labels_of_now_along(sandbox: Sandbox) -> None:
+    await campaign([row("a", sku=1)], name="n", carry=["sku"], labels={"project": "old"})
+    again = await campaign([row("a", sku=2, size="L")], name="n", carry="*", labels={"project": "new"}, only="failed")
+    (line,) = await lines_of(again)
+    assert (line["sku"], line["size"], line["label_project"], line["image_label_project"]) == (2, "L", "new", "old")
+    assert len(sandbox.bill) == 1
+
+
+async def test_of_a_hero_in_variants_the_first_lends_its_picture_whichever_is_ready_first(sandbox: Sandbox) -> None:
+    await campaign([row("hero", take="1.2")])
+    sandbox.fault("stuck", prompt="picture of hero")
+    rows = [row("hero", variants=2), row("user", image_urls=["row:hero"])]
+    report = await campaign(rows, timeout_seconds=1)
+    assert statuses(report) == {"hero 1": "unknown", "hero 1.2": "ok", "user 1": "blocked"}
+    assert len(sandbox.bill) == 2
+
+
+async def test_rows_made_by_hand_that_use_a_picture_of_none_are_refused(sandbox: Sandbox) -> None:
+    request = GenerationRequest(model="gpt-4o-image", prompt="x", image_urls=[picture_of_row("row:nobody")])
+    for use in (check_campaign, make_campaign):
+
+        @flow
+        async def by_hand(use: Any = use) -> None:
+            await use([Row("a", request)], name="n")
+
+        with pytest.raises(InvalidManifest, match=r"row 1 \(a\): image_urls: row:nobody: there is no row"):
+            await by_hand()
+    assert len(sandbox.bill) == 0

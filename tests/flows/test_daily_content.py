@@ -151,6 +151,20 @@ async def test_each_slot_is_published_and_latest_is_the_newest_slot(sandbox: San
     assert json.loads((store / "out/latest.png.json").read_text())["scheduled"][:10] == TODAY
 
 
+async def test_what_cannot_be_published_stops_nothing_else_and_the_table_is_written(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    sandbox.fault("failed", prompt="shell")
+    (before,) = await daily_content([LIGHT, SHELL], name="n")
+    options: dict[str, Any] = {"store": tmp_path / "other", "publish_as": "out/{scheduled:%F}-{id}.png", "name": "n"}
+    with pytest.raises(ConfigurationError, match="is not in the store"):
+        await daily_content(before.results_uri, **options)
+    assert (tmp_path / "other" / f"out/{TODAY}-shell.png").exists()
+    lines = (tmp_path / "other" / f"campaigns/n-{TODAY}/results.jsonl").read_text().splitlines()
+    assert [json.loads(line)["status"] for line in lines] == ["ok", "ok"]
+    assert len(sandbox.bill) == 2
+
+
 async def test_the_clip_is_what_is_published_and_a_failure_leaves_what_was_there(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from prefect_veogen.campaign.rows import Row
+from prefect_veogen.campaign.run import check_rows
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, GenerationFailed, UnknownSubmission
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.ledger.budgets import Cap, day_budget, label_caps
@@ -30,6 +32,7 @@ from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
 from tests.support.receipts import left_behind
+from tests.support.servers import Reply, Request, relayed, serving
 from tests.support.upkeep import make_plan
 
 ROOT = Path(__file__).parents[2]
@@ -278,6 +281,23 @@ async def test_a_plan_shows_what_a_labels_budget_has_left(sandbox: Sandbox, budg
     plan = await make_plan(open_session(labels=SPRING), [picture("one"), picture("two"), picture("three")])
     assert plan.budgets == (BudgetLeft("label-project:spring", Decimal("0.05"), Decimal("0.03"), 2 * CENTS),)
     assert (plan.total_usd, plan.is_affordable) == (2 * CENTS, False)
+
+
+async def test_a_price_nobody_names_is_refused_by_the_caps_it_falls_under_and_by_no_other(
+    sandbox: Sandbox, budgets: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def without_price(request: Request) -> Reply:
+        reply = relayed(sandbox.base_url, request)
+        return Reply(reply.status, reply.headers, reply.body.replace(b'"price_usd":0.03', b'"price_usd":null'))
+
+    budgets(spring=0.05)
+    unpriced = GenerationRequest(model="nano-banana-2", prompt="a hat")
+    with serving(without_price) as origin:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
+        spring = Row("in it", picture("one"), labels=SPRING)
+        assert await on_io(check_rows(open_session(), [spring, Row("in none", unpriced)])) == CENTS
+        with pytest.raises(BudgetExceeded, match="no price for nano-banana-2"):
+            await on_io(check_rows(open_session(), [spring, Row("in it too", unpriced, labels=SPRING)]))
 
 
 # ---------------------------------------------------------------- what is said of it
