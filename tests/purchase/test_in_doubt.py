@@ -171,7 +171,7 @@ async def test_many_in_doubt_at_once_share_their_readings_and_are_each_bought_on
     healed = await asyncio.gather(*workers)
     assert sum(not item.reused for item in healed) == 12
     assert len(sandbox.bill) == 13
-    assert readings_of(sandbox) <= 2 * 12
+    assert readings_of(sandbox) <= 3 * 12  # alone, each of the 24 would need two, and each of the 12 one more
 
 
 # ---------------------------------------------------------------- what proves nothing
