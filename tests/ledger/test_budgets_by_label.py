@@ -356,13 +356,13 @@ async def test_a_purchase_a_warning_and_a_refusal_are_said_once_each(
     assert warned == ["$0.04 of the budget 'label-project:spring' of $0.05 are spent or reserved: $0.01 left"]
 
 
-async def test_an_adopted_purchase_is_said_to_be_bought_too(sandbox: Sandbox, heard: Heard) -> None:
+async def test_an_adopted_purchase_is_said_to_be_in_doubt_and_then_bought(sandbox: Sandbox, heard: Heard) -> None:
     sandbox.fault("lost-answer-after-charge")
     purchase = await on_io(buy(listening(heard), picture("lost")))
     assert (purchase.reused, purchase.labels, [name for name, _, _ in heard]) == (
         True,
         SPRING,
-        ["veogen.generation.bought"],
+        ["veogen.generation.in_doubt", "veogen.generation.bought"],
     )
 
 
