@@ -255,6 +255,7 @@ async def test_a_chain_of_a_thousand_rows_is_no_circle() -> None:
 # ---------------------------------------------------------------- many
 
 
+@pytest.mark.slow
 async def test_a_hundred_thousand_rows_of_a_generator_are_held_in_little_memory() -> None:
     records = ({**ROW, "id": str(n), "prompt": f"fox number {n}", "sku": n} for n in range(100_000))
     found = rows_of(await read_records(records), RowOptions(carry="*"))
