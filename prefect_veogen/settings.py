@@ -15,7 +15,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from prefect_veogen.errors import ConfigurationError, masked
-from prefect_veogen.models import LabelBudget, label_budgets, normal_base_url
+from prefect_veogen.models import LabelBudget, label_budgets, nearest, normal_base_url
 
 _YEAR_SECONDS = 366 * 86400
 Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
@@ -127,8 +127,8 @@ def _check_variables() -> None:
         if name in _REPLACED:
             _warn(variable, f"it was replaced by VEOGEN_{_REPLACED[name].upper()}")
             continue
-        nearest = next(iter(difflib.get_close_matches(name, Settings.model_fields, 1)), None)
-        _warn(variable, f"is VEOGEN_{nearest.upper()} meant?" if nearest else None)
+        near = nearest(name, Settings.model_fields)
+        _warn(variable, f"is VEOGEN_{near.upper()} meant?" if near else None)
 
 
 @cache

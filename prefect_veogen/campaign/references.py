@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
-from prefect_veogen.models import Asset, GenerationRequest
+from prefect_veogen.models import Asset, GenerationRequest, nearest
 
 ROW: Final = "row:"
 
@@ -47,8 +46,8 @@ def reference_problems(uses: Mapping[str, tuple[str, ...]], known: Mapping[str, 
     for identity, used in uses.items():
         for other in used:
             if other not in known:
-                nearest = next(iter(difflib.get_close_matches(other, known, n=1)), None)
-                hint = f"; nearest: {nearest}" if nearest else ""
+                near = nearest(other, known)
+                hint = f"; nearest: {near}" if near else ""
                 yield identity, f"{ROW}{other}: there is no row {other!r}{hint}"
     try:
         TopologicalSorter(uses).prepare()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,7 @@ from prefect_veogen.campaign.references import ROW, heroes_first, picture_of_row
 from prefect_veogen.campaign.results import is_result, item_of
 from prefect_veogen.campaign.template import fill, missing_columns, unfilled_problem
 from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem
-from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, text_problem
+from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, nearest, text_problem
 from prefect_veogen.models.labels import checked_labels
 
 DEFAULT_MOTION_MODEL = "veo-3.1-fast"
@@ -237,7 +236,7 @@ class _Reading:
         asked = [*([] if isinstance(self._options.carry, str) else self._options.carry), *self._options.named]
         missing = [name for name in dict.fromkeys(asked) if name not in self._columns] if self._records else []
         return [
-            str(Problem(name, None, "no row has such a column", None, _nearest(name, self._columns)))
+            str(Problem(name, None, "no row has such a column", None, nearest(name.lower(), self._columns)))
             for name in missing
         ]
 
@@ -317,11 +316,7 @@ def id_problem(value: Any) -> str | None:
 
 
 def _unknown(name: str, value: Any) -> Problem:
-    return Problem(name, value, "is not a field of a row", FIELDS, _nearest(name, FIELDS))
-
-
-def _nearest(name: str, known: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(name.lower(), known, n=1)), None)
+    return Problem(name, value, "is not a field of a row", FIELDS, nearest(name.lower(), FIELDS))
 
 
 def _motion_problems(motion: dict[str, Any]) -> list[str]:

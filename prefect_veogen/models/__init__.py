@@ -26,6 +26,7 @@ from prefect_veogen.models.request import MAX_PROMPT_CHARACTERS, GenerationReque
 from prefect_veogen.models.text import (
     MAX_DIGITS,
     in_usd,
+    nearest,
     normal_base_url,
     text_problem,
     with_plain_line_ends,
@@ -57,6 +58,7 @@ __all__ = [
     "label_budgets",
     "label_name_problem",
     "named_by_the_package",
+    "nearest",
     "normal_base_url",
     "object_at",
     "text_problem",

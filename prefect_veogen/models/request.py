@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import pickle
 import re
 import reprlib
@@ -25,7 +24,14 @@ from prefect_veogen.models.generation import Asset, Value
 from prefect_veogen.models.locations import is_public, location_of, location_of_file
 from prefect_veogen.models.receipt_key import ReceiptKey, digest, take_part
 from prefect_veogen.models.signed_links import without_signature
-from prefect_veogen.models.text import HALF_A_CHARACTER, MAX_DIGITS, normal_base_url, text_problem, with_plain_line_ends
+from prefect_veogen.models.text import (
+    HALF_A_CHARACTER,
+    MAX_DIGITS,
+    nearest,
+    normal_base_url,
+    text_problem,
+    with_plain_line_ends,
+)
 
 MAX_PROMPT_CHARACTERS = 2000  # /api-reference/generations/create; the unit is not documented, we count code points
 MAX_IMAGES = 14  # /authentication; one model's own page says more:
@@ -209,8 +215,7 @@ def _problems_of(error: ValidationError) -> list[Problem]:
                 message = f"item {position}: must be a URL, a local file or an Asset"
         value = None if item["type"] == "missing" else _picklable(item["input"])
         allowed = tuple(GenerationRequest.model_fields) if item["type"] == "extra_forbidden" else None
-        nearest = next(iter(difflib.get_close_matches(field, allowed or (), n=1)), None)
-        found.setdefault(field, Problem(field, value, message, allowed, nearest))
+        found.setdefault(field, Problem(field, value, message, allowed, nearest(field, allowed or ())))
     return list(found.values())
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from decimal import Decimal
 
 MAX_DIGITS = 18
@@ -22,6 +24,11 @@ def text_problem(text: str) -> str | None:
     if control := re.search(r"[^\t\n\r -~\xa0-\U0010ffff]", text):
         return f"contains the control character {control[0]!r}; remove it"
     return None
+
+
+def nearest(text: str, known: Iterable[str]) -> str | None:
+    """Return which of the known words a text most resembles, `None` if it resembles none."""
+    return next(iter(difflib.get_close_matches(text, known, n=1)), None)
 
 
 def in_usd(amount: Decimal | None) -> str:
