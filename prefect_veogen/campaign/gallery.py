@@ -15,8 +15,7 @@ from urllib.parse import quote
 
 from prefect_veogen.campaign.gallery_page import SCRIPT, STYLE
 from prefect_veogen.download.thumbnails import thumbnail
-from prefect_veogen.errors import VeogenError
-from prefect_veogen.models import in_usd
+from prefect_veogen.models import Kind, in_usd
 from prefect_veogen.process.concurrency import map_bounded
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ async def make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Ti
     """Return a tile per row, the first with thumbnails; one that can't be made is left out."""
 
     async def tile(item: CampaignItem) -> Tile:
-        return Tile(item, tuple([await _thumbnail(session, asset) for asset in item.assets]))
+        return Tile(item, tuple([await thumbnail(session.store, asset) for asset in item.assets]))
 
     first = await map_bounded(items[:MAX_THUMBNAILS], tile, _MAX_CONCURRENT)
     return [*first, *map(Tile, items[MAX_THUMBNAILS:])]
@@ -118,7 +117,7 @@ def _media(item: CampaignItem, thumbnails: Sequence[str | None], store: Store) -
     if not item.assets:
         return ""
     link, small = _link(item.assets[-1], store), thumbnails[-1]
-    if item.assets[-1].content_type.startswith("video/"):
+    if item.assets[-1].kind is Kind.VIDEO:
         # Without a thumbnail of its own, the picture that it begins with.
         poster = small or (_link(item.assets[0], store) if len(item.assets) > 1 else "")
         return f'<video src="{link}" poster="{poster}" preload="none" muted loop playsinline tabindex="0"></video>'
@@ -133,10 +132,3 @@ def _link(asset: Asset, store: Store) -> str:
 def _shortened(prompt: str) -> str:
     short = prompt if len(prompt) <= _MAX_PROMPT_CHARACTERS else f"{prompt[:_MAX_PROMPT_CHARACTERS]}…"
     return f"<q>{html.escape(short)}</q>"
-
-
-async def _thumbnail(session: Session, asset: Asset) -> str | None:
-    try:
-        return await thumbnail(session.store, asset)
-    except VeogenError:
-        return None  # all is made and paid for: a failing store must not fail the gallery

@@ -151,11 +151,8 @@ async def _add_rows(session: Session, planner: Planner, rows: Rows, *, itemised:
     pictures = await stored_pictures(session, rows)
     for batch in _batches(rows):
         requests = await map_bounded(batch, lambda row: _requests_of(session, row, pictures))
-        wanted = [
-            (request, session.labelled(row.labels).caps)
-            for row, of_row in zip(batch, requests, strict=True)
-            for request in of_row
-        ]
+        caps = [session.labelled(row.labels).caps for row in batch]
+        wanted = [(request, of_row) for of_row, made in zip(caps, requests, strict=True) for request in made]
         added = await planner.add(wanted)
         items += added if itemised else []
     return items
@@ -330,9 +327,10 @@ async def _make(session: Session, request: GenerationRequest, timeout_seconds: f
     purchase = await buy(session, request)
     generation = await wait(session, purchase.generation, timeout_seconds)
     asset = (await deliver(session, generation)).asset
-    entry = await session.ledger.read(await receipt_key_of(session, request))
+    assert purchase.generation.receipt is not None
+    entry = await session.ledger.read(purchase.generation.receipt)
     assert entry is not None
-    return _step(entry.receipt, asset, asset_kind(asset)), purchase.reused and not _paid_by(session, entry.receipt)
+    return _step(entry.receipt, asset, asset.kind), purchase.reused and not _paid_by(session, entry.receipt)
 
 
 async def _bought_for(session: Session, row: Row, pictures: Pictures) -> list[tuple[Step, bool]]:
@@ -352,7 +350,7 @@ async def _bought(session: Session, request: GenerationRequest) -> tuple[Step, b
     receipt, asset = entry.receipt, None
     if receipt.state in (State.BOUGHT, State.STORED):
         asset = await intact_asset(session.store, receipt)
-    kind = asset_kind(asset) if asset else await _kind_of(session, request)
+    kind = asset.kind if asset else await _kind_of(session, request)
     return _step(receipt, asset, kind), not _paid_by(session, receipt)
 
 
@@ -370,12 +368,7 @@ def _step(receipt: Receipt, asset: Asset | None, kind: Kind) -> Step:
 
 def picture_of(item: CampaignItem) -> Asset | None:
     """Return the picture among what was made for a row."""
-    return next((asset for asset in item.assets if asset_kind(asset) is Kind.IMAGE), None)
-
-
-def asset_kind(asset: Asset) -> Kind:
-    """Return whether an asset is a picture or a clip."""
-    return Kind.VIDEO if asset.content_type.startswith("video/") else Kind.IMAGE
+    return next((asset for asset in item.assets if asset.kind is Kind.IMAGE), None)
 
 
 def _paid_by(session: Session, receipt: Receipt) -> bool:

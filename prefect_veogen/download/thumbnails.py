@@ -10,6 +10,7 @@ import base64
 import io
 from typing import TYPE_CHECKING
 
+from prefect_veogen.errors import VeogenError
 from prefect_veogen.process.concurrency import ConcurrencyLimit
 
 if TYPE_CHECKING:
@@ -28,7 +29,10 @@ async def thumbnail(store: Store, asset: Asset) -> str | None:
     if key is None or asset.size > _MAX_BYTES:
         return None
     async with _decoding_limit():
-        document = await store.read(key)
+        try:
+            document = await store.read(key)
+        except VeogenError:
+            return None  # all is made and paid for: a failing store must not fail what would show it
         return None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
 
 

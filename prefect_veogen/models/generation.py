@@ -59,6 +59,11 @@ class Asset(Value):
     source_url: str | None = None
     """The service's own link to the same bytes, without its query; it may have expired."""
 
+    @property
+    def kind(self) -> Kind:
+        """Whether it is a picture or a clip."""
+        return Kind.VIDEO if self.content_type.startswith("video/") else Kind.IMAGE
+
 
 @named_by_the_package
 class Animated(Value):

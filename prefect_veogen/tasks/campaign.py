@@ -17,7 +17,7 @@ from pydantic import WithJsonSchema
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
-from prefect_veogen.campaign.gallery import make_tiles, page
+from prefect_veogen.campaign.gallery import Tile, make_tiles, page
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
 from prefect_veogen.campaign.options import Carry, RowOptions
 from prefect_veogen.campaign.packed import Packed
@@ -291,8 +291,8 @@ async def make_campaign(
     if at_once < 1:
         raise ConfigurationError(f"at_once={at_once} makes nothing", next_step="Nothing was bought. Give 1 or more.")
     check_timeout(timeout_seconds)
-    check_ids(rows)
     rows = Rows.of(rows)
+    check_ids(rows)
     session = await session_for_task(credentials, store)
     await on_io(drop_edited(session, rows))
     where: dict[str, Any] = {"credentials": credentials, "store": store}
@@ -355,7 +355,7 @@ async def publish_campaign(
     await on_io(session.store.put(gallery, html, "text/html; charset=utf-8"))
     summary, where = literal(str(report)), session.store.uri(gallery)
     key = f"campaign-{plain_name(report.name)}"
-    await acreate_table_artifact(_table(report), key=key, description=summary)
+    await acreate_table_artifact(_table(tiles), key=key, description=summary)
     pictures = [image(tile.item.id, picture) for tile in tiles for picture in tile.pictures[-1:]]
     markdown = (
         f"# {summary}\n\nResults: {code(report.results_uri)}\n\nGallery: {code(where)}\n\n"
@@ -374,7 +374,7 @@ def _finished(report: CampaignReport, gallery: str) -> dict[str, Any]:
     return {"campaign": report.name, **known, "gallery_uri": gallery}
 
 
-def _table(report: CampaignReport) -> list[dict[str, str]]:
+def _table(tiles: Sequence[Tile]) -> list[dict[str, str]]:
     return [
         {
             "id": literal(item.id),
@@ -383,7 +383,7 @@ def _table(report: CampaignReport) -> list[dict[str, str]]:
             "assets": literal(" ".join(asset.uri for asset in item.assets)),
             "error": literal((item.error or "").partition("\nWhat to do")[0]),
         }
-        for item in report.by_need[:_MAX_TABLE_ROWS]
+        for item in (tile.item for tile in tiles[:_MAX_TABLE_ROWS])
     ]
 
 
