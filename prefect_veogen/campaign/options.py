@@ -33,6 +33,8 @@ class RowOptions:
     prompt_template: str | None = None
     motion_template: str | None = None
     variants: int = 1
+    named: tuple[str, ...] = field(init=False)
+    """The columns that the templates name."""
 
     def __post_init__(self) -> None:
         checked_labels(self.labels)
@@ -42,11 +44,9 @@ class RowOptions:
             template = getattr(self, name)
             is_text = template is None or (isinstance(template, str) and template.strip())
             _check_option(name, template, None if is_text else "must be text such as 'A {color} {name}, studio light'")
-
-    @property
-    def named(self) -> list[str]:
-        """The columns that the templates name."""
-        return names_in(f"{self.prompt_template or ''} {self.motion_template or ''}")
+        # Once: each row's columns are looked up in it.
+        named = names_in(f"{self.prompt_template or ''} {self.motion_template or ''}")
+        object.__setattr__(self, "named", tuple(named))
 
     def carries(self, column: str) -> bool:
         """Tell whether a column is taken along; a row's own fields and labels never are."""

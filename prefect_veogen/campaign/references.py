@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from graphlib import CycleError, TopologicalSorter
 from typing import Final
 
@@ -41,7 +41,7 @@ def with_pictures(request: GenerationRequest, pictures: Mapping[str, Asset]) -> 
     return request.model_copy(update={"image_urls": inputs})
 
 
-def reference_problems(uses: Mapping[str, tuple[str, ...]], known: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+def reference_problems(uses: Mapping[str, tuple[str, ...]], known: Collection[str]) -> Iterator[tuple[str, str]]:
     """Give each row that refers to an unknown one or to itself, if only in a circle, with the problem."""
     for identity, used in uses.items():
         for other in used:

@@ -60,6 +60,7 @@ class Rows(Packed[Row]):
     """A manifest's rows, in its order, in little memory."""
 
     def __init__(self, rows: Iterable[Row] = (), kept: Mapping[tuple[str, str], CampaignItem] | None = None) -> None:
+        self._keys: list[tuple[str, str]] = []
         self._lenders: dict[str, tuple[int, int]] = {}
         self.uses: dict[str, tuple[str, ...]] = {}
         """The ids of the rows whose pictures a row uses, by its id."""
@@ -72,6 +73,7 @@ class Rows(Packed[Row]):
     def append(self, item: Row) -> None:
         if not item.where:
             item = replace(item, where=f"row {len(self) + 1} ({item.id})")
+        self._keys.append(item.key)
         # By their takes, T, T.2, T.3 …: a table of results may come back in any order.
         lender = len(str(item.request.take)), len(self)
         self._lenders[item.id] = min(lender, self._lenders.get(item.id, lender))
@@ -93,7 +95,7 @@ class Rows(Packed[Row]):
     @property
     def heroes_first(self) -> Sequence[int]:
         """The positions of all rows, each after those whose pictures it uses."""
-        return heroes_first([row.id for row in self], self.uses) if self.uses else range(len(self))
+        return heroes_first([identity for identity, _ in self._keys], self.uses) if self.uses else range(len(self))
 
     @property
     def to_make(self) -> Sequence[int]:
@@ -104,7 +106,7 @@ class Rows(Packed[Row]):
         order = self.heroes_first
         if not self.kept:
             return order
-        made = {number for number, row in enumerate(self) if row.key not in self.kept}
+        made = {number for number, key in enumerate(self._keys) if key not in self.kept}
         pending = [identity for number in made for identity in self[number].uses]
         while pending:
             number = self._lender(pending.pop())
@@ -119,15 +121,15 @@ class Rows(Packed[Row]):
 
     def lends(self, number: int) -> bool:
         """Tell whether the row at a position is the one whose picture others get: of several variants the first."""
-        return self._lender(self[number].id) == number
+        return self._lender(self._keys[number][0]) == number
 
     def _lender(self, identity: str) -> int:
         return self._lenders[identity][1]
 
-    @property
-    def reference_problems(self) -> list[tuple[str, str]]:
-        """Which rows use pictures that no row makes before them, each by its id, with the problem."""
-        return [*reference_problems(self.uses, self._lenders)]
+    def reference_problems(self, known: Iterable[str] = ()) -> list[str]:
+        """Return what is wrong with the use of other rows' pictures; `known` are ids that exist, if in wrong rows."""
+        found = reference_problems(self.uses, {*self._lenders, *known})
+        return [f"{self.by_id(identity).where}: image_urls: {problem}" for identity, problem in found]
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Rows:
@@ -154,7 +156,7 @@ class _Reading:
         self._options = options
         self._rows = Rows()
         self._problems: list[str] = []
-        self._ids: dict[str, str] = {}
+        self._ids: set[str] = set()
         self._keys: dict[tuple[str, str], str] = {}
         self._columns: set[str] = set()
         self._reported: set[str] = set()
@@ -169,7 +171,7 @@ class _Reading:
         identity = fields.get("id")
         if id_problem(identity) is None:
             label += f" ({identity})"
-            self._ids.setdefault(str(identity), record.where)
+            self._ids.add(str(identity))
             key = (str(identity), str(fields["take"]) if is_result(fields) else "")  # variants share an id
             if (first := self._keys.setdefault(key, record.where)) != record.where:
                 self._problems.append(f"{label}: id: is used by {first} already")
@@ -187,10 +189,7 @@ class _Reading:
         problems = self._problems + self._missing_columns()
         if not self._records:
             problems.append("it has no rows")
-        problems += [
-            f"{self._ids.get(identity, '')} ({identity}): image_urls: {problem}"
-            for identity, problem in reference_problems(self._rows.uses, self._ids)
-        ]
+        problems += self._rows.reference_problems(self._ids)
         if problems:
             raise InvalidManifest(problems)
         return self._rows

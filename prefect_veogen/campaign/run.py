@@ -69,8 +69,8 @@ def check_ids(rows: Sequence[Row]) -> None:
 
 
 def _check_references(rows: Rows) -> None:
-    if problems := rows.reference_problems:
-        raise InvalidManifest([f"{rows.by_id(name).where}: image_urls: {problem}" for name, problem in problems])
+    if problems := rows.reference_problems():
+        raise InvalidManifest(problems)
 
 
 def for_row(session: Session, row: Row, campaign: str) -> Session:
