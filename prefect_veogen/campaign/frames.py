@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -52,15 +52,7 @@ def parquet_rows(body: bytes) -> Rows:
         InvalidManifest: it is none, or two columns have one name.
         ConfigurationError: PyArrow is not installed.
     """
-    arrow = _pyarrow()
-    from pyarrow import parquet
-
-    try:
-        file = parquet.ParquetFile(arrow.BufferReader(body))
-        _check(file.schema_arrow.names)
-        return _numbered(_dicts(file.iter_batches(batch_size=_BATCH_ROWS), "Parquet"))
-    except (arrow.ArrowException, OSError) as error:
-        raise _invalid("Parquet", error) from None
+    return _file_rows("Parquet", _parquet, body)
 
 
 def arrow_rows(body: bytes) -> Rows:
@@ -70,19 +62,34 @@ def arrow_rows(body: bytes) -> Rows:
         InvalidManifest: it is none, or two columns have one name.
         ConfigurationError: PyArrow is not installed.
     """
+    return _file_rows("Arrow", _arrow, body)
+
+
+def _file_rows(form: str, read: Callable[[bytes], tuple[list[str], Iterable[Any]]], body: bytes) -> Rows:
     arrow = _pyarrow()
+    try:
+        names, batches = read(body)
+        _check(names)
+        return _numbered(_dicts(batches, form))
+    except (arrow.ArrowException, OSError) as error:
+        raise _invalid(form, error) from None
+
+
+def _parquet(body: bytes) -> tuple[list[str], Iterable[Any]]:
+    from pyarrow import BufferReader, parquet
+
+    file = parquet.ParquetFile(BufferReader(body))
+    return file.schema_arrow.names, file.iter_batches(batch_size=_BATCH_ROWS)
+
+
+def _arrow(body: bytes) -> tuple[list[str], Iterable[Any]]:
     from pyarrow import ipc
 
-    try:
-        if body.startswith(b"ARROW1"):
-            file = ipc.open_file(body)
-            batches = (file.get_batch(number) for number in range(file.num_record_batches))
-        else:
-            file = batches = ipc.open_stream(body)
-        _check(file.schema.names)
-        return _numbered(_dicts(batches, "Arrow"))
-    except (arrow.ArrowException, OSError) as error:
-        raise _invalid("Arrow", error) from None
+    if not body.startswith(b"ARROW1"):
+        stream = ipc.open_stream(body)
+        return stream.schema.names, stream
+    file = ipc.open_file(body)
+    return file.schema.names, (file.get_batch(number) for number in range(file.num_record_batches))
 
 
 def _collected(frame: Any) -> Any:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import ConfigurationError, PersonNeeded
-from prefect_veogen.store import FOLDERS
+from prefect_veogen.store import FOLDERS, committed
 
 if TYPE_CHECKING:
     from prefect_veogen.models import Asset
@@ -73,26 +73,21 @@ async def _is_later(store: Store, key: str, scheduled: datetime) -> bool:
 
 async def _copy(store: Store, source: str, key: str, asset: Asset) -> None:
     """Stream an object to another key of the store; it appears there whole, and only with the right bytes."""
-    loop, digest, writer = asyncio.get_running_loop(), hashlib.sha256(), store.writer(key, asset.content_type)
+    loop, digest = asyncio.get_running_loop(), hashlib.sha256()
+    async with committed(store.writer(key, asset.content_type)) as writer:
 
-    def pass_on(piece: bytes) -> None:
-        digest.update(piece)
-        # In the reading thread: it goes on reading when the piece is written.
-        asyncio.run_coroutine_threadsafe(writer.write(piece), loop).result()
+        def pass_on(piece: bytes) -> None:
+            digest.update(piece)
+            # In the reading thread: it goes on reading when the piece is written.
+            asyncio.run_coroutine_threadsafe(writer.write(piece), loop).result()
 
-    try:
         was_there = await store.read_through(source, pass_on) is not None
-        is_whole = was_there and digest.hexdigest() == asset.sha256
-        await (writer.commit() if is_whole else writer.abort())
-    except BaseException:
-        await writer.abort()
-        raise
-    if not is_whole:
-        raise PersonNeeded(
-            f"{asset.uri} is {'not what was stored there' if was_there else 'gone'}",
-            generation_id=asset.generation_id,
-            next_step="Run the flow again: it is downloaded afresh, and nothing is bought twice.",
-        )
+        if not was_there or digest.hexdigest() != asset.sha256:
+            raise PersonNeeded(
+                f"{asset.uri} is {'not what was stored there' if was_there else 'gone'}",
+                generation_id=asset.generation_id,
+                next_step="Run the flow again: it is downloaded afresh, and nothing is bought twice.",
+            )
 
 
 def _sidecar(key: str) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from prefect_veogen.download.formats import Inspector, NotMedia
 from prefect_veogen.errors import InputUnavailable
 from prefect_veogen.models import file_at, object_at
-from prefect_veogen.store import open_store
+from prefect_veogen.store import committed, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -177,19 +177,13 @@ async def _put(session: Session, asset: Asset) -> str:
 
 
 async def _upload(session: Session, file: BinaryIO, key: str, asset: Asset) -> None:
-    writer, digest = session.store.writer(key, asset.content_type), hashlib.sha256()
-    try:
+    digest = hashlib.sha256()
+    async with committed(session.store.writer(key, asset.content_type)) as writer:
         while chunk := await asyncio.to_thread(file.read, _READ_BYTES):
             digest.update(chunk)
             await writer.write(chunk)
-        if digest.hexdigest() == asset.sha256:
-            await writer.commit()
-            return
-    except BaseException:
-        await writer.abort()
-        raise
-    await writer.abort()
-    raise has_changed(asset)
+        if digest.hexdigest() != asset.sha256:
+            raise has_changed(asset)
 
 
 def has_changed(asset: Asset) -> InputUnavailable:

@@ -18,6 +18,7 @@ from prefect_veogen.store.interface import (
     Store,
     VersionConflict,
     Writer,
+    committed,
 )
 from prefect_veogen.store.local import LocalStore
 from prefect_veogen.store.s3 import PROOF, S3Store
@@ -34,6 +35,7 @@ __all__ = [
     "Store",
     "VersionConflict",
     "Writer",
+    "committed",
     "is_absolute",
     "open_store",
 ]

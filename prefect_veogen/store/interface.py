@@ -11,6 +11,8 @@ import asyncio
 import errno
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
@@ -81,6 +83,17 @@ class Writer(ABC):
     @abstractmethod
     async def quarantine(self, key: str) -> bool:
         """Commit what was written under another key; `False` if the store can't rename it, and it is removed."""
+
+
+@asynccontextmanager
+async def committed(writer: Writer) -> AsyncIterator[Writer]:
+    """Commit a writer at the end of the block, or abort it if that raises."""
+    try:
+        yield writer
+        await writer.commit()
+    except BaseException:
+        await writer.abort()
+        raise
 
 
 class Store(ABC):

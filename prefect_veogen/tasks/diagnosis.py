@@ -39,12 +39,12 @@ _OLDEST: Final = (3, 9, 1)
 # The scheduler's pause between two ticks is a minute by default.
 _TICK = timedelta(minutes=2)
 
-_Look = Callable[[PrefectClient], Awaitable[Check]]
+_Probe = Callable[[PrefectClient], Awaitable[Check]]
 
 
 async def check_server(settings: Settings) -> list[Check]:
     """Check the Prefect server of this machine's settings, and what `provision` makes there. Free; changes nothing."""
-    looks = _looks(settings)
+    probes = _probes(settings)
     url = PREFECT_API_URL.value()
     if url is None:
         advice = (
@@ -52,7 +52,7 @@ async def check_server(settings: Settings) -> list[Check]:
             "`prefect config set PREFECT_API_URL=…`. Runs started by hand work without."
         )
         none = Check(_SERVER, ok=False, detail="none is configured here", advice=advice)
-        return [none, *unchecked(looks, "there is no Prefect server")]
+        return [none, *unchecked(probes, "there is no Prefect server")]
     try:
         async with asyncio.timeout(CHECK_SECONDS), get_client() as client:
             server = await client.api_version()
@@ -62,13 +62,13 @@ async def check_server(settings: Settings) -> list[Check]:
             "that the server runs."
         )
         silent = Check(_SERVER, ok=False, detail=f"{masked(url)} does not respond: {_words(error)}", advice=advice)
-        return [silent, *unchecked(looks, "the Prefect server does not respond")]
+        return [silent, *unchecked(probes, "the Prefect server does not respond")]
     async with get_client() as client:
-        checks = [await _look(name, look, client) for name, look in looks.items()]
+        checks = [await _run_probe(name, probe, client) for name, probe in probes.items()]
     return [_check_version(masked(url), server), *checks]
 
 
-def _looks(settings: Settings) -> dict[str, _Look]:
+def _probes(settings: Settings) -> dict[str, _Probe]:
     return {
         "shared limit": lambda client: _check_limit(client, settings),
         "scheduler": _check_scheduler,
@@ -77,10 +77,10 @@ def _looks(settings: Settings) -> dict[str, _Look]:
     }
 
 
-async def _look(name: str, look: _Look, client: PrefectClient) -> Check:
+async def _run_probe(name: str, probe: _Probe, client: PrefectClient) -> Check:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            return await look(client)
+            return await probe(client)
     except Exception as error:  # noqa: BLE001 - as above
         advice = "The Prefect server: look into its log, then run this again."
         return Check(name, ok=False, detail=f"could not be checked: {_words(error)}", advice=advice)

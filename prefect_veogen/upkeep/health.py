@@ -36,7 +36,7 @@ _NOT_CHECKED = "not checked: "
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """What was found about one thing, and whose turn it is to do what."""
+    """What was found about one thing, and what has to be done on which side."""
 
     name: str
     ok: bool
@@ -84,8 +84,8 @@ async def check_service(token: SecretStr | None, base_url: str, settings: Settin
         client = client_of(token or _NOBODY, base_url, *limits)
     except VeogenError as error:
         token, unusable = None, error
-    balance, refusal = await _ask(client)
-    service = _check_answer(client, refusal)
+    balance, refusal = await _read_balance(client)
+    service = _check_response(client, refusal)
     if not service.ok:
         return [service, *unchecked(_SERVICE[1:], "the service does not respond as it should")]
     return [
@@ -96,7 +96,7 @@ async def check_service(token: SecretStr | None, base_url: str, settings: Settin
     ]
 
 
-async def _ask(client: VeogenClient) -> tuple[Balance | None, VeogenError | None]:
+async def _read_balance(client: VeogenClient) -> tuple[Balance | None, VeogenError | None]:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
             try:
@@ -110,7 +110,7 @@ async def _ask(client: VeogenClient) -> tuple[Balance | None, VeogenError | None
         return None, error
 
 
-def _check_answer(client: VeogenClient, refusal: VeogenError | None) -> Check:
+def _check_response(client: VeogenClient, refusal: VeogenError | None) -> Check:
     if refusal is None or isinstance(refusal, AuthenticationError):
         return Check("service", ok=True, detail=f"{client.base_url} responds")
     if refusal.http_status is not None and refusal.http_status >= 500:
