@@ -9,8 +9,8 @@ from datetime import date
 from typing import Any, Literal
 
 from prefect_veogen import CampaignReport, VeogenCredentials
-from prefect_veogen.tasks.campaign import LocalPath, TableParameter, campaign_flow
-from prefect_veogen.tasks.daily import check_slots, is_late, make_slot, read_slots
+from prefect_veogen.tasks.campaign import LocalPath, TableParameter, campaign_flow, check_campaign
+from prefect_veogen.tasks.daily import is_late, make_slot, read_slots
 from prefect_veogen.tasks.maintenance import ON_STOP, sweep_store
 from prefect_veogen.tasks.runs import KEEP_RESULT
 
@@ -82,9 +82,10 @@ async def daily_content(
     await sweep_store(**where)
     slots = await read_slots(manifest, take, name=name, **places, **columns, **templates, **where)
     budget = slots[0].name if len(slots) == 1 else f"{name}-{start}-to-{end}"
-    money: dict[str, Any] = {"budget": budget, "budget_usd": budget_usd, **where}
-    await check_slots(slots, **money)
-    return [await make_slot(slot, at_once=at_once, timeout_seconds=timeout_seconds, **money) for slot in slots]
+    money: dict[str, Any] = {"budget_usd": budget_usd, **where}
+    await check_campaign(*(slot.rows for slot in slots), name=budget, **money)
+    limits: dict[str, Any] = {"at_once": at_once, "timeout_seconds": timeout_seconds, "budget": budget}
+    return [await make_slot(slot, **limits, **money) for slot in slots]
 
 
 if __name__ == "__main__":

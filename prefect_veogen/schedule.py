@@ -25,7 +25,7 @@ def take_of_slot(take: int | str, scheduled: datetime | None = None) -> int | st
         return take
     if not _has_slot(take):
         raise ConfigurationError(f"take={take!r} can't be filled in", next_step='Write it like "{scheduled:%Y-%m-%d}".')
-    scheduled = scheduled or _scheduled_start()
+    scheduled = scheduled or scheduled_start()
     if scheduled is None:
         raise ConfigurationError(
             f"take={take!r} needs a flow run with a scheduled start", next_step="Give a plain take, such as a date."
@@ -33,7 +33,8 @@ def take_of_slot(take: int | str, scheduled: datetime | None = None) -> int | st
     return _fill(take, scheduled.astimezone(UTC))
 
 
-def _scheduled_start() -> datetime | None:
+def scheduled_start() -> datetime | None:
+    """Return when the flow run was due, `None` outside of one. Free."""
     from prefect.runtime import flow_run
 
     # Outside of a flow run Prefect gives the present time: a take of its own, and a purchase, for every call.

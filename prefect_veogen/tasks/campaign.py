@@ -212,13 +212,12 @@ async def keep_results(
 
 @task(
     name="check campaign",
-    task_run_name=name_task_run("check", lambda of: f"{shorten(of['name'])}: {_counted(of['rows'])}"),
+    task_run_name=name_task_run("check", lambda of: f"{shorten(of['name'])}: {_counted_all(of['campaigns'])}"),
     description="Validates and prices all rows before the first purchase.",
     **FREE,
 )
 async def check_campaign(
-    rows: Sequence[Row],
-    *,
+    *campaigns: Sequence[Row],
     name: str,
     budget_usd: Decimal | float | None = None,
     credentials: VeogenCredentials | str | None = None,
@@ -226,14 +225,21 @@ async def check_campaign(
 ) -> Decimal:
     """Return what is still to be paid for a campaign, in USD, if all of it can be. Free, and safe to repeat.
 
+    Several campaigns are priced together, under the one cap that they share by `name`.
+
     Raises:
         InvalidManifest: rows ask for what their models don't offer; all of them are named.
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
     session = await session_for_task(credentials, store, campaign_cap(name, budget_usd))
-    left_to_pay = await on_io(check_rows(session, rows))
-    session.log.info("%d rows, %s to pay", len(rows), in_usd(left_to_pay))
+    left_to_pay = await on_io(check_rows(session, *campaigns))
+    session.log.info("%s, %s to pay", _counted_all(campaigns), in_usd(left_to_pay))
     return left_to_pay
+
+
+def _counted_all(campaigns: Sequence[Sequence[Row]]) -> str:
+    rows = sum(map(len, campaigns))
+    return _counted(range(rows)) if len(campaigns) == 1 else f"{_counted(range(rows))} in {len(campaigns)} slots"
 
 
 @task(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,13 @@ from prefect_veogen.campaign.items import ItemStatus
 from prefect_veogen.campaign.records import Manifest
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.rows import Rows
-from prefect_veogen.campaign.run import check_rows
 from prefect_veogen.download.publication import check_publication_key, publish
 from prefect_veogen.errors import ConfigurationError, VeogenError
-from prefect_veogen.models import Asset, in_usd
+from prefect_veogen.models import Asset
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.schedule import take_of_slot
+from prefect_veogen.schedule import scheduled_start, take_of_slot
 from prefect_veogen.tasks.campaign import (
     Only,
-    campaign_cap,
     keep_results,
     make_campaign,
     publish_campaign,
@@ -34,7 +31,7 @@ from prefect_veogen.tasks.campaign import (
 from prefect_veogen.tasks.generation import FREE, session_for_task
 from prefect_veogen.tasks.runs import name_task_run
 
-__all__ = ["Slot", "check_slots", "is_late", "make_slot", "publish_asset", "read_slots"]
+__all__ = ["Slot", "is_late", "make_slot", "publish_asset", "read_slots"]
 
 _MAX_SLOTS = 366
 
@@ -106,19 +103,13 @@ async def read_slots(
             "make it again; or leave out publish_as and latest.",
         )
     slots = []
-    for scheduled in _days(take, start, end) or [_own_slot()]:
+    for scheduled in _days(take, start, end) or [scheduled_start() or datetime.now(UTC)]:
         filled = take_of_slot(take, scheduled)
         rows = await read_manifest(manifest, take, scheduled=scheduled, **options)
         slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest))
         await keep_results(rows, only, name=slots[-1].name, credentials=credentials, store=store)
     _check_publication(slots)
     return slots
-
-
-def _own_slot() -> datetime:
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    return (run.expected_start_time if run else None) or datetime.now(UTC)
 
 
 def _days(take: int | str, start: date | None, end: date | None) -> list[datetime]:
@@ -156,32 +147,6 @@ def _check_publication(slots: Sequence[Slot]) -> None:
                         f"{seen[key]} and {owner} would both be published as {key}",
                         next_step="Nothing was bought. Put {id}, {take} or the slot into the name.",
                     )
-
-
-@task(
-    name="check slots",
-    task_run_name=name_task_run("check", lambda of: f"{len(of['slots'])} slots of {of['budget']}"),
-    description="Validates and prices all rows of all slots before the first purchase.",
-    **FREE,
-)
-async def check_slots(
-    slots: Sequence[Slot],
-    *,
-    budget: str,
-    budget_usd: Decimal | float | None = None,
-    credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
-) -> Decimal:
-    """Return what is still to be paid for all slots, in USD, if all of it can be. Free, and safe to repeat.
-
-    Raises:
-        InvalidManifest: rows ask for what their models don't offer; all of them are named.
-        BudgetExceeded, InsufficientBalance: the money would run out half-way.
-    """
-    session = await session_for_task(credentials, store, campaign_cap(budget, budget_usd))
-    left_to_pay = await on_io(check_rows(session, *(slot.rows for slot in slots)))
-    session.log.info("%d slots, %s to pay", len(slots), in_usd(left_to_pay))
-    return left_to_pay
 
 
 async def make_slot(
