@@ -16,8 +16,8 @@ LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.1
 
 # Which tests make up `quick` and `test-oldest`; the markers are explained in pyproject.toml.
 FAST := not (slow or server or kill or s3)
-NOT_QUICK := store cli download sandbox benchmarks promises/test_recipes.py promises/test_tables.py campaign/test_frames.py \
-	campaign/test_source.py api/test_poller.py api/test_client.py purchase/test_in_doubt.py
+NOT_QUICK := store cli download sandbox benchmarks upkeep purchase promises/test_recipes.py promises/test_tables.py \
+	campaign/test_frames.py campaign/test_source.py api/test_poller.py api/test_client.py
 MEETS_PREFECT := server or prefect
 
 # No prompts, no progress bars, no interpreter from elsewhere; whoever runs this may have neither a home nor a terminal.

@@ -230,6 +230,7 @@ async def test_a_search_goes_on_when_a_poll_fails(fault: str, sandbox: Sandbox) 
     assert len(sandbox.bill) == 2
 
 
+@pytest.mark.slow
 async def test_a_lost_purchase_is_found_on_any_page_of_a_service_that_counts_none(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -401,6 +402,7 @@ async def test_responses_lost_at_once_of_several_takes_are_never_confused(sandbo
     assert [item.generation.id for item in again if isinstance(item, Purchase)] == found
 
 
+@pytest.mark.slow
 async def test_while_the_service_is_in_trouble_few_purchases_are_risked(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
