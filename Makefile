@@ -11,12 +11,13 @@ UV := .uv/bin/uv
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 OLDEST := .venv-oldest
+INTEGRATIONS := .venv-integrations
 LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
 # Which tests make up `quick` and `test-oldest`; the markers are explained in pyproject.toml.
 FAST := not (slow or server or kill or s3)
-NOT_QUICK := store cli download sandbox benchmarks upkeep purchase promises/test_recipes.py promises/test_tables.py \
+NOT_QUICK := integrations store cli download sandbox benchmarks upkeep purchase promises/test_recipes.py promises/test_tables.py \
 	campaign/test_frames.py campaign/test_source.py api/test_poller.py api/test_client.py
 MEETS_PREFECT := server or prefect
 
@@ -33,7 +34,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo quick check lint format types architecture test test-oldest bench build smoke lock clean distclean
+.PHONY: help install demo quick check lint format types architecture test test-oldest test-integrations bench build smoke lock clean distclean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -68,12 +69,21 @@ $(OLDEST)/.installed: $(UV) requirements/oldest.txt pyproject.toml
 	@$(UV) pip install --quiet --python $(OLDEST)/bin/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# With the other packages of Prefect's that this one works with, one of which needs another botocore than .venv has.
+$(INTEGRATIONS)/.installed: $(UV) requirements/integrations.txt pyproject.toml
+	@$(INTEGRATIONS)/bin/python -c '' 2>/dev/null || $(UV) venv --quiet --clear --python .uv/bin/python $(INTEGRATIONS)
+	@$(UV) pip sync --quiet --python $(INTEGRATIONS)/bin/python --require-hashes requirements/integrations.txt
+	@$(UV) pip install --quiet --python $(INTEGRATIONS)/bin/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
 lock: $(UV) ## take the newest versions into requirements/
 	@$(LOCK) --upgrade --extra sandbox --group dev --output-file requirements/dev.txt
 	@$(LOCK) --upgrade --constraint requirements/dev.txt --output-file requirements/runtime.txt
 	@cp requirements/dev.txt requirements/oldest.txt # uv keeps the versions it finds there
 	@sed -nE 's/^ *"prefect>=([0-9.]+),.*/prefect==\1/p' pyproject.toml | \
 	    $(LOCK) --constraint - --extra sandbox --group dev --output-file requirements/oldest.txt
+	@grep -vE '^(boto|s3transfer|ministack)' requirements/dev.txt | sed -nE 's/^([a-z][^ ]*==[^ ]*).*/\1/p' | \
+	    $(LOCK) --upgrade --constraint - --extra sandbox --group integrations --output-file requirements/integrations.txt
 	@echo uv | $(UV) pip compile - --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements/uv.txt
 
@@ -90,7 +100,7 @@ quick: lint ## after each change: style, who imports whom, the fast tests
 	@echo "Left out: make types; tests/ of $(NOT_QUICK); what is slow, kills, or needs S3 or a"
 	@echo "Prefect server. Run what belongs to your change, e.g. make test ARGS=tests/store; make check runs all."
 
-check: lint types architecture test test-oldest ## all gates
+check: lint types architecture test test-oldest test-integrations ## all gates
 
 lint: install ## style and mistakes
 	@$(BIN)/ruff check .
@@ -107,7 +117,7 @@ architecture: install ## who may import whom
 	@$(BIN)/python -m pytest -q tests/promises/test_architecture.py
 
 test: install ## all tests; no network, no account
-	@$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/integrations $(ARGS)
 
 test-oldest: install ## what meets Prefect, on the oldest supported one
 	@if cmp -s requirements/oldest.txt requirements/dev.txt; then \
@@ -116,6 +126,9 @@ test-oldest: install ## what meets Prefect, on the oldest supported one
 	    $(MAKE) --no-print-directory $(OLDEST)/.installed && \
 	    $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --ignore tests/benchmarks -m '$(MEETS_PREFECT)' $(ARGS); \
 	fi
+
+test-integrations: $(INTEGRATIONS)/.installed ## with prefect-aws, and on other engines: Dask, Ray, PostgreSQL and Redis
+	@$(INTEGRATIONS)/bin/python -m pytest $(or $(ARGS),tests/integrations)
 
 bench: install ## the figures the documentation claims
 	@$(BIN)/python -m benchmarks $(ARGS)
@@ -134,4 +147,4 @@ clean: ## remove caches and builds
 	@find . -name __pycache__ -type d -not -path './.venv*' -not -path './.uv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## ... and the environment
-	@rm -rf .venv $(OLDEST) .uv
+	@rm -rf .venv $(OLDEST) $(INTEGRATIONS) .uv
