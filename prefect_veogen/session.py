@@ -14,7 +14,7 @@ from prefect_veogen.api.poller import Poller
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Ledger
 from prefect_veogen.ledger.budgets import Budgets, Cap, day_budget, is_by_label, label_caps
-from prefect_veogen.models import Labels, checked_labels
+from prefect_veogen.models import Delivery, Labels, checked_labels
 from prefect_veogen.process.concurrency import SharedReads
 from prefect_veogen.process.registry import Registry
 from prefect_veogen.settings import Settings
@@ -34,6 +34,10 @@ def _emit_nothing(name: str, resource: str, payload: Mapping[str, Any]) -> None:
     """Send nothing: without Prefect there are no events."""
 
 
+def _ignore_delivery(delivery: Delivery) -> None:
+    """Do nothing: without Prefect nothing is shown."""
+
+
 @dataclass(frozen=True)
 class Session:
     """Everything a purchase, a wait and a delivery need."""
@@ -51,6 +55,8 @@ class Session:
     carried: Mapping[str, Any] = field(default_factory=dict)
     """What the sidecars of downloads carry along: the caller's own columns, no part of the receipt."""
     emit: Emit = _emit_nothing
+    delivered: Callable[[Delivery], None] = _ignore_delivery
+    """Is called with each asset that was delivered, or found in the store."""
 
     def labelled(self, labels: Labels | None) -> Session:
         """Return the session with labels added, and with the caps of exactly the budgets by label that then apply.

@@ -66,6 +66,8 @@ class Settings(BaseSettings):
     from link-local ones."""
     max_asset_bytes: Annotated[int, Field(gt=0, le=5 * 1024**4)] = 20 * 1024**3
     """The largest download accepted."""
+    trace_prompts: bool = False
+    """Whether the spans of purchases bear the prompt, where the program sends traces anywhere (OpenTelemetry)."""
     requests_limit_name: str = "veogen-requests"
     """The Prefect global concurrency limit that all workers share, if it exists."""
 

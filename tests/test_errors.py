@@ -101,7 +101,8 @@ def test_the_readme_names_exactly_what_the_tasks_retry() -> None:
 def test_the_tasks_retry_what_is_retryable(kind: type[VeogenError]) -> None:
     from prefect.states import Failed
 
-    from prefect_veogen.tasks.generation import generate, is_retryable
+    from prefect_veogen.tasks.generation import generate
+    from prefect_veogen.tasks.steps import is_retryable
 
     run: Any = None
     error = with_all_facts(kind)  # as one that a setting causes, where a setting can

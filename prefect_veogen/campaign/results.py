@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
@@ -17,7 +15,7 @@ from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.result_frames import parquet_of
 from prefect_veogen.campaign.table import Table
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.models import Asset, Kind
+from prefect_veogen.models import Asset, Kind, plain_name
 from prefect_veogen.process.io_loop import wait_on_io
 from prefect_veogen.store import committed, open_store
 
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
     from prefect_veogen.store import Store
 
 RESULTS: Final = "results.jsonl"
-_MAX_NAME_CHARACTERS = 80
 _LINES_AT_ONCE = 500
 
 
@@ -106,14 +103,6 @@ def _labels(record: Mapping[str, Any], prefix: str) -> dict[str, str]:
 def campaign_key(name: str, file: str) -> str:
     """Return where in the store a campaign's file lies."""
     return f"campaigns/{plain_name(name)}/{file}"
-
-
-def plain_name(name: str) -> str:
-    """Return a name as artifacts and file systems want it; what differs in more than punctuation stays so."""
-    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if name.isascii() and plain and len(plain) <= _MAX_NAME_CHARACTERS:
-        return plain
-    return f"{plain[:_MAX_NAME_CHARACTERS]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")
 
 
 async def write_results(store: Store, name: str, items: Sequence[CampaignItem]) -> None:

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,8 +23,9 @@ from prefect_veogen.download.transfer import LEAST_BYTES, Restart, TooLarge, Tra
 from prefect_veogen.download.url_guard import open_media, output_link
 from prefect_veogen.errors import DownloadBroken, MediaRejected, OutputMissing, StillRunning, VeogenError
 from prefect_veogen.ledger.receipt import Receipt
-from prefect_veogen.models import Asset, Generation, Kind, Status, without_secrets
+from prefect_veogen.models import Asset, Delivery, Generation, Kind, Status, without_secrets
 from prefect_veogen.process.concurrency import ConcurrencyLimit, backoff_seconds
+from prefect_veogen.process.tracing import span
 
 if TYPE_CHECKING:
     from prefect_veogen.api.http import MediaResponse
@@ -42,28 +42,48 @@ _WHEN_TOO_LARGE = f"If you expect so large a file, raise {_LIMIT} and run it aga
 _WHEN_NOT_KEPT = "The bytes that were served could not be stored."
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """An asset, and whether the store had it already."""
-
-    asset: Asset
-    reused: bool
-
-
 async def deliver(session: Session, generation: Generation) -> Delivery:
     """Return the asset of a completed generation, downloaded unless the store has it intact.
 
     Free and idempotent. It leaves the object, its sidecar and the receipt as STORED.
     """
+    with span("download", model=generation.model, generation_id=generation.id, receipt=generation.receipt) as traced:
+        delivery = await _deliver(session, generation)
+        asset = delivery.asset
+        traced.note(price_usd=asset.price_usd, reused=delivery.reused, sha256=asset.sha256, size_bytes=asset.size)
+    session.delivered(delivery)
+    return delivery
+
+
+async def _deliver(session: Session, generation: Generation) -> Delivery:
     entry = await session.ledger.read(generation.receipt) if generation.receipt else None
     stored = await intact_asset(session.store, entry.receipt) if entry else None
+    receipt = entry.receipt if entry else None
     if stored is not None:
-        return Delivery(stored, reused=True)
+        return _describe(generation, receipt, stored, reused=True)
     async with _download_limit():
-        asset, etag = await _Download(session, generation, entry.receipt if entry else None).run()
+        asset, etag = await _Download(session, generation, receipt).run()
     if entry is not None:
         await session.ledger.store(entry, asset, etag)
-    return Delivery(asset, reused=False)
+    return _describe(generation, receipt, asset, reused=False)
+
+
+def _describe(generation: Generation, receipt: Receipt | None, asset: Asset, *, reused: bool) -> Delivery:
+    began, ended = generation.created_at, generation.completed_at
+    made_in = (ended - began).total_seconds() if began and ended else None
+    if receipt is None:
+        return Delivery(asset, reused, prompt=generation.prompt, made_in_seconds=made_in)
+    return Delivery(
+        asset,
+        reused,
+        prompt=receipt.request.prompt,
+        take=receipt.take,
+        duration_seconds=receipt.request.duration,
+        made_in_seconds=made_in,
+        receipt=receipt.key,
+        labels=receipt.labels,
+        campaign=receipt.campaign,
+    )
 
 
 async def intact_asset(store: Store, receipt: Receipt) -> Asset | None:

@@ -1,6 +1,7 @@
 """Thumbnails of assets, for pages that show them without a link to a private store.
 
-They need Pillow and PyAV (`pip install "prefect-veogen[media]"`); without them there are none.
+They are made once, and stored by the asset's digest under `thumbnails/`. They need Pillow and PyAV
+(`pip install "prefect-veogen[media]"`); without them none are made.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import io
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import VeogenError
@@ -19,29 +21,39 @@ if TYPE_CHECKING:
 
 _MAX_BYTES = 64 * 1024 * 1024
 _WIDTH = 240
+_TYPE = "image/jpeg"
 # Each is read whole and decoded: hundreds at once must neither fill the memory nor delay the ledger's requests.
 _decoding_limit = ConcurrencyLimit(2)
 
 
 async def thumbnail(store: Store, asset: Asset) -> str | None:
     """Return a small JPEG of a picture or a clip's first frame as a data link; `None` if it can't be made."""
-    key = store.key(asset.uri)
-    if key is None or asset.size > _MAX_BYTES:
-        return None
     async with _decoding_limit():
         try:
-            document = await store.read(key)
+            small = await _stored_or_made(store, asset)
         except VeogenError:
             return None  # all is made and paid for: a failing store must not fail what would show it
-        return None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
+    return None if small is None else f"data:{_TYPE};base64,{base64.b64encode(small).decode()}"
 
 
-def _small(body: bytes, content_type: str) -> str | None:
-    try:
-        import av
-        from PIL import Image
-    except ImportError:
+async def _stored_or_made(store: Store, asset: Asset) -> bytes | None:
+    stored = await store.read(f"thumbnails/{asset.sha256}.jpg")
+    if stored is not None:
+        return stored.body
+    key = store.key(asset.uri)
+    if key is None or asset.size > _MAX_BYTES or not (find_spec("av") and find_spec("PIL")):
         return None
+    document = await store.read(key)
+    small = None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
+    if small is not None:
+        await store.put(f"thumbnails/{asset.sha256}.jpg", small, _TYPE)
+    return small
+
+
+def _small(body: bytes, content_type: str) -> bytes | None:
+    import av
+    from PIL import Image
+
     try:
         if content_type.startswith("video/"):
             with av.open(io.BytesIO(body), "r") as container:
@@ -54,4 +66,4 @@ def _small(body: bytes, content_type: str) -> str | None:
         image.save(small, "JPEG", quality=70)
     except Exception:  # noqa: BLE001 - decoders fail in many ways, and a thumbnail is optional
         return None
-    return f"data:image/jpeg;base64,{base64.b64encode(small.getvalue()).decode()}"
+    return small.getvalue()

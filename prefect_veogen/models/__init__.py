@@ -1,5 +1,6 @@
 """The values of the domain: frozen, printable, picklable, without any I/O."""
 
+from prefect_veogen.models.delivery import Delivery
 from prefect_veogen.models.generation import (
     Animated,
     Approved,
@@ -28,6 +29,7 @@ from prefect_veogen.models.text import (
     in_usd,
     nearest,
     normal_base_url,
+    plain_name,
     text_problem,
     with_plain_line_ends,
     without_secrets,
@@ -42,6 +44,7 @@ __all__ = [
     "Asset",
     "CatalogueModel",
     "Certainty",
+    "Delivery",
     "Generation",
     "GenerationRequest",
     "Kind",
@@ -61,6 +64,7 @@ __all__ = [
     "nearest",
     "normal_base_url",
     "object_at",
+    "plain_name",
     "text_problem",
     "with_plain_line_ends",
     "without_secrets",

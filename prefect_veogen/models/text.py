@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 from collections.abc import Iterable
 from decimal import Decimal
 
 MAX_DIGITS = 18
+_MAX_NAME_CHARACTERS = 80
 
 HALF_A_CHARACTER = "contains half a character (a lone surrogate), which can't be sent"
 
@@ -54,3 +56,11 @@ def without_secrets(url: str) -> str:
     scheme, separator, rest = address.partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme}{separator}{host.rpartition('@')[2]}{slash}{path}"
+
+
+def plain_name(name: str) -> str:
+    """Return a name as artifacts and file systems want it; what differs in more than punctuation stays so."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+    if name.isascii() and plain and len(plain) <= _MAX_NAME_CHARACTERS:
+        return plain
+    return f"{plain[:_MAX_NAME_CHARACTERS]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}".strip("-")

@@ -32,6 +32,7 @@ from prefect_veogen.ledger.lease import boot_seconds, own_lease
 from prefect_veogen.ledger.receipt import attach
 from prefect_veogen.models import Generation, GenerationRequest, Labels, Quote, in_usd, without_secrets
 from prefect_veogen.process.concurrency import backoff_seconds, run_uninterrupted
+from prefect_veogen.process.tracing import span
 from prefect_veogen.purchase.in_doubt import (
     Doubt,
     needs_reading,
@@ -87,12 +88,17 @@ async def buy(session: Session, request: GenerationRequest) -> Purchase:
     await session.store.check()
     request = await identify_inputs(session, request)
     lease = session.settings.request_timeout_seconds + _LEASE_MARGIN_SECONDS
-    with own_lease(lease, session.flow_run_id) as owner:
+    prompt = request.prompt if session.settings.trace_prompts else None
+    facts = {"model": request.model, "take": str(request.take), "prompt": prompt}
+    with span("purchase", **facts) as traced, own_lease(lease, session.flow_run_id) as owner:
         try:
-            return await _Buyer(session, request, owner, lease).buy()
+            purchase = await _Buyer(session, request, owner, lease).buy()
         except BudgetExceeded as refusal:
             note_refused(session, refusal, request)
             raise
+        bought = purchase.generation
+        traced.note(generation_id=bought.id, price_usd=bought.price_usd, receipt=bought.receipt, reused=purchase.reused)
+        return purchase
 
 
 async def mark_failed(session: Session, generation: Generation) -> GenerationFailed:

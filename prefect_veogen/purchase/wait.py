@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import Generation, Status
+from prefect_veogen.process.tracing import span
 from prefect_veogen.purchase.submit import mark_failed
 
 if TYPE_CHECKING:
@@ -34,12 +35,20 @@ async def wait(session: Session, generation: Generation, timeout_seconds: float 
         PersonNeeded: the service keeps knowing no such generation, or naming no output for it.
     """
     if not generation.is_over:
+        generation = await _wait_until_over(session, generation, timeout_seconds)
+    if generation.status is Status.FAILED:
+        raise await mark_failed(session, generation)
+    return generation
+
+
+async def _wait_until_over(session: Session, generation: Generation, timeout_seconds: float | None) -> Generation:
+    facts: dict[str, Any] = {"model": generation.model, "generation_id": generation.id, "receipt": generation.receipt}
+    with span("wait", **facts) as traced:
         timeout = session.settings.wait_timeout_seconds if timeout_seconds is None else timeout_seconds
-        generation = await session.poller.wait_until_over(
+        ended = await session.poller.wait_until_over(
             generation,
             timeout,
             lambda changed: session.log.info("Generation %s is %s", changed.id, changed.status_text),
         )
-    if generation.status is Status.FAILED:
-        raise await mark_failed(session, generation)
-    return generation
+        traced.note(status=ended.status.value, price_usd=ended.price_usd)
+        return ended

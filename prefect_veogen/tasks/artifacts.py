@@ -1,43 +1,93 @@
-"""What a stored asset leaves in Prefect: an event that automations can react to, and a picture to see."""
+"""What a delivered asset leaves in Prefect: an event that automations can react to, lineage, and a picture to see."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import acreate_markdown_artifact
 
 from prefect_veogen.download.thumbnails import thumbnail
-from prefect_veogen.models import in_usd
+from prefect_veogen.models import in_usd, plain_name
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.tasks.events import emit
+from prefect_veogen.tasks.lineage import record_lineage
 from prefect_veogen.tasks.markdown import code, image, literal
+from prefect_veogen.tasks.runs import shorten
 
 if TYPE_CHECKING:
-    from prefect_veogen.models import Asset
+    from prefect_veogen.models import Delivery
     from prefect_veogen.session import Session
 
 STORED_EVENT = "veogen.asset.stored"
 
-
-def emit_stored(asset: Asset) -> None:
-    """Emit `veogen.asset.stored`. Free."""
-    emit(STORED_EVENT, asset.uri, asset.model_dump(mode="json", exclude={"source_url"}, exclude_none=True))
+_MAX_PROMPT_CHARACTERS = 500
 
 
-async def show(session: Session, asset: Asset) -> None:
-    """Emit `veogen.asset.stored` and, in a flow run, create an artifact with a small picture. Free."""
-    emit_stored(asset)
+@asynccontextmanager
+async def showing(session: Session) -> AsyncIterator[Session]:
+    """Give a session whose deliveries are shown in Prefect at the end, even of work that fails half-way. Free."""
+    delivered: list[Delivery] = []
     try:
-        if session.flow_run_id is not None:
-            picture = await on_io(thumbnail(session.store, asset))
-            key, name = f"veogen-{asset.sha256[:16]}", asset.uri.rpartition("/")[2]
-            await acreate_markdown_artifact(_card(asset, picture), key=key, description=literal(name))
+        yield replace(session, delivered=delivered.append)
+    finally:
+        for delivery in delivered:
+            await _show(session, delivery)
+
+
+async def _show(session: Session, delivery: Delivery) -> None:
+    """Emit `veogen.asset.stored` and, in a flow run, create an artifact with a small picture."""
+    payload = _payload(delivery)
+    emit(STORED_EVENT, delivery.asset.uri, payload, {"veogen.reused": str(delivery.reused).lower()})
+    if session.flow_run_id is None:
+        return
+    record_lineage(delivery)
+    try:
+        picture = await on_io(thumbnail(session.store, delivery.asset))
+        prompt = " ".join((delivery.prompt or "").split())
+        key = plain_name(f"{delivery.asset.model or 'asset'} {prompt}")
+        await acreate_markdown_artifact(_card(delivery, picture), key=key, description=literal(shorten(prompt)))
     except Exception as error:  # noqa: BLE001 - a courtesy: the asset is stored, whatever the server says
         session.log.debug("The asset could not be shown: %s", error)
 
 
-def _card(asset: Asset, picture: str | None) -> str:
+def _payload(delivery: Delivery) -> dict[str, Any]:
+    """Return what `veogen.asset.stored` says."""
+    asset = delivery.asset.model_dump(mode="json", exclude={"source_url"}, exclude_none=True)
+    facts: dict[str, Any] = {"prompt": delivery.prompt, "take": delivery.take, "receipt": delivery.receipt}
+    facts |= {"labels": dict(delivery.labels) or None, "campaign": delivery.campaign}
+    return {**asset, "reused": delivery.reused, **{name: fact for name, fact in facts.items() if fact is not None}}
+
+
+def _card(delivery: Delivery, picture: str | None) -> str:
+    asset = delivery.asset
     shown = f"{image(asset.content_type, picture)}\n\n" if picture else ""
-    price = "" if asset.price_usd is None else f" · {in_usd(asset.price_usd)}"
-    facts = f"{asset.content_type} · {asset.size:,} bytes{price} · {literal(asset.model or '')}"
-    return f"{shown}{code(asset.uri)}\n\n{facts}\n"
+    prompt = delivery.prompt or ""
+    cut = f"{prompt[:_MAX_PROMPT_CHARACTERS]}…" if len(prompt) > _MAX_PROMPT_CHARACTERS else prompt
+    words = f"{literal(cut)}\n\n" if prompt else ""
+    return f"{shown}{words}{' · '.join(_facts(delivery))}\n\n{code(asset.uri)}{_link(asset.source_url)}\n"
+
+
+def _facts(delivery: Delivery) -> list[str]:
+    asset = delivery.asset
+    facts = [literal(asset.model)] if asset.model else []
+    facts += [f"take {literal(delivery.take)}"] if delivery.take else []
+    facts += [_price(delivery)]
+    facts += [f"{delivery.duration_seconds} s long"] if delivery.duration_seconds else []
+    facts += [f"made in {delivery.made_in_seconds:.0f} s"] if delivery.made_in_seconds else []
+    return [*facts, asset.content_type, f"{asset.size:,} bytes"]
+
+
+def _price(delivery: Delivery) -> str:
+    price = in_usd(delivery.asset.price_usd)
+    return f"reused: $0.00 (bought before for {price})" if delivery.reused else price
+
+
+def _link(source: str | None) -> str:
+    """Return the service's own link, which a browser opens as long as the service keeps the file."""
+    if source is None or re.search(r"[\s<>]", source) or not source.startswith(("http://", "https://")):
+        return ""
+    return f" · [open at the service](<{source}>)"

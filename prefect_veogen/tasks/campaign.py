@@ -23,7 +23,7 @@ from prefect_veogen.campaign.options import Carry, RowOptions
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.records import Manifest, read_records
 from prefect_veogen.campaign.report import CampaignReport
-from prefect_veogen.campaign.results import RESULTS, campaign_key, plain_name, read_results, write_results
+from prefect_veogen.campaign.results import RESULTS, campaign_key, read_results, write_results
 from prefect_veogen.campaign.rows import Row, Rows, rows_of
 from prefect_veogen.campaign.run import (
     campaign_name,
@@ -39,18 +39,19 @@ from prefect_veogen.campaign.run import (
 )
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger.budgets import Cap
-from prefect_veogen.models import Asset, in_usd, without_secrets
+from prefect_veogen.models import Asset, in_usd, plain_name, without_secrets
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.wait import check_timeout
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
-from prefect_veogen.tasks.artifacts import emit_stored
+from prefect_veogen.tasks.artifacts import showing
 from prefect_veogen.tasks.events import emit
-from prefect_veogen.tasks.generation import FREE, KeepsItsKind, is_retryable, session_for_task
+from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.progress import campaign_progress
 from prefect_veogen.tasks.runs import name_flow_run, name_task_run, shorten
+from prefect_veogen.tasks.steps import FREE, KeepsItsKind, is_retryable, reused, step
 
 __all__ = [
     "CampaignItem",
@@ -242,7 +243,7 @@ def _counted_all(campaigns: Sequence[Sequence[Row]]) -> str:
     return _counted(range(rows)) if len(campaigns) == 1 else f"{_counted(range(rows))} in {len(campaigns)} slots"
 
 
-@task(
+@step(
     name="make row",
     task_run_name=name_task_run("", lambda of: _row_name(of["row"])),
     description="Submits, waits and downloads for one row of a campaign.",
@@ -268,10 +269,10 @@ async def make_row(
     hundreds of rows, recording runs is what costs.
     """
     session = for_row(await session_for_task(credentials, store, campaign_cap(budget or name, budget_usd)), row, name)
-    item = await on_io(make_assets(session, row, pictures or {}, timeout_seconds))
-    for asset in () if item.reused else item.assets:
-        emit_stored(asset)
-    return item
+    async with showing(session) as shown:
+        item = await on_io(make_assets(shown, row, pictures or {}, timeout_seconds))
+    before = f"Reused: bought before for {in_usd(item.price_usd)}; nothing to pay"
+    return reused(item, before) if item.reused else item
 
 
 def _row_name(row: Row) -> str:

@@ -28,8 +28,9 @@ from prefect_veogen.tasks.campaign import (
     publish_campaign,
     read_manifest,
 )
-from prefect_veogen.tasks.generation import FREE, session_for_task
+from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.runs import name_task_run
+from prefect_veogen.tasks.steps import FREE
 
 __all__ = ["Slot", "is_late", "make_slot", "publish_asset", "read_slots"]
 

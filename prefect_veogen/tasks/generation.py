@@ -5,61 +5,46 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping
-from copy import copy
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 from uuid import uuid4
 
-from prefect import get_run_logger, task
+from prefect import get_run_logger
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import flow_run
 from prefect.states import exception_to_failed_state
 from prefect.tasks import Task
-from prefect.transactions import TransactionState, get_transaction
 from prefect.utilities.callables import get_call_parameters
 from prefect.utilities.visualization import get_task_viz_tracker
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.download.deliver import deliver
-from prefect_veogen.errors import ConfigurationError, VeogenError
+from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger.budgets import Cap
 from prefect_veogen.models import Asset, Generation, GenerationRequest, Labels, in_usd
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import check_timeout, wait
 from prefect_veogen.session import Session, open_session
-from prefect_veogen.tasks.artifacts import show
+from prefect_veogen.tasks.artifacts import showing
 from prefect_veogen.tasks.credentials import resolve_credentials
 from prefect_veogen.tasks.durability import check_store_is_durable
 from prefect_veogen.tasks.events import emit
 from prefect_veogen.tasks.runs import generation_name, name_task_run, request_name
 from prefect_veogen.tasks.shared_limit import use_shared_limit
+from prefect_veogen.tasks.steps import Step, is_retryable, reused, step
 
 if TYPE_CHECKING:
     from decimal import Decimal
     from pathlib import Path
 
-    from prefect.client.schemas.objects import State, TaskRun
+    from prefect.client.schemas.objects import State
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 _PROCESS = f"process-{uuid4().hex[:12]}"
-
-
-def is_retryable(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:
-    """Retry what `prefect_veogen.errors` calls retryable, and says why."""
-    return isinstance(state.data, VeogenError) and state.data.retryable
-
-
-# For tasks which buy nothing: a blip must not end a run before it began, nor after all is paid for.
-FREE: dict[str, Any] = {
-    "retries": 4,
-    "retry_delay_seconds": [2, 5, 15, 45],
-    "retry_condition_fn": is_retryable,
-    "cache_policy": NO_CACHE,
-}
 
 
 def _check_argument(value: Any, kind: type[object], example: str) -> None:
@@ -79,7 +64,7 @@ def _check_generation(generation: Generation) -> None:
     _check_argument(generation, Generation, 'what submit_generation returned, or Generation(id="…")')
 
 
-@task(
+@step(
     name="submit generation",
     task_run_name=name_task_run("submit", lambda of: request_name(of["request"])),
     description="Buys one generation, unless the ledger shows that it was bought before.",
@@ -115,16 +100,16 @@ async def submit_generation(
     purchase = await on_io(buy(session, request))
     generation = purchase.generation
     if purchase.reused:
-        _show_as_reused()
         session.log.info("Generation %s was bought before: nothing to pay", generation.id)
         if session.labels and purchase.labels != session.labels:
             session.log.info("It keeps the labels that it was bought with: %s", dict(purchase.labels) or "none")
-    else:
-        session.log.info("Bought generation %s for %s", generation.id, in_usd(generation.price_usd))
+        before = in_usd(generation.price_usd)
+        return reused(generation, f"Reused: generation {generation.id} was bought before for {before}; nothing to pay")
+    session.log.info("Bought generation %s for %s", generation.id, in_usd(generation.price_usd))
     return generation
 
 
-@task(
+@step(
     name="wait for generation",
     task_run_name=name_task_run("wait for", lambda of: generation_name(of["generation"])),
     description="Waits until a generation is completed, however many others wait at the same time.",
@@ -155,10 +140,9 @@ async def wait_for_generation(
     _check_generation(generation)
     check_timeout(timeout_seconds)
     session = await session_for_task(credentials, store)
-    if generation.is_over and generation.output is None:
-        _show_as_reused()
+    is_stored = generation.is_over and generation.output is None
     try:
-        return await on_io(wait(session, generation, timeout_seconds))
+        ended = await on_io(wait(session, generation, timeout_seconds))
     except asyncio.CancelledError:
         session.log.warning(
             "Stopped waiting. Generation %s goes on at the service, which can't cancel it; it cost %s. "
@@ -167,9 +151,10 @@ async def wait_for_generation(
             in_usd(generation.price_usd),
         )
         raise
+    return reused(ended, "Reused: its asset is stored, nothing to wait for") if is_stored else ended
 
 
-@task(
+@step(
     name="download asset",
     task_run_name=name_task_run("download", lambda of: generation_name(of["generation"])),
     description="Streams a completed generation's media into the store, verified, with its provenance beside it.",
@@ -198,27 +183,14 @@ async def download_asset(
     """
     _check_generation(generation)
     session = await session_for_task(credentials, store)
-    delivery = await on_io(deliver(session, generation))
-    session.log.info("%s %s", "Already stored:" if delivery.reused else "Stored", delivery.asset.uri)
-    if delivery.reused:
-        _show_as_reused()
-    else:
-        await show(session, delivery.asset)
-    return delivery.asset
+    async with showing(session) as shown:
+        delivery = await on_io(deliver(shown, generation))
+    uri = delivery.asset.uri
+    session.log.info("%s %s", "Already stored:" if delivery.reused else "Stored", uri)
+    return reused(delivery.asset, f"Reused: already stored at {uri}") if delivery.reused else delivery.asset
 
 
-class KeepsItsKind:
-    """For kinds of Prefect's tasks and flows: `with_options` returns the same kind, where Prefect's returns its own."""
-
-    if not TYPE_CHECKING:  # what it takes and returns is as Prefect declares it
-
-        def with_options(self, **options: Any) -> Any:
-            same_kind = copy(self)
-            vars(same_kind).update(vars(super().with_options(**options)))
-            return same_kind
-
-
-Step = Task[..., Coroutine[Any, Any, Any]]
+AnyStep = Task[..., Coroutine[Any, Any, Any]]
 
 _FOR_EACH_STEP = {
     "asset_deps",
@@ -233,7 +205,7 @@ _FOR_EACH_STEP = {
 _FOR_SOME_STEPS = {"description", "name", "on_completion", "on_failure", "on_running", "task_run_name"}
 
 
-class _Chain(KeepsItsKind, Task[Parameters, Result]):
+class _Chain(Step[Parameters, Result]):
     """Submits, waits and downloads: awaited, the three show in the caller's own run; else they have one around them.
 
     Awaited, it ends as the last of its steps did. Options of `with_options` that concern running apply to each step,
@@ -260,7 +232,7 @@ class _Chain(KeepsItsKind, Task[Parameters, Result]):
         state = await _in_a_row(self._steps(call), **call, wait_for=wait_for)
         return state if return_state else await state.aresult()
 
-    def _steps(self, call: dict[str, Any]) -> tuple[Step, Step, Step]:
+    def _steps(self, call: dict[str, Any]) -> tuple[AnyStep, AnyStep, AnyStep]:
         """Return the three steps, with the options of the chain."""
         shared: dict[str, Any] = {name: value for name, value in self.given.items() if name in _FOR_EACH_STEP}
         if self.on_failure_hooks:
@@ -281,7 +253,7 @@ class _Chain(KeepsItsKind, Task[Parameters, Result]):
         return name.format(**call) if isinstance(name, str) else self.given.get("name")
 
 
-def _changed(step: Step, label: str | None, options: Mapping[str, Any]) -> Step:
+def _changed(step: AnyStep, label: str | None, options: Mapping[str, Any]) -> AnyStep:
     if label is not None:
         own: Any = step.task_run_name
 
@@ -293,7 +265,7 @@ def _changed(step: Step, label: str | None, options: Mapping[str, Any]) -> Step:
 
 
 async def _in_a_row(
-    steps: tuple[Step, Step, Step],
+    steps: tuple[AnyStep, AnyStep, AnyStep],
     request: GenerationRequest,
     *,
     credentials: Any,
@@ -349,10 +321,11 @@ async def generate(
     """
     options: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds, "labels": labels}
     state = await _in_a_row(_STEPS, request, credentials=credentials, store=store, **options)
-    return cast("Asset", await state.aresult())
+    asset = cast("Asset", await state.aresult())
+    return reused(asset, state.message or "") if state.name == "Cached" else asset
 
 
-_STEPS: tuple[Step, Step, Step] = (submit_generation, wait_for_generation, download_asset)
+_STEPS: tuple[AnyStep, AnyStep, AnyStep] = (submit_generation, wait_for_generation, download_asset)
 
 
 async def session_for_task(
@@ -381,10 +354,3 @@ async def session_for_task(
 def run_cap(budget_usd: Decimal | float | None) -> Cap | None:
     """Return the cap of this flow run, or of this process where there is none."""
     return Cap.of(f"run-{flow_run.id}" if flow_run.id else _PROCESS, budget_usd)
-
-
-def _show_as_reused() -> None:
-    """Let the task run end as "Cached", Prefect's own word for a result that cost nothing."""
-    transaction = get_transaction()
-    if transaction is not None:
-        transaction.state = TransactionState.COMMITTED

@@ -21,12 +21,16 @@ from prefect_veogen.ledger import Ledger, Receipt
 from prefect_veogen.ledger import State as ReceiptState
 from prefect_veogen.models import in_usd
 from prefect_veogen.process.io_loop import on_io
+from prefect_veogen.session import Session
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import open_store
+from prefect_veogen.tasks.artifacts import showing
 from prefect_veogen.tasks.durability import check_store_is_durable
-from prefect_veogen.tasks.generation import FREE, session_for_task
+from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.markdown import literal
 from prefect_veogen.tasks.runs import name_task_run
+from prefect_veogen.tasks.steps import FREE
+from prefect_veogen.upkeep.balance import warn_of_low_balance
 from prefect_veogen.upkeep.receipts import read_receipts
 from prefect_veogen.upkeep.statement import Reconciliation, reconcile
 from prefect_veogen.upkeep.sweep import Swept, sweep
@@ -48,10 +52,11 @@ async def sweep_store(
 ) -> Sequence[Swept]:
     """Return what was done about unfinished receipts: paid outputs downloaded, purchases in doubt found. Free.
 
-    Safe to repeat, and to run beside working flows. What needs manual review is in the returned notes.
+    Safe to repeat, and to run beside working flows. What needs manual review is in the returned notes. A balance that
+    doesn't last for three days more, at the rate of the last seven, is warned of (`veogen.balance.low`).
     """
-    session = await session_for_task(credentials, store)
-    swept = await on_io(sweep(session))
+    async with showing(await session_for_task(credentials, store)) as session:
+        swept = await on_io(_swept(session))
     for item in swept:
         session.log.info("%s: %s → %s. %s", item.key, item.before.label, item.after.label, item.note)
     if swept:
@@ -60,6 +65,12 @@ async def sweep_store(
             for item in swept
         ]
         await acreate_table_artifact(table, key="veogen-sweep", description=f"{len(swept)} receipts were unfinished")
+    return swept
+
+
+async def _swept(session: Session) -> list[Swept]:
+    swept = await sweep(session)
+    await warn_of_low_balance(session)
     return swept
 
 

@@ -14,7 +14,7 @@ from prefect import get_run_logger
 from prefect.artifacts import acreate_progress_artifact, aupdate_progress_artifact
 
 from prefect_veogen.campaign.items import CampaignItem
-from prefect_veogen.campaign.results import plain_name
+from prefect_veogen.models import plain_name
 from prefect_veogen.tasks.markdown import literal
 
 _REPORTED_EVERY_SECONDS = 2.0

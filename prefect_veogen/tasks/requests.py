@@ -19,8 +19,9 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.inputs import identify_inputs
 from prefect_veogen.purchase.plan import Plan, is_bought, make_plan, priced
 from prefect_veogen.session import Session
-from prefect_veogen.tasks.generation import FREE, check_is_request, generate, run_cap, session_for_task
+from prefect_veogen.tasks.generation import check_is_request, generate, run_cap, session_for_task
 from prefect_veogen.tasks.runs import name_task_run, request_name
+from prefect_veogen.tasks.steps import FREE
 
 __all__ = ["InputsParameter", "Plan", "check_requests", "generate_all", "placeholder_of", "plan_requests"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 from pathlib import Path
 
@@ -26,7 +27,8 @@ def wide_png() -> bytes:
 async def stored(store: Store, name: str, body: bytes, content_type: str) -> Asset:
     await store.put(f"assets/{name}", body, content_type)
     uri = store.uri(f"assets/{name}")
-    return Asset(uri=uri, sha256="ab", size=len(body), content_type=content_type, generation_id="g")
+    sha256 = hashlib.sha256(body).hexdigest()
+    return Asset(uri=uri, sha256=sha256, size=len(body), content_type=content_type, generation_id="g")
 
 
 def size_of(link: str | None) -> tuple[int, int]:
@@ -61,6 +63,17 @@ async def test_a_clip_shows_its_first_frame(store_url: str) -> None:
 async def test_what_can_not_be_decoded_has_none(body: bytes, content_type: str, tmp_path: Path) -> None:
     store = open_store(tmp_path)
     assert await thumbnail(store, await stored(store, "odd", body, content_type)) is None
+
+
+async def test_it_is_made_once_and_then_read_from_the_store(store_url: str) -> None:
+    store = open_store(store_url)
+    asset = await stored(store, "wide.png", wide_png(), "image/png")
+    made = await thumbnail(store, asset)
+    await store.put("assets/wide.png", b"no picture any more", "image/png")
+    assert await thumbnail(store, asset) == made
+    kept = await store.read(f"thumbnails/{asset.sha256}.jpg")
+    assert kept is not None
+    assert kept.body.startswith(b"\xff\xd8")
 
 
 async def test_an_asset_that_is_gone_elsewhere_or_too_large_has_none(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import html
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -361,6 +362,10 @@ async def test_progress_table_and_pictures_are_artifacts_and_each_row_is_one_tas
         "campaign-autumn-2026",
         "campaign-autumn-2026-progress",
         "campaign-autumn-2026-pictures",
+        "gpt-4o-image-picture-of-r0",
+        "gpt-4o-image-picture-of-r1",
+        "gpt-4o-image-picture-of-moves",
+        "veo-3-1-fast-x",
     }
     assert artifacts["campaign-autumn-2026-progress"].data == 100.0
     table = json.loads(str(artifacts["campaign-autumn-2026"].data))
@@ -387,7 +392,8 @@ async def test_ids_and_names_cannot_break_what_prefect_shows(sandbox: Sandbox) -
     texts += [found.description or "" for found in artifacts.values()]
     texts += [str(found.data) for found in artifacts.values() if found.type == "markdown"]
     rendered = "".join(map(reader.render, texts))
-    assert set(re.findall(r"<(\w+)", rendered)) == {"p", "h1", "code", "img"}
+    assert set(re.findall(r"<(\w+)", rendered)) == {"p", "h1", "code", "img", "a"}
+    assert {link[: len(sandbox.media_url)] for link in re.findall(r'href="([^"]+)"', rendered)} == {sandbox.media_url}
     assert set(re.findall(r'src="([^"]{11})', rendered)) == {"data:image/"}
 
 
@@ -402,8 +408,9 @@ async def test_the_gallery_shows_every_row_and_gives_nothing_away(sandbox: Sandb
     assert "<b>bold" not in gallery
     artifacts, _ = await shown(state)
     for text in (gallery, *map(str, artifacts.values())):
-        for secret in ("X-Amz-", "Signature", sandbox.token, sandbox.media_url):
+        for secret in ("X-Amz-", "Signature", sandbox.token):
             assert secret not in text
+    assert sandbox.media_url not in gallery
 
 
 async def gallery_of(name: str) -> str:
@@ -430,6 +437,9 @@ async def test_assets_that_are_gone_spoil_no_gallery(sandbox: Sandbox) -> None:
     asset = report.items[0].asset
     assert asset is not None
     os.remove(asset.uri.removeprefix("file://"))  # noqa: PTH107 - in an async test there is no Path
+    await publish_campaign(report)
+    assert (await gallery_of("autumn")).count("data:image") == 2, "thumbnails are kept by themselves"
+    shutil.rmtree(open_session().store.uri("thumbnails").removeprefix("file://"))
     await publish_campaign(report)
     assert (await gallery_of("autumn")).count("data:image") == 1
 

@@ -51,6 +51,7 @@ HOPPING = ("tasks/", "cli/", "api/client.py")
 DOORS = {
     "httpx": {"api"},
     "boto3": {"store"},
+    "opentelemetry": {"process"},
     "botocore": {"store"},
     "prefect": {"blocks", "schedule", "tasks", "cli"},
     "pydantic_settings": {"settings"},

@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from prefect_veogen.download.deliver import Delivery, deliver
-from prefect_veogen.models import Generation, GenerationRequest, Kind, Output, Status
+from prefect_veogen.download.deliver import deliver
+from prefect_veogen.models import Delivery, Generation, GenerationRequest, Kind, Output, Status
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait

@@ -180,7 +180,9 @@ async def test_failures_and_doubts_are_told_with_what_they_cost(
     assert doubted["resource"]["prefect.resource.id"] == f"veogen.receipt.{doubted['payload']['receipt']}"
 
 
-async def test_a_finished_campaign_and_its_new_assets_are_told_once(sandbox: Sandbox, project: str) -> None:
+async def test_each_run_of_a_campaign_tells_its_end_and_its_assets_and_which_were_reused(
+    sandbox: Sandbox, project: str
+) -> None:
     rows = [Row("a", CAT, labels={"project": project})]
 
     @flow
@@ -194,4 +196,8 @@ async def test_a_finished_campaign_and_its_new_assets_are_told_once(sandbox: San
     assert finished[0]["payload"]["results_uri"].endswith(f"campaigns/{project}/results.jsonl")
     (bought,) = await events_of("veogen.generation.bought", project)
     made = bought["payload"]["generation_id"]
-    assert len(await events("veogen.asset.stored", lambda payload: payload["generation_id"] == made)) == 1
+    stored = await events("veogen.asset.stored", lambda payload: payload["generation_id"] == made, 2)
+    assert sorted(event["resource"]["veogen.reused"] for event in stored) == ["false", "true"]
+    assert sorted(event["payload"]["reused"] for event in stored) == [False, True]
+    assert stored[0]["payload"]["labels"] == {"project": project}
+    assert (stored[0]["payload"]["prompt"], stored[0]["payload"]["campaign"]) == (CAT.prompt, project)

@@ -157,6 +157,11 @@ async def test_task_runs_read_submit_wait_download_and_cached_when_nothing_was_p
     assert [run.name for run in bought] == [run.name for run in reused] == names
     assert [run.state_name for run in bought] == ["Completed"] * 3
     assert [run.state_name for run in reused] == ["Cached"] * 3
+    assert [run.state.message for run in reused if run.state] == [
+        f"Reused: generation {asset.generation_id} was bought before for $0.02; nothing to pay",
+        "Reused: its asset is stored, nothing to wait for",
+        f"Reused: already stored at {asset.uri}",
+    ]
     assert again == asset
     assert len(sandbox.bill) == 1
 
@@ -167,7 +172,8 @@ def test_a_submitted_generate_is_a_task_run_around_its_three_steps(sandbox: Sand
         asset: Any = generate.submit(CAT).result()
         return UUID(flow_run.id), asset
 
-    run_id, asset = one_picture()
+    (run_id, asset), (_, again) = one_picture(), one_picture()
+    assert again == asset
     names = [run.name.replace(asset.generation_id[:8], "ID") for run in asyncio.run(task_runs(run_id, 4))]
     steps = ["submit gpt-4o-image (take 1)", "wait for gpt-4o-image ID", "download gpt-4o-image ID"]
     assert names == [f"{name}: a cat" for name in ("generate gpt-4o-image (take 1)", *steps)]

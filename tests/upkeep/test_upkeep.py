@@ -29,6 +29,7 @@ from prefect_veogen.api.outcome import Accepted
 from prefect_veogen.errors import ConfigurationError, GenerationFailed, UnknownSubmission, VeogenError
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.ledger.budgets import Cap
+from prefect_veogen.models import plain_name
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.sandbox import Sandbox
@@ -604,6 +605,6 @@ async def test_the_sweep_flow_finishes_compares_and_shows_it(sandbox: Sandbox, p
     async with get_client() as client:
         mine = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[flow_run_id]))
         made = {item.key: item for item in await client.read_artifacts(artifact_filter=mine) if item.key}
-    assert set(made) == {"veogen-sweep", "veogen-reconciliation"}
+    assert set(made) == {"veogen-sweep", "veogen-reconciliation", plain_name(f"gpt-4o-image {picture().prompt}")}
     assert key in str(made["veogen-sweep"].data)
     assert not any(sandbox.token in str(artifact) for artifact in made.values())
