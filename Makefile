@@ -34,7 +34,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo quick check lint format types architecture test test-oldest test-integrations bench build smoke lock clean distclean
+.PHONY: help install demo quick check lint format types architecture test test-oldest test-integrations bench pictures build smoke lock clean distclean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -132,6 +132,9 @@ test-integrations: $(INTEGRATIONS)/.installed ## with prefect-aws, and on other 
 
 bench: install ## the figures the documentation claims
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+pictures: install ## the documentation's pictures of Prefect's UI, by the test that drives it
+	@VEOGEN_PICTURES=docs/images $(BIN)/python -m pytest -q tests/flows/test_forms_in_browser.py $(ARGS)
 
 build: install ## wheel and sdist in dist/
 	@rm -rf dist

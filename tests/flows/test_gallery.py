@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Page
 
 from prefect_veogen.campaign.gallery import Tile, page
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
@@ -18,33 +17,10 @@ from prefect_veogen.models import Asset, Kind
 from prefect_veogen.store import Store, open_store
 from tests.support.media import png
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the chromium of the system"),
-]
+pytestmark = pytest.mark.slow
 
 PATIENCE_SECONDS = 20.0
 CLIP = Path(__file__).parents[1] / "download" / "media_files" / "mp4-with-a-line-break-behind.mp4"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def tab(browser: Browser) -> Iterator[Page]:
-    tab = browser.new_page(viewport={"width": 1280, "height": 900})
-    tab.set_default_timeout(1000 * PATIENCE_SECONDS)
-    problems: list[str] = []
-    tab.on("pageerror", lambda error: problems.append(str(error)))
-    yield tab
-    tab.close()
-    assert problems == []
 
 
 def asset(store: Store, key: str, kind: str) -> Asset:

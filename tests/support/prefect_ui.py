@@ -1,0 +1,61 @@
+"""Prefect's UI in a browser, used as a person would: forms are filled in, buttons are pressed."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from playwright.sync_api import Locator, Page
+
+_PICTURES = "VEOGEN_PICTURES"
+_OPTION_PATIENCE_MS = 5000.0
+
+
+@dataclass(frozen=True)
+class PrefectUi:
+    """A tab that shows the UI of a server."""
+
+    tab: Page
+    server: str
+
+    def start_run(self, deployment_id: str, name: str, fields: dict[str, str]) -> None:
+        """Fill in the form of the deployment of that name, and submit it."""
+        self._go(f"deployments/deployment/{deployment_id}/run")
+        self.tab.get_by_role("heading", name="Parameters").wait_for()
+        for field, text in fields.items():
+            label = self.tab.locator("label", has_text=re.compile(rf"^{field}( \(Optional\))?$"))
+            label.locator("xpath=following::textarea[1]").fill(text)
+        self.keep_picture(f"form-{name}")
+        self.tab.get_by_role("button", name="Submit").click()
+        self.tab.get_by_text("scheduled", exact=False).first.wait_for()
+
+    def show_run(self, run_id: str, part: str = "Logs") -> None:
+        """Show a run, and that part of its page."""
+        self._go(f"runs/flow-run/{run_id}?tab={part}")
+
+    def show_artifact(self, artifact_id: str) -> None:
+        """Show an artifact."""
+        self._go(f"artifacts/artifact/{artifact_id}")
+
+    def resume(self, run_id: str) -> Locator:
+        """Open the form with which a suspended run is resumed, and return it."""
+        self.show_run(run_id)
+        self.tab.locator("button:has(svg.lucide-ellipsis-vertical)").first.click()
+        self.tab.get_by_role("menuitem", name="Resume").click()
+        return self.tab.get_by_role("dialog")
+
+    def choose(self, button: Locator, option: str) -> None:
+        """Choose an option of a list that opens by a button."""
+        button.click()
+        self.tab.get_by_role("option", name=option).click(timeout=_OPTION_PATIENCE_MS)
+
+    def keep_picture(self, name: str) -> None:
+        """Keep what is shown for the documentation, if its folder is asked for."""
+        if folder := os.environ.get(_PICTURES):
+            self.tab.screenshot(path=Path(folder) / f"{name}.png")
+
+    def _go(self, path: str) -> None:
+        # Its own analytics can't be reached, so that it never comes to rest: what is needed is waited for.
+        self.tab.goto(f"{self.server}/v2/{path}", wait_until="domcontentloaded")
