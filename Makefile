@@ -33,7 +33,7 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo quick check lint format types architecture test test-oldest bench build smoke lock clean distclean
+.PHONY: help install demo quick check lint format types architecture test test-oldest bench docs docs-serve pictures settings build smoke lock clean distclean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -119,6 +119,18 @@ test-oldest: install ## what meets Prefect, on the oldest supported one
 
 bench: install ## the figures the documentation claims
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+docs: install ## the site of docs/, in build/site; every warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+
+docs-serve: install ## ... served at http://127.0.0.1:8000 while you write
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+pictures: install ## take the pictures of docs/images/ again, by the tests that drive what they show (needs Chromium)
+	@DOCS_IMAGES=$(abspath docs/images) $(BIN)/python -m pytest -q $(shell grep -rl save_picture tests/flows) $(ARGS)
+
+settings: install ## write the table of docs/settings.md from the code
+	@$(BIN)/python -m tests.support.settings_page
 
 build: install ## wheel and sdist in dist/
 	@rm -rf dist
