@@ -16,7 +16,7 @@ LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.1
 
 # Which tests make up `quick` and `test-oldest`; the markers are explained in pyproject.toml.
 FAST := not (slow or server or kill or s3)
-NOT_QUICK := store cli download sandbox benchmarks upkeep purchase promises/test_recipes.py promises/test_tables.py \
+NOT_QUICK := store cli download sandbox benchmarks upkeep purchase promises/test_recipes.py promises/test_tables.py promises/test_shell_lines.py \
 	campaign/test_frames.py campaign/test_source.py api/test_poller.py api/test_client.py
 MEETS_PREFECT := server or prefect
 
@@ -120,8 +120,9 @@ test-oldest: install ## what meets Prefect, on the oldest supported one
 bench: install ## the figures the documentation claims
 	@$(BIN)/python -m benchmarks $(ARGS)
 
+# Never with --quiet: warnings that are not shown are not counted as errors either.
 docs: install ## the site of docs/, in build/site; every warning is an error
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs --quiet build --strict
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 docs-serve: install ## ... served at http://127.0.0.1:8000 while you write
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
