@@ -18,6 +18,7 @@ LOCK = $(UV) pip compile pyproject.toml --quiet --universal --python-version 3.1
 # Which tests make up `quick` and `test-oldest`; the markers are explained in pyproject.toml.
 FAST := not (slow or server or kill or s3)
 NOT_QUICK := integrations store cli download sandbox benchmarks upkeep purchase promises/test_recipes.py promises/test_tables.py \
+	promises/test_shell_lines.py \
 	campaign/test_frames.py campaign/test_source.py api/test_poller.py api/test_client.py
 MEETS_PREFECT := server or prefect
 
@@ -34,7 +35,8 @@ export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo quick check lint format types architecture test test-oldest test-integrations bench pictures build smoke lock clean distclean
+.PHONY: help install demo quick check lint format types architecture test test-oldest test-integrations bench docs docs-serve pictures \
+	settings build smoke lock clean distclean
 
 help: ## what there is to make
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -133,8 +135,18 @@ test-integrations: $(INTEGRATIONS)/.installed ## with prefect-aws, and on other 
 bench: install ## the figures the documentation claims
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-pictures: install ## the documentation's pictures of Prefect's UI, by the test that drives it
-	@VEOGEN_PICTURES=docs/images $(BIN)/python -m pytest -q tests/flows/test_forms_in_browser.py $(ARGS)
+# Never with --quiet: warnings that are not shown are not counted as errors either.
+docs: install ## the site of docs/, in build/site; every warning is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+docs-serve: install ## ... served at http://127.0.0.1:8000 while you write
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs serve
+
+pictures: install ## take the pictures of docs/images/ again, by the tests that drive what they show (needs Chromium)
+	@DOCS_IMAGES=$(abspath docs/images) $(BIN)/python -m pytest -q $(shell grep -rl save_picture tests/flows) $(ARGS)
+
+settings: install ## write the table of docs/settings.md from the code
+	@$(BIN)/python -m tests.support.settings_page
 
 build: install ## wheel and sdist in dist/
 	@rm -rf dist

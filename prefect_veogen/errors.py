@@ -31,14 +31,17 @@ VeogenError
 
 The tasks retry what is `retryable`: all of `TryAgainLater`, whose causes are transient, and `MediaRejected`: another
 download is free (unless a setting rejects it). All else would end the same way, or might buy again: the caller decides.
+
+`prefect-veogen explain NAME` prints what each means, whether anything was bought and what to do: docs/errors.md.
 """
 
 from __future__ import annotations
 
 import re
-import reprlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from prefect_veogen.masking import shortened, value_with_masked_links
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,11 +49,9 @@ if TYPE_CHECKING:
     from decimal import Decimal
 
 
-# What is wrong with a value may be its size, so it is cut before it is formatted.
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxother = 2, 80, 80
 _MAX_PROBLEMS_SHOWN = 50
 _NEXT_STEP = "\nWhat to do: "
+_MORE = re.compile(r" \(more: prefect-veogen explain \w+\)\Z")
 
 
 def _rebuild(cls: type[VeogenError], args: tuple[Any, ...], state: dict[str, Any]) -> VeogenError:
@@ -80,6 +81,7 @@ class VeogenError(Exception):
     ) -> None:
         # Prefect stores only the class and the text of a failed run's error, and recreates it from these.
         message, _, stored_step = message.partition(_NEXT_STEP)
+        stored_step = _MORE.sub("", stored_step)
         super().__init__(message)
         self.message = message
         self.next_step = (stored_step or self.default_next_step) if next_step is None else next_step
@@ -92,21 +94,12 @@ class VeogenError(Exception):
         status = None if self.http_status is None else f"HTTP {self.http_status}"
         if response := ": ".join(part for part in (status, reason) if part):
             text += f" ({response})"
-        return f"{text}{_NEXT_STEP}{self.next_step}" if self.next_step else text
+        more = f"(more: prefect-veogen explain {type(self).__name__})"
+        return f"{text}{_NEXT_STEP}{self.next_step} {more}" if self.next_step else text
 
     # Prefect ships exceptions between processes, and Exception's own pickling forgets keyword arguments.
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args, dict(self.__dict__))
-
-
-def masked(text: str) -> str:
-    """Return a text with "…" for the user names, passwords and queries of URLs in it."""
-    return re.sub(r"(?<=//).+(?=@)|(?<=[?#])[^\s'\"`]+", "…", text, flags=re.DOTALL)
-
-
-def with_masked_links(text: str) -> str:
-    """Return a text with `masked` applied to the links in it, and to nothing else."""
-    return re.sub(r"https?://[^\s'\"`<>]+", lambda link: masked(link[0]), text, flags=re.IGNORECASE)
 
 
 class TryAgainLater(VeogenError):
@@ -172,37 +165,17 @@ class Problem:
 
     def __post_init__(self) -> None:
         # Errors are logged and stored, and a link's signature is a secret while it is valid.
-        object.__setattr__(self, "value", _masked(self.value))
+        object.__setattr__(self, "value", value_with_masked_links(self.value))
 
     def __str__(self) -> str:
         text = f"{self.field}: {self.message}"
         if self.value is not None:
-            text += f" (got {_shortened(self.value)})"
+            text += f" (got {shortened(self.value)})"
         if self.allowed is not None:
             text += f"; allowed: {', '.join(str(value) for value in self.allowed) or 'nothing'}"
         if self.nearest is not None:
             text += f"; nearest: {self.nearest}"
         return text
-
-
-def _masked(value: Any, levels: int = _SHORT.maxlevel) -> Any:
-    if isinstance(value, str):
-        return with_masked_links(value)
-    if type(value) in (list, tuple) and levels:
-        return type(value)(_masked(item, levels - 1) for item in value)
-    if type(value) is dict and levels:
-        return {name: _masked(item, levels - 1) for name, item in value.items()}
-    return value
-
-
-def _shortened(value: Any) -> str:
-    if isinstance(value, str):
-        return repr(value) if len(value) <= 80 else f"{value[:60]!r}… ({len(value)} characters)"
-    try:
-        text = _SHORT.repr(value)
-    except Exception:  # noqa: BLE001 - what is wrong with a request may be that it can't be shown
-        text = f"a {type(value).__name__} that can't be shown"
-    return text if len(text) <= 80 else f"{text[:60]}…"
 
 
 class InvalidRequest(ChangeTheRequest, ValueError):

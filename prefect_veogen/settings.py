@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from prefect_veogen.errors import ConfigurationError, masked
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.masking import masked
 from prefect_veogen.models import LabelBudget, label_budgets, nearest, normal_base_url
 
 _YEAR_SECONDS = 366 * 86400
@@ -32,7 +33,13 @@ class Settings(BaseSettings):
         ConfigurationError: a variable's value is not valid, or a cap's name is misspelt; the message names it.
     """
 
-    model_config = SettingsConfigDict(env_prefix="VEOGEN_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="VEOGEN_",
+        frozen=True,
+        extra="ignore",
+        env_ignore_empty=True,
+        use_attribute_docstrings=True,  # they are the descriptions in docs/settings.md, too
+    )
 
     api_token: SecretStr | None = None
     """The bearer token (site → Settings → API Tokens)."""
@@ -41,7 +48,8 @@ class Settings(BaseSettings):
     base_url: str = "https://veogen.studio/api/v1"
     """The API's base; some of the vendor's pages show https://api.veogen.studio/api/v1 instead."""
     store: str = "veogen-store"
-    """Where assets and receipts live: `s3://bucket/prefix`, `file:///path` or a path."""
+    """Where assets and receipts live: `s3://bucket/prefix`, `file:///path` or a path; in a deployment an absolute
+    one."""
     requests_per_minute: Annotated[int, Field(ge=2, le=1_000_000)] = 120
     """The API's limit (/authentication), for all requests of the process together."""
     image_poll_seconds: Positive = 3
@@ -49,7 +57,7 @@ class Settings(BaseSettings):
     video_poll_seconds: Positive = 5
     """The poll interval of videos (/quickstart)."""
     wait_timeout_seconds: Positive | None = None
-    """How long to wait for a generation; unset: 10 minutes for an image, 30 for a video."""
+    """How long to wait for a generation; unset: 10 minutes for an image, 30 for a video. Then `StillRunning`."""
     request_timeout_seconds: Positive = 60
     """How long to wait for one response of the API."""
     budget_usd: Annotated[Decimal, Field(ge=0, le=1_000_000_000)] | None = None
@@ -60,7 +68,7 @@ class Settings(BaseSettings):
     in_doubt_seconds: float | Literal["never"] = 900
     """How long a purchase whose response was lost may stay in doubt before a proven absence lets the next run buy
     again: within this time the service is assumed to have dropped, or accepted and listed, what was sent to it.
-    "never": every doubt needs manual review."""
+    `never`: every doubt needs manual review."""
     allow_private_media: bool | None = None
     """Whether media may come from private addresses; unset: only if the API itself is at one, and never
     from link-local ones."""

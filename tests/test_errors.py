@@ -14,6 +14,7 @@ import cloudpickle  # type: ignore[import-untyped]
 import pytest
 
 from prefect_veogen import errors
+from prefect_veogen.cli.explain import read_entries
 from prefect_veogen.errors import InvalidManifest, InvalidRequest, Problem, VeogenError
 
 FACTS: dict[str, Any] = {
@@ -146,7 +147,17 @@ def test_every_error_can_be_copied_and_raised(kind: type[VeogenError]) -> None:
 def test_every_error_shows_the_services_words_and_the_next_step(kind: type[VeogenError]) -> None:
     text = str(with_all_facts(kind))
     assert "(HTTP 418: I am a teapot)" in text
-    assert text.endswith("\nWhat to do: Do this.")
+    assert text.endswith(f"\nWhat to do: Do this. (more: prefect-veogen explain {kind.__name__})")
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_an_error_made_again_from_its_text_says_the_same_once(kind: type[VeogenError]) -> None:
+    # Prefect stores a failed run's error as its class and its text; older versions wrote texts without the pointer.
+    error = kind("It happened", next_step="Do this, and (if need be) that.")
+    again = kind(str(kind(str(error))))
+    assert (str(again), again.message, again.next_step) == (str(error), error.message, error.next_step)
+    older = kind("It happened\nWhat to do: Do this, and (if need be) that.")
+    assert (str(older), older.next_step) == (str(error), error.next_step)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in public_errors() if kind.__subclasses__() == []])
@@ -183,3 +194,45 @@ def test_a_value_that_cannot_be_shown_does_not_hide_the_problem() -> None:
 def test_every_error_says_what_to_do(kind: type[VeogenError]) -> None:
     if kind not in (VeogenError, errors.PersonNeeded, errors.UnknownSubmission):  # these are decided case by case
         assert kind.default_next_step
+
+
+# ---------------------------------------------------------------- the entries of docs/errors.md
+
+POINTS = ["What happened.", "Was anything bought?", "What to do.", "May it be repeated?"]
+EVERY_ERROR_CARRIES = {"message", "next_step", "http_status", "service_text"}
+
+
+def points_of(kind: type[VeogenError]) -> dict[str, str]:
+    text = read_entries()[kind.__name__]
+    return {name.strip(): said for name, said in re.findall(r"^- \*\*(.*?)\*\* (.*(?:\n  .*)*)", text, re.MULTILINE)}
+
+
+def test_every_error_has_an_entry_and_every_entry_an_error() -> None:
+    assert [*read_entries()] == [*drawn_tree()]
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_an_entry_answers_the_four_questions(kind: type[VeogenError]) -> None:
+    points = points_of(kind)
+    assert list(points)[:4] == POINTS
+    assert set(points) - set(POINTS) <= {"It carries"}
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_an_entry_says_that_the_tasks_repeat_it_exactly_if_they_do(kind: type[VeogenError]) -> None:
+    assert points_of(kind)["May it be repeated?"].startswith("The tasks do it") is kind.retryable
+
+
+@pytest.mark.parametrize("kind", public_errors())
+def test_an_entry_names_exactly_what_the_error_carries(kind: type[VeogenError]) -> None:
+    carried = set(vars(with_all_facts(kind))) - EVERY_ERROR_CARRIES - {"retryable"}
+    assert set(re.findall(r"`(\w+)`", points_of(kind).get("It carries", "").partition(", each")[0])) == carried
+
+
+def test_an_entry_never_says_that_nothing_was_bought_where_something_may_have_been() -> None:
+    groups = (errors.GenerationFailed, errors.StillRunning, errors.PersonNeeded, errors.DownloadBroken)
+    for kind in public_errors():
+        said = points_of(kind)["Was anything bought?"]
+        assert not (issubclass(kind, groups) and said.startswith("No.")), kind
+        if issubclass(kind, errors.TryAgainLater):
+            assert said.startswith(("Not by", "Perhaps", "Yes")), kind

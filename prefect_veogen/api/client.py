@@ -40,8 +40,8 @@ from prefect_veogen.errors import (
     ServiceUnavailable,
     UnexpectedAnswer,
     VeogenError,
-    masked,
 )
+from prefect_veogen.masking import masked
 from prefect_veogen.models import Kind, normal_base_url
 from prefect_veogen.process.io_loop import close_at_end, io_loop, on_io
 from prefect_veogen.process.registry import Registry

@@ -12,7 +12,8 @@ from decimal import Decimal, InvalidOperation
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from prefect_veogen.errors import UnexpectedAnswer, with_masked_links
+from prefect_veogen.errors import UnexpectedAnswer
+from prefect_veogen.masking import with_masked_links
 from prefect_veogen.models import Kind, Status
 
 if TYPE_CHECKING:

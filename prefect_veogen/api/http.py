@@ -19,7 +19,8 @@ import httpx
 
 from prefect_veogen.api.fields import Response
 from prefect_veogen.api.proxies import Proxies
-from prefect_veogen.errors import ConfigurationError, NotSent, masked
+from prefect_veogen.errors import ConfigurationError, NotSent
+from prefect_veogen.masking import masked
 from prefect_veogen.models import without_secrets
 from prefect_veogen.settings import user_agent
 

@@ -23,8 +23,8 @@ from prefect_veogen.errors import (
     ServiceUnavailable,
     UnexpectedAnswer,
     VeogenError,
-    with_masked_links,
 )
+from prefect_veogen.masking import with_masked_links
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

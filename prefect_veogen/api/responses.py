@@ -24,7 +24,8 @@ from prefect_veogen.api.fields import (
     whole,
     words,
 )
-from prefect_veogen.errors import UnexpectedAnswer, with_masked_links
+from prefect_veogen.errors import UnexpectedAnswer
+from prefect_veogen.masking import with_masked_links
 from prefect_veogen.models import CatalogueModel, Generation, Kind, Output, Status
 
 if TYPE_CHECKING:

@@ -25,6 +25,7 @@ _MODULES = {
     "costs": "costs",
     "demo": "demo",
     "doctor": "doctor",
+    "explain": "explain",
     "models": "account",
     "plan": "plan",
     "receipts": "receipts",

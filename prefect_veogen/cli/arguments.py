@@ -57,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     _costs(commands)
     _setup(commands)
     _doctor(commands)
+    _explain(commands)
     return top
 
 
@@ -281,6 +282,12 @@ def _doctor(commands: Any) -> None:
     )
     _shared(command, "--credentials", "--base-url", "--store", "--json")
     command.set_defaults(stopped="Stopped. Nothing was bought or changed.")
+
+
+def _explain(commands: Any) -> None:
+    example = "prefect-veogen explain StillRunning\nprefect-veogen explain     # lists all errors"
+    command = _command(commands, "explain", "what an error means, what was bought and what to do; offline", example)
+    command.add_argument("error", nargs="?", metavar="ERROR", help="the error's name, as in prefect_veogen.errors")
 
 
 # ---------------------------------------------------------------- parts

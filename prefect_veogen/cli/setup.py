@@ -6,7 +6,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from prefect_veogen.cli.terminal import say, table, write_json
-from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, VeogenError, masked
+from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, VeogenError
+from prefect_veogen.masking import masked
 from prefect_veogen.settings import Settings
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from decimal import Decimal
 from typing import Any, Literal
 from urllib.parse import quote
 
-from prefect_veogen.errors import ConfigurationError, masked
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.masking import masked
 from prefect_veogen.models.text import text_problem
 
 Labels = Mapping[str, str]

@@ -19,7 +19,8 @@ from pydantic import (
     field_validator,
 )
 
-from prefect_veogen.errors import InvalidRequest, Problem, with_masked_links
+from prefect_veogen.errors import InvalidRequest, Problem
+from prefect_veogen.masking import with_masked_links
 from prefect_veogen.models.generation import Asset, Value
 from prefect_veogen.models.locations import is_public, location_of, location_of_file
 from prefect_veogen.models.receipt_key import ReceiptKey, digest, take_part

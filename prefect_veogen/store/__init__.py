@@ -8,7 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote
 
-from prefect_veogen.errors import ConfigurationError, masked
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.masking import masked
 from prefect_veogen.store.interface import (
     FOLDERS,
     AlreadyExists,

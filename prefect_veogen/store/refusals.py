@@ -6,7 +6,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from prefect_veogen.errors import StoreRefused, StoreUnavailable, masked
+from prefect_veogen.errors import StoreRefused, StoreUnavailable
+from prefect_veogen.masking import masked
 
 if TYPE_CHECKING:
     from botocore.exceptions import BotoCoreError, ClientError

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore, masked
+from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore
+from prefect_veogen.masking import masked
 from prefect_veogen.settings import user_agent
 from prefect_veogen.store.interface import (
     FOLDERS,

@@ -17,7 +17,8 @@ from prefect.settings import PREFECT_API_URL
 from pydantic import ValidationError
 
 from prefect_veogen.blocks import VeogenCredentials
-from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, masked
+from prefect_veogen.errors import ConfigurationError, ServiceUnavailable
+from prefect_veogen.masking import masked
 from prefect_veogen.process.io_loop import io_loop, on_io
 from prefect_veogen.process.registry import Registry
 from prefect_veogen.settings import Settings

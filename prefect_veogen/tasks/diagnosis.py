@@ -21,7 +21,7 @@ from prefect.client.schemas.objects import StateType, WorkerStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
-from prefect_veogen.errors import masked
+from prefect_veogen.masking import masked
 from prefect_veogen.tasks.automations import HEALED_TAG, HEARTBEATS_MISSED, heartbeat_seconds, read_healing, silence_of
 from prefect_veogen.tasks.provision import POOL
 from prefect_veogen.tasks.shared_limit import is_of_size, size_of_limit

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 from pydantic import SecretStr
 
 from prefect_veogen.api.client import client_of
-from prefect_veogen.errors import AuthenticationError, ServiceUnavailable, StoreUnavailable, VeogenError, masked
+from prefect_veogen.errors import AuthenticationError, ServiceUnavailable, StoreUnavailable, VeogenError
+from prefect_veogen.masking import masked
 from prefect_veogen.models import in_usd
 from prefect_veogen.store import PROOF, LocalStore, S3Store, is_absolute, open_store
 

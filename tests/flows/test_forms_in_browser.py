@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import (
 from prefect.client.schemas.objects import Artifact, FlowRun
 
 from prefect_veogen.sandbox import Sandbox
+from tests.support.pictures import save_picture
 from tests.support.prefect_processes import (
     TIMEOUT_SECONDS,
     DeployedTree,
@@ -119,10 +120,10 @@ def test_a_flow_started_by_its_form_ends_well_and_its_pictures_are_seen(
         picture = ui.tab.locator("img[src^='data:image/jpeg']").first
         picture.wait_for()
         assert picture.evaluate("image => image.naturalWidth") > 0
-        ui.keep_picture(f"artifact-{deployment}")
+        save_picture(ui.tab, f"artifact-{deployment}")
     ui.show_run(str(run.id))
     ui.tab.get_by_text("Completed").first.wait_for()
-    ui.keep_picture(f"run-{deployment}")
+    save_picture(ui.tab, f"run-{deployment}")
 
 
 def test_the_approval_form_refuses_nonsense_and_what_was_not_approved_is_never_bought(
@@ -139,10 +140,10 @@ def test_the_approval_form_refuses_nonsense_and_what_was_not_approved_is_never_b
     form.locator("input[type=number]").fill("9")
     form.get_by_role("button", name="Resume", exact=True).click()
     ui.tab.get_by_text("9 is greater than the maximum of 4").wait_for()
-    ui.keep_picture("approval-refused")
+    save_picture(ui.tab, "approval-refused")
     assert run_of(server, "with-approval", "Suspended").id == run.id
     form.locator("input[type=number]").fill("3")
-    ui.keep_picture("approval")
+    save_picture(ui.tab, "approval")
     form.get_by_role("button", name="Resume", exact=True).click()
     ended = run_of(server, "with-approval", "Completed", "Failed", "Crashed")
     assert ended.state_name == "Completed", ended.state

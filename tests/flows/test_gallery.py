@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import Page
 
+from flows.campaign import campaign
 from prefect_veogen.campaign.gallery import Tile, page
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.models import Asset, Kind
+from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.store import Store, open_store
 from tests.support.media import png
+from tests.support.pictures import save_picture
 
 pytestmark = pytest.mark.slow
 
@@ -69,6 +74,27 @@ def test_it_shows_pictures_and_plays_clips_by_its_relative_links(tmp_path: Path,
     tab.locator("video").click()
     wait_until(tab, "document.querySelector('video').controls && !document.querySelector('video').paused")
     assert str(tab.locator("figure.failed").text_content()).startswith("<i>bad</i> · failed · $0.00")
+
+
+SCENES = {
+    "hero": "a lighthouse at dusk",
+    "tile": "a shell on the beach",
+    "poster": "a poster for the spring sale",
+}
+
+
+@pytest.mark.server
+@pytest.mark.usefixtures("prefect_server")
+def test_a_campaigns_own_gallery_shows_all_that_it_made(sandbox: Sandbox, tmp_path: Path, tab: Page) -> None:
+    rows: list[dict[str, Any]] = [{"id": name, "model": "gpt-4o-image", "prompt": it} for name, it in SCENES.items()]
+    rows[0]["motion_prompt"] = "the beam turns"
+    with ThreadPoolExecutor(1) as thread:  # Playwright's own loop runs in this one
+        thread.submit(lambda: asyncio.run(campaign(rows, name="spring", labels={"project": "spring"}))).result()
+    tab.set_viewport_size({"width": 960, "height": 400})
+    tab.goto((tmp_path / "store" / "campaigns" / "spring" / "gallery.html").as_uri())
+    assert shown(tab) == len(rows)
+    wait_until(tab, "[...document.images].every(image => image.naturalWidth > 0)")
+    save_picture(tab, "gallery")
 
 
 def test_a_thousand_rows_are_filtered_by_status_label_and_text(tmp_path: Path, tab: Page) -> None:

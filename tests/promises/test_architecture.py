@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "prefect_veogen"
 
 ORDER = [
+    "masking",
     "errors",
     "models",
     "settings",

@@ -7,10 +7,11 @@ import contextlib
 import importlib
 import inspect
 import io
+import itertools
 import re
-import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +20,18 @@ import pytest
 from prefect_veogen import Asset, Settings, errors
 from prefect_veogen.campaign.manifest import read_manifest
 from prefect_veogen.cli import main
-from prefect_veogen.cli.arguments import parser
+from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State, next_state
 from prefect_veogen.sandbox import Sandbox
+from tests.support.commands import COMMANDS
+from tests.support.settings_page import table_of_settings, written_table
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-CHAPTERS = sorted((ROOT / "docs").glob("*.md"))
+CHAPTERS = sorted((ROOT / "docs").rglob("*.md"))
 MANUAL = "\n".join([README, *(page.read_text() for page in CHAPTERS)])
-"""What users read: the README and the chapters it links to."""
+"""What users read: the README and the pages of the site."""
 PAGES = [*sorted(ROOT.glob("*.md")), *CHAPTERS]
 MAX_README_LINES = 150
-COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "costs", "setup", "doctor")
 
 
 def blocks(language: str) -> list[str]:
@@ -39,19 +41,6 @@ def blocks(language: str) -> list[str]:
 def spans(text: str) -> list[str]:
     """Return what stands between single backticks, outside of blocks."""
     return re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
-
-
-def command_lines() -> list[str]:
-    lines = [line.strip() for block in blocks("bash") for line in block.splitlines()]
-    return sorted({line.removeprefix(".venv/bin/") for line in [*lines, *map(str.strip, spans(MANUAL))] if line})
-
-
-def words_of(line: str) -> list[str]:
-    return shlex.split(line, comments=True)
-
-
-OWN_COMMANDS = [line for line in command_lines() if line.startswith("prefect-veogen ")]
-SCRIPTS = [line for line in command_lines() if line.startswith("python flows/")]
 
 
 def section(text: str, heading: str) -> str:
@@ -69,9 +58,16 @@ def test_the_readme_is_short_and_proves_its_promise_before_it_speaks_of_speed() 
     assert README.index("<!-- /paid-once -->") < README.index("docs/benchmarks.md")
 
 
-def test_every_chapter_is_linked_from_the_readme() -> None:
-    linked = {target.partition("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", README)}
-    assert {str(page.relative_to(ROOT)) for page in PAGES} - {"README.md"} <= linked
+def links_of(page: Path) -> set[Path]:
+    """Return the files that a page links to."""
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+    return {(page.parent / link.partition("#")[0]).resolve() for link in links if "://" not in link}
+
+
+def test_every_page_is_reached_from_the_readme_by_two_links() -> None:
+    near = {ROOT / "README.md"} | links_of(ROOT / "README.md")
+    reached = near.union(*(links_of(page) for page in near & {*PAGES}))
+    assert [str(page) for page in PAGES if page not in reached] == []
 
 
 def test_the_readme_repeats_the_benchmarks_figure() -> None:
@@ -85,26 +81,6 @@ def test_the_readme_repeats_the_benchmarks_figure() -> None:
 
 
 # ---------------------------------------------------------------- commands
-
-
-def test_the_manual_shows_commands_of_every_kind() -> None:
-    assert len(OWN_COMMANDS) >= 6
-    assert len(SCRIPTS) >= 2
-
-
-@pytest.mark.parametrize("line", OWN_COMMANDS)
-def test_a_command_line_is_understood(line: str) -> None:
-    options = parser().parse_args(words_of(line)[1:])
-    assert options.command in COMMANDS
-
-
-@pytest.mark.parametrize("line", SCRIPTS)
-def test_a_script_exists_and_takes_that_many_words(line: str) -> None:
-    _, script, *words = words_of(line)
-    source = (ROOT / script).read_text()
-    assert '__name__ == "__main__"' in source
-    taken = re.search(r"sys\.argv\[1:(\d)\]|sys\.argv\[(1)\]", source)
-    assert len(words) == (0 if taken is None else int(taken[1] or 2) - 1)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -142,7 +118,8 @@ def test_code_compiles_and_what_it_imports_is_there(source: str) -> None:
 
 @pytest.mark.server
 async def test_the_flow_of_the_readme_runs(sandbox: Sandbox, prefect_server: None, tmp_path: Path) -> None:
-    (source,) = [source for source in blocks("python") if "async def poster" in source]
+    source, *others = [source for source in blocks("python") if "async def poster" in source]
+    assert [other.split() for other in others] == [source.split()]  # the quick start shows the same
     path = tmp_path / "poster.py"
     path.write_text(source)
     spec = importlib.util.spec_from_file_location("poster", path)
@@ -170,7 +147,7 @@ async def poster(title):
 
 @pytest.mark.slow
 def test_the_example_test_passes_with_the_fixture_as_it_is(tmp_path: Path) -> None:
-    (source,) = [source for source in blocks("python") if "veogen_sandbox" in source]
+    (source,) = [source for source in blocks("python") if "veogen_sandbox" in source]  # of docs/testing.md
     (tmp_path / "test_readme.py").write_text(f"{POSTER}\n{source}")
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
     ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -178,7 +155,8 @@ def test_the_example_test_passes_with_the_fixture_as_it_is(tmp_path: Path) -> No
 
 
 async def test_the_manifest_of_the_readme_is_one(tmp_path: Path) -> None:
-    (text,) = blocks("csv")
+    text, *others = blocks("csv")
+    assert {text} == {*others}  # the guide shows the same
     path = tmp_path / "rows.csv"
     path.write_text(text)
     rows = await read_manifest(path)
@@ -188,35 +166,42 @@ async def test_the_manifest_of_the_readme_is_one(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- tables
 
 
-def settings_table() -> dict[str, str]:
-    """Return the defaults by variable, as the chapter says them."""
-    defaults: dict[str, str] = {}
-    table = (ROOT / "docs" / "settings.md").read_text()
-    for names, default in re.findall(r"^\| (`VEOGEN_[^|]*) \|([^|]*)\|", table, re.MULTILINE):
-        variables = re.findall(r"`(VEOGEN_\w+)`", names)
-        texts = default.split(",") if len(variables) > 1 else [default]
-        defaults.update(zip(variables, (text.strip().strip("`") for text in texts), strict=True))
-    return defaults
+def test_the_table_of_settings_is_that_of_the_code() -> None:
+    assert written_table() == table_of_settings(), "write it by: make settings"
 
 
-def test_the_settings_table_has_every_setting() -> None:
-    assert {*settings_table()} == {f"VEOGEN_{name.upper()}" for name in Settings.model_fields}
+def test_every_setting_is_described() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-@pytest.mark.parametrize("name", Settings.model_fields)
-def test_the_settings_table_has_the_right_default(name: str) -> None:
-    written, default = settings_table()[f"VEOGEN_{name.upper()}"], Settings.model_fields[name].default
-    if default is None:
-        assert written in (
-            "",
-            "no cap",
-            "600 for images, 1800 for videos",
-            "only if the API itself is at a private address",
-        )
-    elif written.endswith("GiB"):
-        assert int(written.split()[0]) * 1024**3 == default
-    else:
-        assert written == str(default).lower()
+def test_the_drawing_of_a_purchases_states_has_every_transition_and_no_other() -> None:
+    drawing = (ROOT / "docs" / "images" / "states.svg").read_text()
+    edges = re.findall(r'data-from="(\w+)" data-to="(\w+)" data-events="([a-z, ]+)"', drawing)
+    drawn = [(source, event, target) for source, target, events in edges for event in events.split(", ")]
+    assert sorted(drawn) == sorted(transitions())
+    assert {*re.findall(r'data-state="(\w+)"', drawing)} == {*State}
+    shown = [(label.removeprefix("↻ "), events) for events, label in re.findall(_LABEL, drawing, re.DOTALL)]
+    assert len(shown) == len(edges)
+    assert [label for label, events in shown if label.replace("in doubt", "unknown") != events] == []
+
+
+_LABEL = r'data-events="([a-z, ]+)".*?>([^<>\n]+)</text>'
+
+
+def transitions() -> Iterator[tuple[str, str, str]]:
+    """Give every transition that the ledger allows: state, event, next state."""
+    for state, event in itertools.product(State, EventName):
+        with contextlib.suppress(IllegalTransition):
+            yield state.value, event.value, next_state("v1", state, event).value
+
+
+def test_the_page_of_concepts_names_every_state_and_every_event() -> None:
+    states, events = re.findall(r"((?:^\|.*\n)+)", (ROOT / "docs" / "concepts.md").read_text(), re.MULTILINE)[-2:]
+    assert [line.split(" | ")[0] for line in states.splitlines()[2:]] == [
+        f"| {state.name.replace('_', ' ')}" for state in State
+    ]
+    named = {line.split(" | ")[0].removeprefix("| ") for line in events.splitlines()[2:]}
+    assert named == {event.value.replace("unknown", "in doubt") for event in EventName}
 
 
 def test_every_variable_named_anywhere_is_a_setting() -> None:
@@ -232,21 +217,6 @@ def test_every_error_named_is_one() -> None:
     for name in ("UnknownSubmission", "StillRunning", "UnsafeStore", "StoreRefused", "ConfigurationError"):
         assert name in known
         assert f"`{name}`" in MANUAL
-
-
-def test_the_tree_of_errors_in_their_docstring_is_the_tree() -> None:
-    text = inspect.getdoc(errors) or ""
-    above: list[str] = []
-    drawn = {}
-    for indent, name in re.findall(r"^([│├└─ ]*)([A-Z]\w+)\b(?:  |$)", text, re.MULTILINE):
-        above[len(indent) // 4 :] = [name]
-        drawn[name] = above[-2] if len(above) > 1 else None
-    real = {
-        name: next((base.__name__ for base in value.__mro__[1:] if not base.__name__.startswith("_")), None)
-        for name, value in inspect.getmembers(errors, inspect.isclass)
-        if issubclass(value, errors.VeogenError) and not name.startswith("_")
-    }
-    assert drawn == {name: None if name == "VeogenError" else base for name, base in real.items()}
 
 
 # ---------------------------------------------------------------- names and links

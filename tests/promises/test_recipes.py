@@ -74,6 +74,12 @@ def test_a_recipe_fits_on_a_screen_and_every_block_is_python() -> None:
         assert len(source.splitlines()) <= MAX_LINES
 
 
+def test_every_recipe_in_python_is_run_below() -> None:
+    here = Path(__file__).read_text()
+    headings = [text.partition("\n")[0] for text in PAGE.split("\n## ")[1:] if "\n```python\n" in text]
+    assert [heading for heading in headings if f'blocks_of("{re.split("[:,]", heading)[0]}")' not in here] == []
+
+
 @pytest.mark.server
 @pytest.mark.usefixtures("prefect_server")
 def test_a_query_of_duckdb_comes_back_as_rows_of_a_table(shop: Sandbox) -> None:

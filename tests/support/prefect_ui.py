@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from playwright.sync_api import Locator, Page
 
-_PICTURES = "VEOGEN_PICTURES"
+from tests.support.pictures import save_picture
+
 _OPTION_PATIENCE_MS = 5000.0
 
 
@@ -27,7 +26,7 @@ class PrefectUi:
         for field, text in fields.items():
             label = self.tab.locator("label", has_text=re.compile(rf"^{field}( \(Optional\))?$"))
             label.locator("xpath=following::textarea[1]").fill(text)
-        self.keep_picture(f"form-{name}")
+        save_picture(self.tab, f"form-{name}")
         self.tab.get_by_role("button", name="Submit").click()
         self.tab.get_by_text("scheduled", exact=False).first.wait_for()
 
@@ -50,11 +49,6 @@ class PrefectUi:
         """Choose an option of a list that opens by a button."""
         button.click()
         self.tab.get_by_role("option", name=option).click(timeout=_OPTION_PATIENCE_MS)
-
-    def keep_picture(self, name: str) -> None:
-        """Keep what is shown for the documentation, if its folder is asked for."""
-        if folder := os.environ.get(_PICTURES):
-            self.tab.screenshot(path=Path(folder) / f"{name}.png")
 
     def _go(self, path: str) -> None:
         # Its own analytics can't be reached, so that it never comes to rest: what is needed is waited for.
