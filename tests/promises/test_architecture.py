@@ -54,6 +54,7 @@ DOORS = {
     "botocore": {"store"},
     "prefect": {"blocks", "schedule", "tasks", "cli"},
     "pydantic_settings": {"settings"},
+    "dotenv": {"settings"},  # a dependency of pydantic-settings, and of Prefect
     "yaml": {"campaign"},
     "narwhals": {"campaign"},
     "pyarrow": {"campaign"},
