@@ -18,7 +18,7 @@ from prefect_veogen.models import Labels, checked_labels
 from prefect_veogen.process.concurrency import SharedReads
 from prefect_veogen.process.registry import Registry
 from prefect_veogen.settings import Settings
-from prefect_veogen.store import Store, open_store
+from prefect_veogen.store import Store, open_beside, open_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -62,6 +62,10 @@ class Session:
         others = tuple(cap for cap in self.caps if not is_by_label(cap))
         return replace(self, labels=both, caps=others + label_caps(self.settings.budgets, both))
 
+    def store_at(self, location: str) -> Store:
+        """Return the store at a location; what lies in the bucket of the session's own is reached with its access."""
+        return open_beside(self.store, location)
+
     @property
     def ledger(self) -> Ledger:
         """The receipts beside the assets."""
@@ -99,7 +103,7 @@ def open_session(
     *,
     token: SecretStr | None = None,
     base_url: str | None = None,
-    store: str | Path | None = None,
+    store: str | Path | Store | None = None,
     caps: tuple[Cap, ...] = (),
     flow_run_id: str | None = None,
     log: Log | None = None,
@@ -111,6 +115,7 @@ def open_session(
         ConfigurationError: there is no token, or a setting or a label is impossible.
     """
     settings = Settings()
+    place = settings.store if store is None else store
     token = settings.api_token if token is None else token
     if token is None or not token.get_secret_value().strip():
         raise ConfigurationError(
@@ -124,7 +129,7 @@ def open_session(
     return Session(
         settings=settings,
         client=client,
-        store=open_store(settings.store if store is None else store),
+        store=place if isinstance(place, Store) else open_store(place),
         caps=caps if day is None else (day, *caps),
         flow_run_id=flow_run_id,
         log=log or logging.getLogger("prefect_veogen"),
