@@ -40,6 +40,7 @@ ORDER = [
     "schedule",
     "blocks",
     "tasks",
+    "jobs",
     "__init__",
     "cli",
 ]
@@ -52,7 +53,7 @@ DOORS = {
     "httpx": {"api"},
     "boto3": {"store"},
     "botocore": {"store"},
-    "prefect": {"blocks", "schedule", "tasks", "cli"},
+    "prefect": {"blocks", "schedule", "tasks", "jobs", "cli"},
     "pydantic_settings": {"settings"},
     "dotenv": {"settings"},  # a dependency of pydantic-settings, and of Prefect
     "yaml": {"campaign"},
@@ -219,9 +220,11 @@ def test_all_is_sorted_and_complete() -> None:
         "CampaignReport",
         "Generation",
         "GenerationRequest",
+        "GenerationRun",
         "Settings",
         "Swept",
         "VeogenCredentials",
+        "VeogenGeneration",
         "download_asset",
         "generate",
         "submit_generation",
