@@ -10,7 +10,8 @@ from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, SecretStr
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from prefect_veogen.api.client import VeogenClient
-from prefect_veogen.session import open_session
+from prefect_veogen.session import open_client
+from prefect_veogen.settings import Settings
 
 # What Prefect adds to a block's fields when it dumps one.
 _PREFECTS_OWN = ("block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous")
@@ -75,7 +76,7 @@ class VeogenCredentials(CredentialsBlock):
 
     def get_client(self) -> VeogenClient:
         """Return the process's client for this account; it shares the rate limit with all tasks."""
-        return open_session(token=self.api_token, base_url=self.base_url).client
+        return open_client(self.api_token, self.base_url, Settings())
 
     @model_validator(mode="before")
     @classmethod

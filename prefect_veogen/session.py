@@ -99,6 +99,23 @@ _pollers = Registry[tuple[float, float], Poller]()
 _shared_reads = Registry[None, SharedReads]()
 
 
+def open_client(token: SecretStr | None, base_url: str | None, settings: Settings) -> VeogenClient:
+    """Return the process's client for an account; what is `None` comes from the settings.
+
+    Raises:
+        ConfigurationError: there is no token, or the address is not valid.
+    """
+    token = settings.api_token if token is None else token
+    if token is None or not token.get_secret_value().strip():
+        raise ConfigurationError(
+            "There is no API token",
+            next_step="Set VEOGEN_API_TOKEN, or VEOGEN_CREDENTIALS to the name of a VeogenCredentials block. To try it "
+            "offline without one: `prefect-veogen demo`.",
+        )
+    base_url = settings.base_url if base_url is None else base_url
+    return client_of(token, base_url, settings.requests_per_minute, settings.request_timeout_seconds)
+
+
 def open_session(
     *,
     token: SecretStr | None = None,
@@ -115,16 +132,8 @@ def open_session(
         ConfigurationError: there is no token, or a setting or a label is impossible.
     """
     settings = Settings()
+    client = open_client(token, base_url, settings)
     place = settings.store if store is None else store
-    token = settings.api_token if token is None else token
-    if token is None or not token.get_secret_value().strip():
-        raise ConfigurationError(
-            "There is no API token",
-            next_step="Set VEOGEN_API_TOKEN, or VEOGEN_CREDENTIALS to the name of a VeogenCredentials block. To try it "
-            "offline without one: `prefect-veogen demo`.",
-        )
-    base_url = settings.base_url if base_url is None else base_url
-    client = client_of(token, base_url, settings.requests_per_minute, settings.request_timeout_seconds)
     day = Cap.of(day_budget(), settings.budget_usd)
     return Session(
         settings=settings,

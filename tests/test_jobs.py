@@ -74,6 +74,7 @@ def test_a_misspelt_field_is_refused_for_something_else_would_be_bought() -> Non
         cat(aspect_ration="16:9")
 
 
+@pytest.mark.slow
 def test_prefect_learns_both_blocks_by_the_entry_point_without_the_tasks() -> None:
     (found,) = entry_points(group="prefect.collections", name="prefect_veogen")
     story = f"""
