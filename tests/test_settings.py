@@ -15,6 +15,7 @@ import pytest
 from prefect_veogen import Settings
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import LabelBudget
+from prefect_veogen.sandbox import Sandbox
 
 TOKEN = "vg-secret-4711"
 
@@ -286,10 +287,21 @@ def test_a_table_holds_every_kind_of_value(place: str) -> None:
     assert TOKEN not in repr(settings)
 
 
-def test_an_empty_variable_leaves_it_to_the_next_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VEOGEN_REQUESTS_PER_MINUTE", "")
-    monkeypatch.setenv("PREFECT_INTEGRATIONS_VEOGEN_REQUESTS_PER_MINUTE", "30")
-    assert Settings().requests_per_minute == 30
+def test_an_empty_variable_unsets_it_whatever_later_places_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("prefect.toml").write_text('[integrations.veogen]\ncredentials = "the-real-account"\n')
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_VEOGEN_CREDENTIALS", "another-real-account")
+    assert Settings().credentials == "another-real-account"
+    monkeypatch.setenv("VEOGEN_CREDENTIALS", "")
+    assert Settings().credentials is None
+
+
+def test_no_file_leads_from_the_sandbox_to_the_real_service(sandbox: Sandbox) -> None:
+    lines = ['credentials = "real"', 'base_url = "https://veogen.studio/api/v1"', 'api_token = "real"']
+    Path("prefect.toml").write_text("\n".join(["[integrations.veogen]", *lines]))
+    settings = Settings()
+    assert (settings.credentials, settings.base_url) == (None, sandbox.base_url)
+    assert settings.api_token is not None
+    assert settings.api_token.get_secret_value() == sandbox.token
 
 
 def test_a_file_that_has_changed_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -119,13 +119,15 @@ def user_agent() -> str:
 
 
 def _first_given(places: Sequence[Place]) -> dict[str, Given]:
-    """Return each setting as the first of the places gives it; an empty one counts as unset."""
+    """Return each setting as the first place that names it gives it.
+
+    An empty one is unset, whatever later places say: so the sandbox keeps out credentials, which would lead to the real
+    service.
+    """
     known: dict[str, Given] = {}
-    for place in places:
-        for name, given in place.given.items():
-            if name in Settings.model_fields and not given.is_empty:
-                known.setdefault(name, given)
-    return known
+    for place in reversed(places):
+        known |= {name: given for name, given in place.given.items() if name in Settings.model_fields}
+    return {name: given for name, given in known.items() if not given.is_empty}
 
 
 def _check_names(place: Place) -> None:
