@@ -11,10 +11,10 @@ from prefect import flow
 from prefect_veogen import Approved, GenerationRequest, VeogenCredentials
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.tasks.approval import Approval, PictureRounds, ask_for_approval, clips_of
-from prefect_veogen.tasks.campaign import LocalPath
 from prefect_veogen.tasks.maintenance import ON_STOP
 from prefect_veogen.tasks.requests import check_requests, generate_all, placeholder_of
 from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
+from prefect_veogen.tasks.stores import StoreParameter
 
 
 @flow(flow_run_name=name_flow_run("{image_prompt} → {motion_prompt} (take {take})"), **KEEP_RESULT, **ON_STOP)
@@ -30,7 +30,7 @@ async def approve_then_animate(
     take: int | str = 1,
     approval_timeout_seconds: float = 7 * 24 * 3600,
     credentials: VeogenCredentials | str | None = None,
-    store: str | LocalPath | None = None,
+    store: StoreParameter | None = None,
     budget_usd: float | None = None,
 ) -> Approved:
     """Return the pictures that were shown last, and clips of those that a person approved.
@@ -52,7 +52,7 @@ async def approve_then_animate(
         approval_timeout_seconds: How long to wait for each decision. Then a suspended run is failed by Prefect; a
             run by hand ends well, with the pictures alone.
         credentials: The name of a saved Veogen Credentials block; unset, the environment's token.
-        store: Where all is kept, s3://bucket/prefix or an absolute path; unset, the environment's VEOGEN_STORE.
+        store: Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, VEOGEN_STORE.
         budget_usd: What this run may spend at most, in USD, pictures included; unset, no cap but those of the
             environment.
     """

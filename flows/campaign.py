@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from prefect_veogen import CampaignReport, VeogenCredentials
 from prefect_veogen.tasks.campaign import (
-    LocalPath,
     TableParameter,
     campaign_flow,
     campaign_name,
@@ -20,6 +19,7 @@ from prefect_veogen.tasks.campaign import (
 )
 from prefect_veogen.tasks.maintenance import ON_STOP
 from prefect_veogen.tasks.runs import KEEP_RESULT
+from prefect_veogen.tasks.stores import StoreParameter
 
 
 @campaign_flow(name="campaign", **KEEP_RESULT, **ON_STOP)
@@ -38,7 +38,7 @@ async def campaign(
     at_once: int = 300,
     timeout_seconds: float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | LocalPath | None = None,
+    store: StoreParameter | None = None,
 ) -> CampaignReport:
     """Return how all rows of `manifest` ended, a table: a list of dicts, a DataFrame, or the path or link of a file.
 
@@ -71,11 +71,11 @@ async def campaign(
         at_once: How many rows are in the making at the same time, at most.
         timeout_seconds: How long to wait for one picture or clip at most; unset, 10 minutes and 30.
         credentials: The name of a saved Veogen Credentials block; unset, the environment's token.
-        store: Where all is kept, s3://bucket/prefix or an absolute path; unset, the environment's VEOGEN_STORE.
+        store: Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, VEOGEN_STORE.
     """
     columns: dict[str, Any] = {"carry": carry, "labels": labels, "variants": variants}
     templates: dict[str, Any] = {"prompt_template": prompt_template, "motion_template": motion_template}
-    rows = await read_manifest(manifest, take, **columns, **templates)
+    rows = await read_manifest(manifest, take, store=store, **columns, **templates)
     name = name or campaign_name(rows)
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     money: dict[str, Any] = {"name": name, "budget_usd": budget_usd}

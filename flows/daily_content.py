@@ -9,10 +9,11 @@ from datetime import date
 from typing import Any, Literal
 
 from prefect_veogen import CampaignReport, VeogenCredentials
-from prefect_veogen.tasks.campaign import LocalPath, TableParameter, campaign_flow, check_campaign
+from prefect_veogen.tasks.campaign import TableParameter, campaign_flow, check_campaign
 from prefect_veogen.tasks.daily import is_late, make_slot, read_slots
 from prefect_veogen.tasks.maintenance import ON_STOP, sweep_store
 from prefect_veogen.tasks.runs import KEEP_RESULT
+from prefect_veogen.tasks.stores import StoreParameter
 
 
 @campaign_flow(name="daily-content", **KEEP_RESULT, **ON_STOP)
@@ -37,7 +38,7 @@ async def daily_content(
     at_once: int = 300,
     timeout_seconds: float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | LocalPath | None = None,
+    store: StoreParameter | None = None,
 ) -> Sequence[CampaignReport]:
     """Return how the rows of `manifest` ended in the run's slot, or in each from `start` to `end`: a report per slot.
 
@@ -71,7 +72,7 @@ async def daily_content(
         at_once: How many rows are in the making at the same time, at most.
         timeout_seconds: How long to wait for one picture or clip at most; unset, 10 minutes and 30.
         credentials: The name of a saved Veogen Credentials block; unset, the environment's token.
-        store: Where all is kept, s3://bucket/prefix or an absolute path; unset, the environment's VEOGEN_STORE.
+        store: Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, VEOGEN_STORE.
     """
     if late == "skip" and start is None and is_late(late_after_seconds):
         return []

@@ -9,10 +9,10 @@ from prefect import flow
 
 from prefect_veogen import Asset, GenerationRequest, VeogenCredentials, generate
 from prefect_veogen.schedule import take_of_slot
-from prefect_veogen.tasks.campaign import LocalPath
 from prefect_veogen.tasks.maintenance import ON_STOP
 from prefect_veogen.tasks.requests import InputsParameter
 from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
+from prefect_veogen.tasks.stores import StoreParameter
 
 
 @flow(name="generate-media", flow_run_name=name_flow_run("{model}: {prompt} (take {take})"), **KEEP_RESULT, **ON_STOP)
@@ -35,7 +35,7 @@ async def generate_media(
     budget_usd: float | None = None,
     timeout_seconds: float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | LocalPath | None = None,
+    store: StoreParameter | None = None,
 ) -> Asset:
     """Return the picture or clip of one request to any model, in the store and verified.
 
@@ -62,7 +62,7 @@ async def generate_media(
         budget_usd: What this run may spend at most, in USD; unset, no cap but those of the environment.
         timeout_seconds: How long to wait at most; unset, 10 minutes for a picture and 30 for a clip.
         credentials: The name of a saved Veogen Credentials block; unset, the environment's token.
-        store: Where it is kept, s3://bucket/prefix or an absolute path; unset, the environment's VEOGEN_STORE.
+        store: Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, VEOGEN_STORE.
     """
     look: dict[str, Any] = {"aspect_ratio": aspect_ratio, "resolution": resolution, "mode": mode, "style": style}
     inputs: dict[str, Any] = {"image_urls": image_urls, "video_urls": video_urls, "audio_urls": audio_urls}

@@ -9,10 +9,10 @@ from prefect import flow
 
 from prefect_veogen import Animated, GenerationRequest, VeogenCredentials, generate
 from prefect_veogen.schedule import take_of_slot
-from prefect_veogen.tasks.campaign import LocalPath
 from prefect_veogen.tasks.maintenance import ON_STOP
 from prefect_veogen.tasks.requests import check_requests, placeholder_of
 from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
+from prefect_veogen.tasks.stores import StoreParameter
 
 
 @flow(
@@ -31,7 +31,7 @@ async def image_then_animate(
     resolution: str | None = None,
     take: int | str = 1,
     credentials: VeogenCredentials | str | None = None,
-    store: str | LocalPath | None = None,
+    store: StoreParameter | None = None,
     budget_usd: float | None = None,
 ) -> Animated:
     """Return the picture of `image_prompt`, and that picture moving as `motion_prompt` says.
@@ -49,7 +49,7 @@ async def image_then_animate(
         take: Which version: another take is another pair, and is bought anew. On a schedule {scheduled:%Y-%m-%d}
             makes one a day.
         credentials: The name of a saved Veogen Credentials block; unset, the environment's token.
-        store: Where all is kept, s3://bucket/prefix or an absolute path; unset, the environment's VEOGEN_STORE.
+        store: Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, VEOGEN_STORE.
         budget_usd: What this run may spend at most, in USD; unset, no cap but those of the environment.
     """
     where: dict[str, Any] = {"credentials": credentials, "store": store}

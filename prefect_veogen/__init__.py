@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prefect_veogen.blocks import VeogenCredentials
     from prefect_veogen.campaign.items import CampaignItem
     from prefect_veogen.campaign.report import CampaignReport
+    from prefect_veogen.jobs import GenerationRun, VeogenGeneration
     from prefect_veogen.models import Animated, Approved, Asset, Generation, GenerationRequest
     from prefect_veogen.settings import Settings
     from prefect_veogen.tasks.generation import download_asset, generate, submit_generation, wait_for_generation
@@ -25,9 +26,11 @@ else:
         "CampaignReport": "campaign.report",
         "Generation": "models",
         "GenerationRequest": "models",
+        "GenerationRun": "jobs",
         "Settings": "settings",
         "Swept": "upkeep.sweep",
         "VeogenCredentials": "blocks",
+        "VeogenGeneration": "jobs",
         "download_asset": "tasks.generation",
         "generate": "tasks.generation",
         "submit_generation": "tasks.generation",
@@ -53,9 +56,11 @@ __all__ = [
     "CampaignReport",
     "Generation",
     "GenerationRequest",
+    "GenerationRun",
     "Settings",
     "Swept",
     "VeogenCredentials",
+    "VeogenGeneration",
     "download_asset",
     "generate",
     "submit_generation",

@@ -1,23 +1,40 @@
-"""The credentials block: where the account's token lives in Prefect."""
+"""The credentials block: where the account's token lives in Prefect; and what all blocks of ours have in common."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from prefect.blocks.abstract import CredentialsBlock
+from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, SecretStr, model_validator
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from prefect_veogen.api.client import VeogenClient
-from prefect_veogen.session import open_session
+from prefect_veogen.session import open_client
+from prefect_veogen.settings import Settings
 
 # What Prefect adds to a block's fields when it dumps one.
 _PREFECTS_OWN = ("block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous")
 
 
-def _without_default(schema: dict[str, Any]) -> None:
+def without_default(schema: dict[str, Any]) -> None:
     """Let Prefect's forms open with a field to type into: where "none" is a choice, they open with that."""
     del schema["default"]
+
+
+def without_prefects_own(block: type[Block], values: Any) -> Any:
+    """Return the values of a block that forbids other fields, without those that Prefect adds when it dumps one."""
+    slug = block.get_block_type_slug()
+    if not isinstance(values, dict) or values.get("block_type_slug", slug) != slug:
+        return values
+    return {name: value for name, value in values.items() if name not in _PREFECTS_OWN}
+
+
+def allow_prefects_own(core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+    """Return the JSON schema of such a block, which lets what Prefect adds pass."""
+    schema = handler(core_schema)
+    handler.resolve_ref_schema(schema)["patternProperties"] = {f"^({'|'.join(_PREFECTS_OWN)})$": {}}
+    return schema
 
 
 class VeogenCredentials(CredentialsBlock):
@@ -49,30 +66,24 @@ class VeogenCredentials(CredentialsBlock):
     api_token: SecretStr | SkipJsonSchema[None] = Field(
         default=None,
         description="The bearer token of the account; unset: the environment's VEOGEN_API_TOKEN.",
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
     )
     base_url: str | SkipJsonSchema[None] = Field(
         default=None,
         description="The base URL of the API; unset: the environment's VEOGEN_BASE_URL.",
-        json_schema_extra=_without_default,
+        json_schema_extra=without_default,
     )
 
     def get_client(self) -> VeogenClient:
         """Return the process's client for this account; it shares the rate limit with all tasks."""
-        return open_session(token=self.api_token, base_url=self.base_url).client
+        return open_client(self.api_token, self.base_url, Settings())
 
     @model_validator(mode="before")
     @classmethod
     def _without_prefects_own(cls, values: Any) -> Any:
-        if not isinstance(values, dict) or values.get("block_type_slug", cls.get_block_type_slug()) != (
-            cls.get_block_type_slug()
-        ):
-            return values
-        return {name: value for name, value in values.items() if name not in _PREFECTS_OWN}
+        return without_prefects_own(cls, values)
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
-        schema = handler(core_schema)
         # So that a block passed masked reaches its run, which reports why it can't be used.
-        handler.resolve_ref_schema(schema)["patternProperties"] = {f"^({'|'.join(_PREFECTS_OWN)})$": {}}
-        return schema
+        return allow_prefects_own(core_schema, handler)

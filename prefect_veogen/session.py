@@ -18,7 +18,7 @@ from prefect_veogen.models import Delivery, Labels, checked_labels
 from prefect_veogen.process.concurrency import SharedReads
 from prefect_veogen.process.registry import Registry
 from prefect_veogen.settings import Settings
-from prefect_veogen.store import Store, open_store
+from prefect_veogen.store import Store, open_beside, open_store
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,6 +68,10 @@ class Session:
         others = tuple(cap for cap in self.caps if not is_by_label(cap))
         return replace(self, labels=both, caps=others + label_caps(self.settings.budgets, both))
 
+    def store_at(self, location: str) -> Store:
+        """Return the store at a location; what lies in the bucket of the session's own is reached with its access."""
+        return open_beside(self.store, location)
+
     @property
     def ledger(self) -> Ledger:
         """The receipts beside the assets."""
@@ -101,11 +105,28 @@ _pollers = Registry[tuple[float, float], Poller]()
 _shared_reads = Registry[None, SharedReads]()
 
 
+def open_client(token: SecretStr | None, base_url: str | None, settings: Settings) -> VeogenClient:
+    """Return the process's client for an account; what is `None` comes from the settings.
+
+    Raises:
+        ConfigurationError: there is no token, or the address is not valid.
+    """
+    token = settings.api_token if token is None else token
+    if token is None or not token.get_secret_value().strip():
+        raise ConfigurationError(
+            "There is no API token",
+            next_step="Set VEOGEN_API_TOKEN, or VEOGEN_CREDENTIALS to the name of a VeogenCredentials block. To try it "
+            "offline without one: `prefect-veogen demo`.",
+        )
+    base_url = settings.base_url if base_url is None else base_url
+    return client_of(token, base_url, settings.requests_per_minute, settings.request_timeout_seconds)
+
+
 def open_session(
     *,
     token: SecretStr | None = None,
     base_url: str | None = None,
-    store: str | Path | None = None,
+    store: str | Path | Store | None = None,
     caps: tuple[Cap, ...] = (),
     flow_run_id: str | None = None,
     log: Log | None = None,
@@ -117,20 +138,13 @@ def open_session(
         ConfigurationError: there is no token, or a setting or a label is impossible.
     """
     settings = Settings()
-    token = settings.api_token if token is None else token
-    if token is None or not token.get_secret_value().strip():
-        raise ConfigurationError(
-            "There is no API token",
-            next_step="Set VEOGEN_API_TOKEN, or VEOGEN_CREDENTIALS to the name of a VeogenCredentials block. To try it "
-            "offline without one: `prefect-veogen demo`.",
-        )
-    base_url = settings.base_url if base_url is None else base_url
-    client = client_of(token, base_url, settings.requests_per_minute, settings.request_timeout_seconds)
+    client = open_client(token, base_url, settings)
+    place = settings.store if store is None else store
     day = Cap.of(day_budget(), settings.budget_usd)
     return Session(
         settings=settings,
         client=client,
-        store=open_store(settings.store if store is None else store),
+        store=place if isinstance(place, Store) else open_store(place),
         caps=caps if day is None else (day, *caps),
         flow_run_id=flow_run_id,
         log=log or logging.getLogger("prefect_veogen"),

@@ -60,7 +60,7 @@ def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> 
 def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Hide the developer's own settings from tests, and keep tests from writing into their directory."""
     for name in os.environ:
-        if name.startswith(("VEOGEN_", "AWS_")):
+        if name.startswith(("VEOGEN_", "PREFECT_INTEGRATIONS_VEOGEN_", "AWS_")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("PREFECT_LOCAL_STORAGE_PATH", str(tmp_path / "prefect-results"))
     monkeypatch.chdir(tmp_path)

@@ -123,6 +123,12 @@ def test_what_the_block_leaves_out_comes_from_the_environment(monkeypatch: pytes
     assert VeogenCredentials(base_url="https://block.example/api").get_client().base_url == "https://block.example/api"
 
 
+def test_the_client_needs_no_store(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = VeogenCredentials().get_client()
+    monkeypatch.setenv("VEOGEN_STORE", "s3-bucket/media")
+    assert VeogenCredentials().get_client() is client
+
+
 @pytest.mark.parametrize("token", [None, SecretStr(""), SecretStr("  ")])
 def test_without_any_token_the_error_says_what_to_set(token: SecretStr | None) -> None:
     with pytest.raises(ConfigurationError, match="VEOGEN_API_TOKEN"):

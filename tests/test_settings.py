@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pickle
 import re
+import subprocess
+import sys
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ import pytest
 from prefect_veogen import Settings
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import LabelBudget
+from prefect_veogen.sandbox import Sandbox
 
 TOKEN = "vg-secret-4711"
 
@@ -236,3 +240,149 @@ def test_an_argument_comes_before_the_environment(monkeypatch: pytest.MonkeyPatc
 
 def test_settings_survive_pickle() -> None:
     assert pickle.loads(pickle.dumps(Settings(store="x"))) == Settings(store="x")
+
+
+# ---------------------------------------------------------------- where Prefect keeps an integration's settings
+
+TABLES = {"prefect.toml": "integrations.veogen", "pyproject.toml": "tool.prefect.integrations.veogen"}
+# From the first to the last that is looked at; the value is the place's number.
+PLACES = ("VEOGEN_STORE", "PREFECT_INTEGRATIONS_VEOGEN_STORE", ".env", *TABLES)
+
+
+def give(monkeypatch: pytest.MonkeyPatch, place: str, value: str) -> None:
+    """Set the store in one of the places."""
+    if place in TABLES:
+        Path(place).write_text(f'[{TABLES[place]}]\nstore = "{value}"\n')
+    elif place == ".env":
+        Path(place).write_text(f"OTHER=1\nPREFECT_INTEGRATIONS_VEOGEN_STORE={value}\n")
+    else:
+        monkeypatch.setenv(place, value)
+
+
+@pytest.mark.parametrize("first", range(len(PLACES)))
+def test_of_all_places_the_first_one_counts(first: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number, place in enumerate(PLACES):
+        if number >= first:
+            give(monkeypatch, place, f"place-{number}")
+    assert Settings().store == f"place-{first}"
+    assert Settings(store="argument").store == "argument"
+
+
+@pytest.mark.parametrize("place", TABLES)
+def test_a_table_holds_every_kind_of_value(place: str) -> None:
+    Path(place).write_text(
+        f"[{TABLES[place]}]\nbudget_usd = 20.10\nimage_poll_seconds = 0.5\nrequests_per_minute = 60\n"
+        f'in_doubt_seconds = "never"\nallow_private_media = true\nmax_asset_bytes = 1000\napi_token = "{TOKEN}"\n'
+        f'[{TABLES[place]}.budgets]\n"project:spring" = 20.1\n"team:web" = {{usd = 5, per = "month"}}\n'
+    )
+    settings = Settings()
+    assert (settings.budget_usd, settings.image_poll_seconds) == (Decimal("20.10"), 0.5)
+    assert (settings.requests_per_minute, settings.max_asset_bytes) == (60, 1000)
+    assert (settings.in_doubt_seconds, settings.allow_private_media) == ("never", True)
+    assert settings.budgets == {
+        "project:spring": LabelBudget(Decimal("20.1")),
+        "team:web": LabelBudget(Decimal(5), "month"),
+    }
+    assert settings.api_token is not None
+    assert TOKEN not in repr(settings)
+
+
+def test_an_empty_variable_unsets_it_whatever_later_places_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("prefect.toml").write_text('[integrations.veogen]\ncredentials = "the-real-account"\n')
+    monkeypatch.setenv("PREFECT_INTEGRATIONS_VEOGEN_CREDENTIALS", "another-real-account")
+    assert Settings().credentials == "another-real-account"
+    monkeypatch.setenv("VEOGEN_CREDENTIALS", "")
+    assert Settings().credentials is None
+
+
+def test_no_file_leads_from_the_sandbox_to_the_real_service(sandbox: Sandbox) -> None:
+    lines = ['credentials = "real"', 'base_url = "https://veogen.studio/api/v1"', 'api_token = "real"']
+    Path("prefect.toml").write_text("\n".join(["[integrations.veogen]", *lines]))
+    settings = Settings()
+    assert (settings.credentials, settings.base_url) == (None, sandbox.base_url)
+    assert settings.api_token is not None
+    assert settings.api_token.get_secret_value() == sandbox.token
+
+
+def test_a_file_that_has_changed_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("one", "another", "a-third"):
+        give(monkeypatch, "prefect.toml", value)
+        assert Settings().store == value
+    Path("prefect.toml").unlink()
+    assert Settings().store == "veogen-store"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "meant"),
+    [
+        ("PREFECT_INTEGRATIONS_VEOGEN_BUDGET", "", "PREFECT_INTEGRATIONS_VEOGEN_BUDGET_USD"),
+        (".env", "PREFECT_INTEGRATIONS_VEOGEN_BUDGET in .env", "PREFECT_INTEGRATIONS_VEOGEN_BUDGET_USD in .env"),
+        ("prefect.toml", "integrations.veogen.budget in prefect.toml", "integrations.veogen.budget_usd in prefect"),
+        ("pyproject.toml", "prefect.integrations.veogen.budget in pyproject.toml", "budget_usd in pyproject"),
+    ],
+)
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_a_cap_that_is_misspelt_or_empty_is_refused_there_too_and_the_place_named(
+    text: str, shown: str, meant: str, is_empty: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "budget_usd" if is_empty else "budget"
+    if text in TABLES:
+        Path(text).write_text(f"[{TABLES[text]}]\n{name} = {chr(34) * 2 if is_empty else 5}\n")
+    elif text == ".env":
+        Path(text).write_text(f"PREFECT_INTEGRATIONS_VEOGEN_{name.upper()}={'' if is_empty else '5'}\n")
+    else:
+        monkeypatch.setenv(f"PREFECT_INTEGRATIONS_VEOGEN_{name.upper()}", "" if is_empty else "5")
+    told = f"{meant}.* is empty" if is_empty else f"{shown or text} is not a setting\n.*{meant}"
+    with pytest.raises(ConfigurationError, match=told):
+        Settings()
+
+
+def test_an_impossible_value_in_a_file_is_refused_by_its_place() -> None:
+    Path("pyproject.toml").write_text("[tool.prefect.integrations.veogen]\nbudget_usd = -1\n")
+    where = "tool.prefect.integrations.veogen.budget_usd in pyproject.toml="
+    with pytest.raises(ConfigurationError, match=re.escape(where)):
+        Settings()
+
+
+def test_an_impossible_token_in_a_file_is_not_shown() -> None:
+    Path("prefect.toml").write_text("[integrations.veogen]\napi_token = 123456789\n")
+    with pytest.raises(ConfigurationError, match=re.escape("api_token in prefect.toml=(hidden)")) as caught:
+        Settings()
+    assert "123456789" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["[integrations\n", "a = 1\na = 2\n", "[integrations]\nveogen = 5\n", "integrations = 5\n"]
+)
+def test_a_file_that_can_not_be_read_is_refused_for_a_cap_may_be_in_it(text: str) -> None:
+    Path("prefect.toml").write_text(text)
+    with pytest.raises(ConfigurationError, match=r"prefect\.toml"):
+        Settings()
+
+
+def test_what_other_programs_keep_in_these_files_is_none_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    Path(".env").write_text("VEOGEN_STORE=not-read\nBROKEN LINE\n")
+    Path("prefect.toml").write_text("[integrations.aws]\nbudget = 5\n[server.api]\nport = 1\n")
+    Path("pyproject.toml").mkdir()
+    assert Settings().store == "veogen-store"
+    assert caplog.text == ""
+
+
+def test_none_of_this_imports_prefect() -> None:
+    Path(".env").write_text("PREFECT_INTEGRATIONS_VEOGEN_STORE=here\n")
+    story = "import sys; from prefect_veogen.settings import Settings; Settings(); print('prefect' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", story], capture_output=True, text=True, check=True, timeout=60)
+    assert ran.stdout == "False\n"
+
+
+@pytest.mark.prefect
+def test_prefects_own_settings_read_the_same_from_the_same_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.settings.base import PrefectBaseSettings, build_settings_config
+
+    class AsPrefectReads(PrefectBaseSettings):
+        model_config = build_settings_config(("integrations", "veogen"))
+        store: str = "veogen-store"
+
+    for number, place in reversed([*enumerate(PLACES)][1:]):
+        give(monkeypatch, place, f"place-{number}")
+        assert Settings().store == AsPrefectReads().store == f"place-{number}"

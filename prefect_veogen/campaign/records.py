@@ -14,6 +14,7 @@ from prefect_veogen.campaign.frames import arrow_rows, frame_rows, parquet_rows
 from prefect_veogen.campaign.parse import document, json_lines, mapping, text_of
 from prefect_veogen.campaign.source import Source, load
 from prefect_veogen.errors import InvalidManifest
+from prefect_veogen.store import Store
 
 
 class DataFrame(Protocol):
@@ -47,14 +48,16 @@ class Record:
     columns: tuple[str, ...] = field(default=(), compare=False)
 
 
-async def read_records(manifest: Manifest) -> Iterator[Record]:
+async def read_records(manifest: Manifest, store: Store | None = None) -> Iterator[Record]:
     """Return the records of a manifest, made one after the other while it is iterated. Free.
+
+    What lies in the bucket of `store` is reached as that is.
 
     Raises:
         InvalidManifest: now or while iterating: it is not valid in its form, or not made of rows.
         ConfigurationError: there is no such file, or it can't be read.
     """
-    rows = _rows_of_file(await load(str(manifest))) if isinstance(manifest, str | Path) else _rows_of(manifest)
+    rows = _rows_of_file(await load(str(manifest), store)) if isinstance(manifest, str | Path) else _rows_of(manifest)
     return (_record(where, row) for where, row in rows)
 
 

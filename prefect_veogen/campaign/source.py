@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 from prefect_veogen.api.http import fetch_file
 from prefect_veogen.errors import ConfigurationError, StoreUnavailable
 from prefect_veogen.models import without_secrets
-from prefect_veogen.store import open_store
+from prefect_veogen.store import Store, open_beside
 
 ENDINGS = {
     ".csv": "csv",
@@ -58,8 +58,8 @@ class Source:
     form: str
 
 
-async def load(source: str) -> Source:
-    """Return the manifest at a path or a link: http(s), s3 or file.
+async def load(source: str, store: Store | None = None) -> Source:
+    """Return the manifest at a path or a link: http(s), s3 (in the bucket of `store` as that is reached) or file.
 
     Its ending says its form; for an http(s) link without one, the response does.
 
@@ -75,7 +75,7 @@ async def load(source: str) -> Source:
         return await _downloaded(source, name, form)
     if form is None:
         raise _unknown(name, "has an unknown file extension")
-    return Source(await _read(source, scheme), form)
+    return Source(await _read(source, scheme, store), form)
 
 
 def _form_of(file_name: str, name: str) -> str | None:
@@ -121,10 +121,10 @@ def _file_name(headers: Mapping[str, str]) -> str:
 # ---------------------------------------------------------------- files and objects
 
 
-async def _read(source: str, scheme: str) -> bytes:
+async def _read(source: str, scheme: str, store: Store | None) -> bytes:
     match scheme:
         case "s3":
-            body = await _object(source)
+            body = await _object(source, store)
         case "file":
             body = await asyncio.to_thread(_file, source, unquote(urlsplit(source).path))
         case "":
@@ -139,10 +139,10 @@ async def _read(source: str, scheme: str) -> bytes:
     return body
 
 
-async def _object(source: str) -> bytes | None:
+async def _object(source: str, store: Store | None) -> bytes | None:
     bucket, _, key = source.partition("://")[2].partition("/")
     try:
-        document = await open_store(f"s3://{bucket}").read(key)
+        document = await open_beside(store, f"s3://{bucket}").read(key)
     except StoreUnavailable as error:
         raise ConfigurationError(f"The manifest {source} can't be read: {error.message}") from None
     return document.body if document else None

@@ -320,7 +320,10 @@ def _filled(text: str) -> str:
 _SHARED: dict[str, dict[str, Any]] = {
     "--credentials": {"metavar": "NAME", "help": "a block of your Prefect server (VEOGEN_CREDENTIALS)"},
     "--base-url": {"metavar": "URL", "help": "the API (VEOGEN_BASE_URL)"},
-    "--store": {"metavar": "URL", "help": "s3://bucket/prefix or a path (VEOGEN_STORE)"},
+    "--store": {
+        "metavar": "URL",
+        "help": "s3://bucket/prefix, s3-bucket/NAME (a saved block) or a path (VEOGEN_STORE)",
+    },
     "--json": {"action": "store_true", "help": "JSON on stdout, nothing else"},
 }
 

@@ -11,7 +11,16 @@ from prefect_veogen.cli.terminal import say, table, write_json
 from prefect_veogen.errors import ServiceUnavailable, VeogenError
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.settings import Settings
-from prefect_veogen.upkeep.health import CHECK_SECONDS, NO_RESPONSE, Check, check_service, check_store, not_asked
+from prefect_veogen.store import Store, names_block
+from prefect_veogen.upkeep.health import (
+    CHECK_SECONDS,
+    NO_RESPONSE,
+    Check,
+    check_service,
+    check_store,
+    failed,
+    not_asked,
+)
 
 if TYPE_CHECKING:
     from argparse import Namespace
@@ -40,7 +49,7 @@ async def _examine(settings: Settings, options: Namespace) -> list[Check]:
 
     groups = await asyncio.gather(
         _examine_service(settings, options),
-        on_io(check_store(settings.store if options.store is None else options.store)),
+        _examine_store(settings, options),
         check_server(settings),
     )
     return [check for group in groups for check in group]
@@ -55,6 +64,18 @@ async def _examine_service(settings: Settings, options: Namespace) -> list[Check
     except VeogenError as error:
         return not_asked(error)
     return await on_io(check_service(token, base_url, settings))
+
+
+async def _examine_store(settings: Settings, options: Namespace) -> list[Check]:
+    from prefect_veogen.tasks.stores import resolve_store
+
+    place: str | Store = settings.store if options.store is None else options.store
+    if names_block(place):
+        try:
+            place = await resolve_store(options.store, "--store")
+        except VeogenError as error:
+            return [failed("store", "This machine", error)]
+    return await on_io(check_store(place))
 
 
 async def _account(settings: Settings, options: Namespace) -> tuple[SecretStr | None, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from prefect_veogen.download.formats import Inspector, NotMedia
 from prefect_veogen.errors import InputUnavailable
 from prefect_veogen.models import file_at, object_at
-from prefect_veogen.store import committed, open_store
+from prefect_veogen.store import committed
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -57,22 +57,24 @@ async def read_content(session: Session, location: str) -> Content:
         InputUnavailable: there is nothing, or nothing that is media.
         StoreRefused, StoreUnavailable: the bucket does not let it be read, or not now.
     """
-    return await session.shared_reads.get(("input", location), lambda: _read(location))
+    return await session.shared_reads.get(("input", location, session.store), lambda: _read(session, location))
 
 
-async def _read(location: str) -> Content:
+async def _read(session: Session, location: str) -> Content:
     path = file_at(location)
     try:
-        return await (_read_object(location) if path is None else asyncio.to_thread(_read_file, location, path))
+        if path is None:
+            return await _read_object(session, location)
+        return await asyncio.to_thread(_read_file, location, path)
     except NotMedia as found:
         raise InputUnavailable(f"{location} is {found}; an input must be an image, a video or audio") from None
 
 
-async def _read_object(location: str) -> Content:
+async def _read_object(session: Session, location: str) -> Content:
     found = object_at(location)
     assert found is not None, f"{location} is nothing to be read"
     bucket, key = found
-    store = open_store(f"s3://{bucket}")
+    store = session.store_at(f"s3://{bucket}")
     if (version := await store.stat(key)) is None:
         raise InputUnavailable(f"{location} does not exist: there is no such bucket, or no such object in it")
     if (known := _known.get((location, version))) is not None:
@@ -158,7 +160,7 @@ async def put_into_store(session: Session, asset: Asset) -> str:
     Raises:
         InputUnavailable: the file is gone, or has changed.
     """
-    return await session.shared_reads.get(("copy", asset.sha256), lambda: _put(session, asset))
+    return await session.shared_reads.get(("copy", asset.sha256, session.store), lambda: _put(session, asset))
 
 
 async def _put(session: Session, asset: Asset) -> str:

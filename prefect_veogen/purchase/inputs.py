@@ -28,7 +28,7 @@ from prefect_veogen.errors import (
 from prefect_veogen.models import Asset, file_at, is_public, object_at
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.purchase.input_files import has_changed, put_into_store, read_content
-from prefect_veogen.store import LocalStore, open_store
+from prefect_veogen.store import LocalStore
 
 if TYPE_CHECKING:
     from prefect_veogen.api.http import MediaResponse
@@ -162,7 +162,7 @@ async def _link_to_file(session: Session, asset: Asset) -> str:
         uri = asset.uri
         if (await read_content(session, uri)).sha256 != asset.sha256:
             raise has_changed(asset)
-    link = await _presign(uri)
+    link = await _presign(session, uri)
     if link is None or not await _shows(session, asset, link, ours=True):
         raise InputUnavailable(
             f"The presigned link to {uri} does not lead to the input {asset.uri}",
@@ -181,16 +181,16 @@ async def _fresh(session: Session, asset: Asset) -> str | None:
     return output_link(session, generation)
 
 
-async def _presigned(_session: Session, asset: Asset) -> str | None:
-    return await _presign(asset.uri)
+async def _presigned(session: Session, asset: Asset) -> str | None:
+    return await _presign(session, asset.uri)
 
 
-async def _presign(uri: str) -> str | None:
+async def _presign(session: Session, uri: str) -> str | None:
     if (found := object_at(uri)) is not None:
         bucket, key = found
-        return await open_store(f"s3://{bucket}").presign(key, PRESIGNED_SECONDS)
+        return await session.store_at(f"s3://{bucket}").presign(key, PRESIGNED_SECONDS)
     folder, _, name = uri.rpartition("/")
-    return await open_store(folder).presign(name, PRESIGNED_SECONDS)
+    return await session.store_at(folder).presign(name, PRESIGNED_SECONDS)
 
 
 async def _shows(session: Session, asset: Asset, url: str, *, ours: bool) -> bool:

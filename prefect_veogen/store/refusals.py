@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,14 @@ from prefect_veogen.errors import StoreRefused, StoreUnavailable
 from prefect_veogen.masking import masked
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from botocore.exceptions import BotoCoreError, ClientError
 
 _RUN_AGAIN = "then run it again: nothing was lost."
-_CREDENTIALS_STEP = (
-    "Renew or correct the credentials that boto3 finds (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, "
-    f"AWS_PROFILE, `aws sso login`, a role), {_RUN_AGAIN}"
+_FOUND_BY_BOTO3 = (
+    "that boto3 finds (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_SESSION_TOKEN, AWS_PROFILE, "
+    "`aws sso login`, a role)"
 )
 _BUNDLE_STEP = (
     "Set AWS_CA_BUNDLE (or REQUESTS_CA_BUNDLE) to a file that holds the certificate authority of the S3 service, "
@@ -74,10 +77,18 @@ class S3Location:
     bucket: str
     prefix: str
     key: str = ""
+    access: str = ""
+    """Whose credentials are used, if not those that boto3 finds."""
 
     @property
     def uri(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}"
+
+    @property
+    def credentials_step(self) -> str:
+        """What to do where the credentials are wrong."""
+        which = f"of {self.access}" if self.access else _FOUND_BY_BOTO3
+        return f"Renew or correct the credentials {which}, {_RUN_AGAIN}"
 
     def resource_arn(self, permission: str) -> str:
         """Return the ARN that a policy has to name to allow this."""
@@ -105,27 +116,30 @@ class S3Refusal(Exception):
     def to_error(self) -> StoreRefused | StoreUnavailable:
         """Return `StoreRefused` where the setup has to change, else the transient `StoreUnavailable`."""
         reason = f"{self.code} (HTTP {self.status}). {self.text}"
-        bucket, uri = self.location.bucket, self.location.uri
+        bucket, uri, access = self.location.bucket, self.location.uri, self.location.access
+        step = self.location.credentials_step
         if self.operation not in _PERMISSIONS:
             # boto3 calls other services first, such as STS for a role.
             return StoreRefused(
-                f"The credentials for {uri} can't be obtained: {self.operation}: {reason}", next_step=_CREDENTIALS_STEP
+                f"The credentials for {uri} can't be obtained: {self.operation}: {reason}", next_step=step
             )
         if self.code in _CREDENTIALS:
-            return StoreRefused(f"The store at {uri} refuses the credentials: {reason}", next_step=_CREDENTIALS_STEP)
+            return StoreRefused(f"The store at {uri} refuses the credentials: {reason}", next_step=step)
         if self.code == "RequestTimeTooSkewed":
             return StoreRefused(
                 f"The store at {uri} refuses this machine's clock: {reason}", next_step=f"Set the clock, {_RUN_AGAIN}"
             )
         if self.code in _NO_BUCKET:
             return StoreRefused(
-                f"There is no bucket {bucket}: {reason}", next_step=f"Create it, or correct VEOGEN_STORE, {_RUN_AGAIN}"
+                f"There is no bucket {bucket}: {reason}",
+                next_step=f"Create it, or correct {access or 'VEOGEN_STORE'}, {_RUN_AGAIN}",
             )
         if self.code in _WRONG_REGION:
             region = f" to {self.region}" if self.region else " to the bucket's"
+            setting = f"the region of {access}" if access else "AWS_DEFAULT_REGION"
             return StoreRefused(
                 f"The bucket {bucket} is in another region: {reason}",
-                next_step=f"Set AWS_DEFAULT_REGION{region} (or AWS_ENDPOINT_URL_S3 to its endpoint), {_RUN_AGAIN}",
+                next_step=f"Set {setting}{region} (or AWS_ENDPOINT_URL_S3 to its endpoint), {_RUN_AGAIN}",
             )
         if self.status == 403:
             return self._denied(reason)
@@ -151,7 +165,23 @@ def connection_error(error: BotoCoreError | Exception, location: S3Location) -> 
     """Return what a boto3 error means that came before any response."""
     reason = masked(str(error))
     if _NO_CREDENTIALS & {base.__name__ for base in type(error).__mro__}:
-        return StoreRefused(f"There are no credentials for {location.uri}: {reason}", next_step=_CREDENTIALS_STEP)
+        return StoreRefused(
+            f"There are no credentials for {location.uri}: {reason}", next_step=location.credentials_step
+        )
     if "CERTIFICATE_VERIFY_FAILED" in reason:
         return StoreRefused(f"The store at {location.uri} can't be trusted: {reason}", next_step=_BUNDLE_STEP)
     return StoreUnavailable(f"The store at {location.uri} could not be reached: {reason}")
+
+
+@contextlib.contextmanager
+def convert_errors(location: S3Location) -> Iterator[None]:
+    """Convert every error of botocore, so that none leaves the store."""
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.parsers import ResponseParserError
+
+    try:
+        yield
+    except ClientError as error:
+        raise S3Refusal(error, location).to_error() from None
+    except (BotoCoreError, HTTPClientError, ResponseParserError, RecursionError) as error:
+        raise connection_error(error, location) from None

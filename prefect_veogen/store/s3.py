@@ -1,21 +1,16 @@
-"""An S3 bucket as a store: conditional PUTs, multipart uploads. The only door to boto3."""
+"""An S3 bucket as a store: conditional PUTs, multipart uploads."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
-import re
+import math
 import threading
+import time
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
-from prefect_veogen.errors import ConfigurationError, StoreUnavailable, UnsafeStore
-from prefect_veogen.masking import masked
-from prefect_veogen.settings import user_agent
+from prefect_veogen.errors import StoreUnavailable, UnsafeStore
 from prefect_veogen.store.interface import (
     FOLDERS,
     AlreadyExists,
@@ -26,13 +21,15 @@ from prefect_veogen.store.interface import (
     VersionConflict,
     in_thread,
 )
-from prefect_veogen.store.refusals import S3Location, S3Refusal, connection_error
+from prefect_veogen.store.refusals import S3Location, S3Refusal, convert_errors
+from prefect_veogen.store.s3_client import make_client
 from prefect_veogen.store.s3_writer import S3Writer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from prefect_veogen.store.interface import Writer
+    from prefect_veogen.store.s3_client import S3Access
 
 _READ_BYTES = 1024 * 1024
 _MAX_CONFLICTS = 100
@@ -43,14 +40,16 @@ _NO_ETAG = '"00000000000000000000000000000000"'
 
 
 class S3Store(Store):
-    """A prefix of an S3 bucket, reached the way boto3 always is (environment, profile, role)."""
+    """A prefix of an S3 bucket, reached the way boto3 always is (environment, profile, role) unless by `access`."""
 
-    def __init__(self, bucket: str, prefix: str) -> None:
+    def __init__(self, bucket: str, prefix: str, access: S3Access | None = None) -> None:
         super().__init__()
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
+        self.access = access
         self._client_lock = threading.Lock()
         self._client: Any = None
+        self._client_ends = math.inf
 
     def uri(self, key: str) -> str:
         return f"s3://{self.bucket}/{self.prefix}{key}"
@@ -133,26 +132,11 @@ class S3Store(Store):
         return await in_thread(self._clear_unfinished, older_than_seconds)
 
     def client(self) -> Any:
-        """Return the boto3 client, created on first use because importing boto3 is slow."""
+        """Return the boto3 client, created on first use because importing boto3 is slow; blocks its thread."""
         with self._client_lock:
-            if self._client is None:
-                import boto3
-                from botocore.config import Config
-                from botocore.exceptions import BotoCoreError
-
-                config = Config(signature_version="s3v4", max_pool_connections=50, user_agent_extra=user_agent())
-                if not {"AWS_MAX_ATTEMPTS", "AWS_RETRY_MODE"} & os.environ.keys():
-                    config = config.merge(Config(retries={"mode": "standard", "max_attempts": 5}))
-                try:
-                    client = boto3.session.Session().client("s3", config=config)
-                    _reject_unusable_setup(client.meta.endpoint_url)
-                except (BotoCoreError, ValueError) as error:
-                    raise ConfigurationError(
-                        f"boto3 can't reach S3 as it is set up: {masked(str(error))}",
-                        next_step="Check what it names: AWS_ENDPOINT_URL_S3 and the other AWS_ variables, boto3's "
-                        "profile, or a proxy.",
-                    ) from None
-                self._client = client
+            if self._client is None or time.monotonic() >= self._client_ends:
+                self._client = make_client(self.access, self._location())
+                self._client_ends = time.monotonic() + (self.access.lifetime_seconds if self.access else math.inf)
             return self._client
 
     def checksum_of_parts(self) -> dict[str, str]:
@@ -198,7 +182,7 @@ class S3Store(Store):
     def _read(self, key: str) -> Document | None:
         try:
             response = self._call_in_thread("get_object", Key=self.prefix + key)
-            with _convert_errors(self._location(self.prefix + key)), contextlib.closing(response["Body"]) as body:
+            with convert_errors(self._location(self.prefix + key)), contextlib.closing(response["Body"]) as body:
                 return Document(body.read(), str(response["ETag"]))
         except S3Refusal as refusal:
             if refusal.code in ("NoSuchKey", "404"):
@@ -207,7 +191,7 @@ class S3Store(Store):
 
     def _list_objects(self, prefix: str) -> list[ListedObject]:
         found = []
-        with _convert_errors(self._location()):
+        with convert_errors(self._location()):
             pages = self.client().get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix):
                 for item in page.get("Contents", ()):
@@ -217,7 +201,7 @@ class S3Store(Store):
 
     def _presign(self, key: str, seconds: int) -> str:
         target = {"Bucket": self.bucket, "Key": self.prefix + key}
-        with _convert_errors(self._location()):
+        with convert_errors(self._location()):
             return str(self.client().generate_presigned_url("get_object", Params=target, ExpiresIn=seconds))
 
     def _read_through(self, key: str, take: Callable[[bytes], None]) -> Stat | None:
@@ -228,7 +212,7 @@ class S3Store(Store):
                 return None
             raise refusal.to_error() from None
         size = 0
-        with _convert_errors(self._location(self.prefix + key)), contextlib.closing(response["Body"]) as body:
+        with convert_errors(self._location(self.prefix + key)), contextlib.closing(response["Body"]) as body:
             for chunk in body.iter_chunks(_READ_BYTES):
                 size += len(chunk)
                 take(chunk)
@@ -236,7 +220,7 @@ class S3Store(Store):
 
     def _clear_unfinished(self, older_than_seconds: float) -> int:
         oldest = datetime.now(UTC).timestamp() - older_than_seconds
-        with _convert_errors(self._location()):
+        with convert_errors(self._location()):
             client = self.client()
             pages = client.get_paginator("list_multipart_uploads")
             uploads = [
@@ -267,7 +251,7 @@ class S3Store(Store):
 
         client = self.client()
         location = self._location(str(arguments.get("Key", "")))
-        with _convert_errors(location):
+        with convert_errors(location):
             try:
                 response = getattr(client, operation)(Bucket=self.bucket, **arguments)
             except ClientError as error:
@@ -277,37 +261,10 @@ class S3Store(Store):
         return response
 
     def _location(self, key: str = "") -> S3Location:
-        return S3Location(self.bucket, self.prefix, key)
+        return S3Location(self.bucket, self.prefix, key, self.access.name if self.access else "")
 
     def _unsafe(self) -> UnsafeStore:
         return UnsafeStore(f"The store at {self.uri('')} ignores conditional writes, so two workers could both buy")
-
-
-def _reject_unusable_setup(endpoint: str) -> None:
-    """Reject settings that boto3 accepts but fails on at every call, quoting them."""
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
-        if not re.fullmatch(r"[\x21-\x7e]*", os.environ.get(name, "")):
-            raise ValueError(f"{name} has characters that are not valid in a key, such as a line break")
-    parts = urlsplit(endpoint)
-    if parts.scheme not in ("http", "https") or parts.port == 0:  # reading an invalid port raises ValueError
-        raise ValueError(f"{endpoint} is not a valid endpoint")
-    proxy = getproxies().get(parts.scheme, "")
-    if proxy and not proxy_bypass(parts.netloc):
-        _reject_unusable_proxy(f"{parts.scheme.upper()}_PROXY", proxy if "://" in proxy else f"http://{proxy}")
-    for name in ("AWS_CA_BUNDLE", "REQUESTS_CA_BUNDLE"):
-        bundle = os.environ.get(name)
-        if parts.scheme == "https" and bundle and not Path(bundle).exists():
-            raise ValueError(f"{name}={bundle}: there is no such file")
-
-
-def _reject_unusable_proxy(variable: str, url: str) -> None:
-    proxy = urlsplit(url)
-    try:
-        is_valid = proxy.scheme in ("http", "https") and proxy.hostname and proxy.port != 0
-    except ValueError:
-        is_valid = False
-    if not is_valid:
-        raise ValueError(f"{variable}={url} is not an HTTP proxy, the only kind boto3 supports")
 
 
 _REQUIRED_FIELDS = {
@@ -318,17 +275,3 @@ _REQUIRED_FIELDS = {
     "put_object": "ETag",
     "upload_part": "ETag",
 }
-
-
-@contextlib.contextmanager
-def _convert_errors(location: S3Location) -> Iterator[None]:
-    """Convert every botocore error, so that none leaves this module."""
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-    from botocore.parsers import ResponseParserError
-
-    try:
-        yield
-    except ClientError as error:
-        raise S3Refusal(error, location).to_error() from None
-    except (BotoCoreError, HTTPClientError, ResponseParserError, RecursionError) as error:
-        raise connection_error(error, location) from None

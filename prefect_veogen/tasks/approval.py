@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import count
 from math import ceil
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from prefect import get_client, get_run_logger
@@ -34,6 +33,7 @@ from prefect_veogen.purchase.plan import Plan, check_money
 from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.requests import plan_requests
+from prefect_veogen.tasks.stores import StoreParameter
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
@@ -129,7 +129,7 @@ async def ask_for_approval(
     timeout_seconds: float,
     budget_usd: float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
 ) -> Approval:
     """Return what a person decides about pictures, given what `clips` of them and others, `again`, would cost. Free.
 

@@ -14,7 +14,6 @@ from prefect import Flow, task
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 from pydantic import WithJsonSchema
-from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.gallery import Tile, make_tiles, page
@@ -52,6 +51,7 @@ from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.progress import campaign_progress
 from prefect_veogen.tasks.runs import name_flow_run, name_task_run, shorten
 from prefect_veogen.tasks.steps import FREE, KeepsItsKind, is_retryable, reused, step
+from prefect_veogen.tasks.stores import LocalPath, StoreParameter, store_for
 
 __all__ = [
     "CampaignItem",
@@ -71,9 +71,6 @@ __all__ = [
     "publish_campaign",
     "read_manifest",
 ]
-
-LocalPath = SkipJsonSchema[Path]
-"""A `Path` that a flow takes where it takes a string; a deployment's form asks for the string alone."""
 
 TableParameter = Annotated[
     Any, WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "object"}}]})
@@ -154,12 +151,13 @@ async def read_manifest(
     motion_template: str | None = None,
     variants: int = 1,
     scheduled: datetime | None = None,
+    store: StoreParameter | None = None,
 ) -> Rows:
     """Return the rows of a manifest, with all takes filled in by `take_of_slot`, for the slot `scheduled`. Free.
 
     A manifest is a list (or generator) of mappings, a DataFrame (pandas, Polars, PyArrow, DuckDB, whatever Narwhals
-    knows), or the path or link (http(s), s3, file) of a CSV, TSV, JSON, JSON Lines, YAML, Parquet or Arrow file. A
-    table of results is one, too: what ended well is not made again.
+    knows), or the path or link (http(s), s3, file) of a CSV, TSV, JSON, JSON Lines, YAML, Parquet or Arrow file; one in
+    the bucket of `store` is read as that is. A table of results is one, too: what ended well is not made again.
 
     A row has an `id`, a `GenerationRequest`'s fields and, for image-then-animate, `motion_prompt` (with
     `motion_model`, `motion_aspect_ratio`, `motion_resolution`, `motion_duration`, `motion_mode`, `motion_style`). An
@@ -182,7 +180,7 @@ async def read_manifest(
         motion_template=motion_template,
         variants=variants,
     )
-    return rows_of(await on_io(read_records(manifest)), options)
+    return rows_of(await on_io(read_records(manifest, await store_for(manifest, store))), options)
 
 
 async def keep_results(
@@ -191,7 +189,7 @@ async def keep_results(
     *,
     name: str,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
 ) -> None:
     """With `only="failed"`, leave out the rows which ended well in the last run of the campaign called `name`. Free.
 
@@ -222,7 +220,7 @@ async def check_campaign(
     name: str,
     budget_usd: Decimal | float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
 ) -> Decimal:
     """Return what is still to be paid for a campaign, in USD, if all of it can be. Free, and safe to repeat.
 
@@ -260,7 +258,7 @@ async def make_row(
     budget: str | None = None,
     budget_usd: Decimal | float | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
     timeout_seconds: float | None = None,
 ) -> CampaignItem:
     """Return one row's assets, buying what is missing. COSTS MONEY; safe to repeat.
@@ -287,7 +285,7 @@ async def make_campaign(
     budget_usd: Decimal | float | None = None,
     at_once: int = 300,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
     timeout_seconds: float | None = None,
 ) -> CampaignReport:
     """Return how all rows ended, after making them, at most `at_once` at the same time. COSTS MONEY.
@@ -348,7 +346,7 @@ async def publish_campaign(
     report: CampaignReport,
     *,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
 ) -> str:
     """Return where the gallery lies, after writing it, the run's artifacts and then the table of results. Free.
 

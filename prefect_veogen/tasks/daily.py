@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -31,6 +30,7 @@ from prefect_veogen.tasks.campaign import (
 from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.runs import name_task_run
 from prefect_veogen.tasks.steps import FREE
+from prefect_veogen.tasks.stores import StoreParameter
 
 __all__ = ["Slot", "is_late", "make_slot", "publish_asset", "read_slots"]
 
@@ -84,7 +84,7 @@ async def read_slots(
     latest: str | None = None,
     only: Only | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
     **options: Any,
 ) -> list[Slot]:
     """Return the slots from `start` to `end`, a day each, or the run's own, with the rows of each. Free.
@@ -106,7 +106,7 @@ async def read_slots(
     slots = []
     for scheduled in _days(take, start, end) or [scheduled_start() or datetime.now(UTC)]:
         filled = take_of_slot(take, scheduled)
-        rows = await read_manifest(manifest, take, scheduled=scheduled, **options)
+        rows = await read_manifest(manifest, take, scheduled=scheduled, store=store, **options)
         slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest))
         await keep_results(rows, only, name=slots[-1].name, credentials=credentials, store=store)
     _check_publication(slots)
@@ -154,7 +154,7 @@ async def make_slot(
     slot: Slot,
     *,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
     **options: Any,
 ) -> CampaignReport:
     """Return how the rows of a slot ended, after making and publishing them. COSTS MONEY; safe to repeat.
@@ -190,7 +190,7 @@ async def publish_asset(
     *,
     scheduled: datetime | None = None,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
 ) -> str:
     """Return where a copy of an asset lies: at `key` in the store, replaced whole, with a sidecar `<key>.json`. Free.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect.runtime import deployment, flow_run
@@ -13,12 +14,10 @@ from prefect_veogen.errors import ConfigurationError, TryAgainLater
 from prefect_veogen.store import is_absolute
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from prefect.client.schemas.objects import FlowRun
 
 
-async def check_store_is_durable(place: str | Path, run: FlowRun | None = None) -> None:
+async def check_store_is_durable(place: object, run: FlowRun | None = None) -> None:
     """Validate the store of a run: any for a run started by hand, only an absolute one for a deployment's run. Free.
 
     A deployment's run may have a fresh working directory which is deleted after it (`git_clone`, a container): with it
@@ -28,12 +27,13 @@ async def check_store_is_durable(place: str | Path, run: FlowRun | None = None) 
         ConfigurationError: the store is relative, or the default, and the run belongs to a deployment.
         TryAgainLater: the Prefect server could not be asked whether it does.
     """
-    if is_absolute(place) or not await _belongs_to_a_deployment(run):
+    if not isinstance(place, str | Path) or is_absolute(place) or not await _belongs_to_a_deployment(run):
         return
     raise ConfigurationError(
         f"A run of a deployment needs a lasting store (VEOGEN_STORE): {str(place)!r} is relative to its working "
         "directory, which may be temporary, and with it the ledger, the caps and the paid files would vanish",
-        next_step="Nothing was bought. Set VEOGEN_STORE, or store=, to an absolute path or s3://bucket/prefix.",
+        next_step="Nothing was bought. Set VEOGEN_STORE, or store=, to an absolute path or s3://bucket/prefix, or to a "
+        "saved block, s3-bucket/NAME.",
     )
 
 

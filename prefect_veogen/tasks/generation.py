@@ -34,10 +34,10 @@ from prefect_veogen.tasks.events import emit
 from prefect_veogen.tasks.runs import generation_name, name_task_run, request_name
 from prefect_veogen.tasks.shared_limit import use_shared_limit
 from prefect_veogen.tasks.steps import Step, is_retryable, reused, step
+from prefect_veogen.tasks.stores import StoreParameter, resolve_store
 
 if TYPE_CHECKING:
     from decimal import Decimal
-    from pathlib import Path
 
     from prefect.client.schemas.objects import State
 
@@ -78,7 +78,7 @@ async def submit_generation(
     request: GenerationRequest,
     *,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
     budget_usd: Decimal | float | None = None,
     labels: Labels | None = None,
 ) -> Generation:
@@ -123,7 +123,7 @@ async def wait_for_generation(
     generation: Generation,
     *,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
     timeout_seconds: float | None = None,
 ) -> Generation:
     """Return the generation when it is completed. Free, and safe to repeat.
@@ -168,7 +168,7 @@ async def download_asset(
     generation: Generation,
     *,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
 ) -> Asset:
     """Return the asset of a completed generation, in the store and verified. Free, and safe to repeat.
 
@@ -305,7 +305,7 @@ async def generate(
     request: GenerationRequest,
     *,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
     budget_usd: Decimal | float | None = None,
     timeout_seconds: float | None = None,
     labels: Labels | None = None,
@@ -330,7 +330,7 @@ _STEPS: tuple[AnyStep, AnyStep, AnyStep] = (submit_generation, wait_for_generati
 
 async def session_for_task(
     credentials: VeogenCredentials | str | None,
-    store: str | Path | None,
+    store: StoreParameter | None,
     cap: Cap | None = None,
     labels: Labels | None = None,
 ) -> Session:
@@ -339,7 +339,7 @@ async def session_for_task(
     session = open_session(
         token=block.api_token if block else None,
         base_url=block.base_url if block else None,
-        store=store,
+        store=await resolve_store(store),
         caps=() if cap is None else (cap,),
         flow_run_id=flow_run.id,
         # Prefect's run logger warns at every line where there is no flow run to log to.

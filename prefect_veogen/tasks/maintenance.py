@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Final
 
 from prefect import task
@@ -23,13 +22,13 @@ from prefect_veogen.models import in_usd
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.session import Session
 from prefect_veogen.settings import Settings
-from prefect_veogen.store import open_store
 from prefect_veogen.tasks.artifacts import showing
 from prefect_veogen.tasks.durability import check_store_is_durable
 from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.markdown import literal
 from prefect_veogen.tasks.runs import name_task_run
 from prefect_veogen.tasks.steps import FREE
+from prefect_veogen.tasks.stores import StoreParameter, resolve_store, store_name
 from prefect_veogen.upkeep.balance import warn_of_low_balance
 from prefect_veogen.upkeep.receipts import read_receipts
 from prefect_veogen.upkeep.statement import Reconciliation, reconcile
@@ -43,12 +42,12 @@ _UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
 
 @task(
     name="sweep store",
-    task_run_name=name_task_run("sweep", lambda of: str(of["store"] or "the default store")),
+    task_run_name=name_task_run("sweep", lambda of: store_name(of["store"])),
     description="Finishes what runs that died or were cancelled left behind.",
     **FREE,
 )
 async def sweep_store(
-    *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
+    *, credentials: VeogenCredentials | str | None = None, store: StoreParameter | None = None
 ) -> Sequence[Swept]:
     """Return what was done about unfinished receipts: paid outputs downloaded, purchases in doubt found. Free.
 
@@ -81,7 +80,7 @@ async def _swept(session: Session) -> list[Swept]:
     **FREE,
 )
 async def compare_with_statement(
-    days: int = 30, *, credentials: VeogenCredentials | str | None = None, store: str | Path | None = None
+    days: int = 30, *, credentials: VeogenCredentials | str | None = None, store: StoreParameter | None = None
 ) -> Reconciliation:
     """Return how the ledger and the account's statement compare over the last days. Free, and safe to repeat."""
     session = await session_for_task(credentials, store)
@@ -124,12 +123,14 @@ async def report_unfinished(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
 
 async def _unsettled(flow_run: FlowRun) -> list[Receipt]:
     place = flow_run.parameters.get("store") or Settings().store
-    store = open_store(place)
     await check_store_is_durable(place, flow_run)
+    store = await resolve_store(place)
     began = flow_run.start_time or flow_run.created or datetime.now(UTC)
-    found = await read_receipts(Ledger(store), began - timedelta(minutes=1))
+    receipts = await read_receipts(Ledger(store), began - timedelta(minutes=1))
     return [
-        receipt for receipt in found.readable if receipt.flow_run_id == str(flow_run.id) and receipt.state in _UNSETTLED
+        receipt
+        for receipt in receipts.readable
+        if receipt.flow_run_id == str(flow_run.id) and receipt.state in _UNSETTLED
     ]
 
 

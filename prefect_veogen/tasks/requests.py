@@ -22,6 +22,7 @@ from prefect_veogen.session import Session
 from prefect_veogen.tasks.generation import check_is_request, generate, run_cap, session_for_task
 from prefect_veogen.tasks.runs import name_task_run, request_name
 from prefect_veogen.tasks.steps import FREE
+from prefect_veogen.tasks.stores import StoreParameter
 
 __all__ = ["InputsParameter", "Plan", "check_requests", "generate_all", "placeholder_of", "plan_requests"]
 
@@ -38,7 +39,7 @@ InputsParameter = list[str | SkipJsonSchema[Asset] | SkipJsonSchema[Path]]
 async def check_requests(
     *requests: GenerationRequest,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
 ) -> None:
     """Validate and price requests before the first of them is bought. Free, and safe to repeat.
 
@@ -62,7 +63,7 @@ async def check_requests(
 async def plan_requests(
     *requests: GenerationRequest,
     credentials: VeogenCredentials | str | None = None,
-    store: str | Path | None = None,
+    store: StoreParameter | None = None,
     budget_usd: Decimal | float | None = None,
 ) -> Plan:
     """Return what requests would cost now, and whether balance and caps allow it. Free, and safe to repeat.

@@ -17,7 +17,7 @@ from prefect_veogen.api.client import client_of
 from prefect_veogen.errors import AuthenticationError, ServiceUnavailable, StoreUnavailable, VeogenError
 from prefect_veogen.masking import masked
 from prefect_veogen.models import in_usd
-from prefect_veogen.store import PROOF, LocalStore, S3Store, is_absolute, open_store
+from prefect_veogen.store import PROOF, LocalStore, S3Store, Store, is_absolute, open_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -169,25 +169,30 @@ def _check_balance(balance: Balance | None) -> Check:
 # ---------------------------------------------------------------- the store
 
 
-async def check_store(location: str | Path) -> list[Check]:
+async def check_store(place: str | Path | Store) -> list[Check]:
     """Check that the store permits and guards all that buying and delivering need, and makes links. Free.
 
     Nothing is left behind that the first purchase would not leave, and a directory that isn't there isn't made.
     """
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            store = open_store(location)
+            store = place if isinstance(place, Store) else open_store(place)
             if isinstance(store, LocalStore) and not store.root.is_dir():
                 return [_check_parent(store)]
             await store.check()
             tried = await _try_bucket(store) if isinstance(store, S3Store) else "locks, create, replace and write"
     except TimeoutError:
-        slow = StoreUnavailable(f"{masked(str(location))}: {NO_RESPONSE}")
+        slow = StoreUnavailable(f"{_shown(place)}: {NO_RESPONSE}")
         return [failed("store", "The store", slow)]
     except VeogenError as error:
         return [failed("store", "The store", error)]
-    relative = "" if is_absolute(location) else "; relative to the working directory, so runs of deployments refuse it"
+    lasts = isinstance(place, Store) or is_absolute(place)
+    relative = "" if lasts else "; relative to the working directory, so runs of deployments refuse it"
     return [Check("store", ok=True, detail=f"{store.uri('')}: {tried} work{relative}")]
+
+
+def _shown(place: str | Path | Store) -> str:
+    return place.uri("") if isinstance(place, Store) else masked(str(place))
 
 
 async def _try_bucket(store: S3Store) -> str:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
+import boto3
 import pytest
 
 from prefect_veogen.errors import (
     ConfigurationError,
 )
-from prefect_veogen.store import open_store
+from prefect_veogen.store import S3Access, S3Store, open_beside, open_store
 
 
 @pytest.mark.parametrize(
@@ -72,3 +74,51 @@ def test_another_environment_or_process_is_another_store(bucket: str, monkeypatc
     assert os.waitpid(child, 0)[1] == 0
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "another")
     assert open_store(f"s3://{bucket}/media") is not store
+
+
+def test_credentials_of_their_own_make_another_store_of_the_same_bucket() -> None:
+    mine, equal = (S3Access("the block x", "digest", object, {}) for _ in range(2))
+    store = open_store("s3://bucket/media", mine)
+    assert open_store("s3://bucket/media", equal) is store
+    assert open_store("s3://bucket/media") is not store
+    assert open_store("s3://bucket/media", S3Access("the block x", "other", object, {})) is not store
+    assert store.uri("a") == open_store("s3://bucket/media").uri("a")
+
+
+def test_what_lies_in_the_bucket_of_a_store_is_reached_as_that_is_and_nothing_else() -> None:
+    store = open_store("s3://bucket/media", S3Access("the block x", "digest", object, {}))
+    assert isinstance(store, S3Store)
+    for location in ("s3://bucket", "s3://bucket/other"):
+        beside = open_beside(store, location)
+        assert isinstance(beside, S3Store)
+        assert beside.access is store.access
+    for location in ("s3://bucket2", "s3://bucke", "s3://other/bucket"):
+        beside = open_beside(store, location)
+        assert isinstance(beside, S3Store)
+        assert beside.access is None
+    assert open_beside(None, "s3://bucket") is open_store("s3://bucket")
+
+
+@pytest.mark.parametrize(("lifetime", "sessions"), [(math.inf, 1), (0.0, 3)])
+async def test_a_session_that_expires_is_opened_again(
+    lifetime: float, sessions: int, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+
+    def open_session() -> boto3.Session:
+        opened.append(1)
+        return boto3.Session(aws_access_key_id="a", aws_secret_access_key="b", region_name="us-east-1")
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name)
+    access = S3Access("x", f"digest-{lifetime}", open_session, {"endpoint_url": s3_server}, lifetime)
+    store = open_store(f"s3://{bucket}", access)
+    for _ in range(3):
+        assert await store.read("nothing") is None
+    assert len(opened) == sessions
+
+
+async def test_what_boto3_can_not_do_with_credentials_of_a_block_names_the_block() -> None:
+    access = S3Access("the block s3-bucket/x", "digest-wrong", boto3.Session, {"endpoint_url": "nowhere"})
+    with pytest.raises(ConfigurationError, match="as it is set up by the block s3-bucket/x"):
+        await open_store("s3://bucket", access).read("x")

@@ -32,9 +32,10 @@ from prefect_veogen.tasks.campaign import (
     publish_campaign,
     read_manifest,
 )
-from prefect_veogen.tasks.credentials import Blocks
+from prefect_veogen.tasks.credentials import KIND
 from prefect_veogen.tasks.maintenance import compare_with_statement, sweep_store
 from prefect_veogen.tasks.requests import check_requests
+from prefect_veogen.tasks.saved_blocks import Blocks
 from tests.support.servers import Reply, Request, relayed, serving
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -200,11 +201,11 @@ async def test_a_run_goes_on_with_its_block_while_the_prefect_server_is_silent(s
             serving(respond) as url,
             temporary_settings({PREFECT_API_URL: f"{url}/api", PREFECT_CLIENT_MAX_RETRIES: 0}),
         ):
-            block = await blocks.load(studio, "credentials=")
+            block = await blocks.load(KIND, studio, "credentials=")
             up = False
-            assert await blocks.load(studio, "credentials=") == block
+            assert await blocks.load(KIND, studio, "credentials=") == block
             with pytest.raises(ServiceUnavailable):
-                await blocks.load("another", "credentials=")
+                await blocks.load(KIND, "another", "credentials=")
 
     await long()
 

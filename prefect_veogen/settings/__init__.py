@@ -1,11 +1,11 @@
-"""Settings from the environment, read when they are used and never at import."""
+"""Settings from the environment and from Prefect's files, read when they are used and never at import."""
 
 from __future__ import annotations
 
 import difflib
 import logging
-import os
 import reprlib
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.masking import masked
 from prefect_veogen.models import LabelBudget, label_budgets, nearest, normal_base_url
+from prefect_veogen.settings.places import Given, Place, read_places
 
 _YEAR_SECONDS = 366 * 86400
 Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
@@ -29,8 +30,12 @@ _REPLACED = {"unknown_grace_seconds": "in_doubt_seconds", "buy_again_when_unknow
 class Settings(BaseSettings):
     """The settings of the environment, variables prefixed `VEOGEN_`; arguments and blocks override them.
 
+    What no variable sets may stand where Prefect keeps an integration's settings: `PREFECT_INTEGRATIONS_VEOGEN_…`, then
+    `[integrations.veogen]` in prefect.toml, then `[tool.prefect.integrations.veogen]` in pyproject.toml.
+
     Raises:
-        ConfigurationError: a variable's value is not valid, or a cap's name is misspelt; the message names it.
+        ConfigurationError: a value is not valid, a cap's name is misspelt, or a file can't be read; the message names
+            it.
     """
 
     model_config = SettingsConfigDict(
@@ -80,11 +85,15 @@ class Settings(BaseSettings):
     """The Prefect global concurrency limit that all workers share, if it exists."""
 
     def __init__(self, **values: object) -> None:
-        _check_variables()
+        places = read_places()
+        for place in places:
+            _check_names(place)
+        known = {name: given for name, given in _first_given(places).items() if name not in values}
+        found: dict[str, Any] = {**values, **{name: given.value for name, given in known.items()}}
         try:
-            super().__init__(**values)  # type: ignore[arg-type]
+            super().__init__(**found)
         except ValidationError as error:
-            raise ConfigurationError(_explanation(error), next_step="Correct it, or unset the variable.") from None
+            raise ConfigurationError(_explanation(error, known), next_step="Correct it, or remove it there.") from None
 
     @field_validator("in_doubt_seconds", mode="before")
     @classmethod
@@ -119,39 +128,50 @@ def user_agent() -> str:
     return f"prefect-veogen/{version('prefect-veogen')}"
 
 
-def _check_variables() -> None:
-    """Reject variables that would not do what they seem to: a misspelt cap is no cap."""
-    for variable, text in os.environ.items():
-        prefix, name = variable[:7].upper(), variable[7:].lower()
-        if prefix != "VEOGEN_":
-            continue
-        if name in _NEVER_EMPTY and not text.strip():
-            raise ConfigurationError(f"{variable} is empty", next_step="Give it a value, or unset it.")
+def _first_given(places: Sequence[Place]) -> dict[str, Given]:
+    """Return each setting as the first place that names it gives it.
+
+    An empty one is unset, whatever later places say: so the sandbox keeps out credentials, which would lead to the real
+    service.
+    """
+    known: dict[str, Given] = {}
+    for place in reversed(places):
+        known |= {name: given for name, given in place.given.items() if name in Settings.model_fields}
+    return {name: given for name, given in known.items() if not given.is_empty}
+
+
+def _check_names(place: Place) -> None:
+    """Reject what would not do what it seems to: a misspelt cap is no cap."""
+    for name, given in place.given.items():
+        if name in _NEVER_EMPTY and given.is_empty:
+            raise ConfigurationError(f"{given.shown} is empty", next_step="Give it a value, or unset it.")
         if name in Settings.model_fields:
             continue
         if difflib.get_close_matches(name, ["budget_usd", "budgets"], 1, _TYPO_CUTOFF):
             raise ConfigurationError(
-                f"{variable} is not a setting",
-                next_step="Unset it, or rename it to VEOGEN_BUDGET_USD (per day) or VEOGEN_BUDGETS (by label).",
+                f"{given.shown} is not a setting",
+                next_step=f"Unset it, or rename it to {place.name_of('budget_usd')} (per day) or "
+                f"{place.name_of('budgets')} (by label).",
             )
         if name in _REPLACED:
-            _warn(variable, f"it was replaced by VEOGEN_{_REPLACED[name].upper()}")
+            _warn(given.shown, f"it was replaced by {place.name_of(_REPLACED[name])}")
             continue
         near = nearest(name, Settings.model_fields)
-        _warn(variable, f"is VEOGEN_{near.upper()} meant?" if near else None)
+        _warn(given.shown, f"is {place.name_of(near)} meant?" if near else None)
 
 
 @cache
-def _warn(variable: str, hint: str | None) -> None:
+def _warn(shown: str, hint: str | None) -> None:
     # Not an error, because it may be another program's: Kubernetes derives VEOGEN_PORT from a service's name.
     text = f"; {hint}" if hint else ""
-    logging.getLogger("prefect_veogen").warning("%s is not a setting of prefect-veogen, and ignored%s", variable, text)
+    logging.getLogger("prefect_veogen").warning("%s is not a setting of prefect-veogen, and ignored%s", shown, text)
 
 
-def _explanation(error: ValidationError) -> str:
+def _explanation(error: ValidationError, known: Mapping[str, Given]) -> str:
     lines = []
     for item in error.errors(include_url=False):
-        name = f"VEOGEN_{str(item['loc'][0]).upper()}"
-        shown = "(hidden)" if "TOKEN" in name else reprlib.repr(masked(str(item["input"])))
+        field = str(item["loc"][0])
+        name = known[field].shown if field in known else f"VEOGEN_{field.upper()}"
+        shown = "(hidden)" if field == "api_token" else reprlib.repr(masked(str(item["input"])))
         lines.append(f"{name}={shown}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)

@@ -1,0 +1,240 @@
+"""A generation as a job block: saved once with its request, triggered from anywhere, sync or async.
+
+Prefect imports this module to know the blocks, whatever it does; the tasks are imported only where one is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Self
+
+# Not public, and yet what Prefect's own collections use: there is no other way to be called from sync and async code.
+from prefect._internal.compatibility.async_dispatch import async_dispatch
+from prefect.blocks.abstract import JobBlock, JobRun
+from prefect.utilities.asyncutils import run_coro_as_sync
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, model_validator
+from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
+
+from prefect_veogen.blocks import allow_prefects_own, without_default, without_prefects_own
+from prefect_veogen.models import Asset, Generation, GenerationRequest
+from prefect_veogen.schedule import take_of_slot
+
+if TYPE_CHECKING:
+    from prefect_veogen.blocks import VeogenCredentials
+    from prefect_veogen.tasks.stores import StoreParameter
+
+
+class GenerationRun(JobRun[Asset]):
+    """A generation that was bought: wait for it, then fetch its asset. Both are free, and safe to repeat."""
+
+    def __init__(
+        self,
+        generation: Generation,
+        *,
+        credentials: VeogenCredentials | str | None = None,
+        store: StoreParameter | None = None,
+        timeout_seconds: float | None = None,
+    ) -> None:
+        """Take what a generation was bought with, and for how long to wait for it at most."""
+        self.generation = generation
+        """How far it was when it was looked at last."""
+        self._where: dict[str, Any] = {"credentials": credentials, "store": store}
+        self._timeout_seconds = timeout_seconds
+
+    @classmethod
+    def attach(
+        cls,
+        generation_id: str,
+        *,
+        credentials: VeogenCredentials | str | None = None,
+        store: StoreParameter | None = None,
+        timeout_seconds: float | None = None,
+    ) -> Self:
+        """Return the run of a generation whose id is known, wherever it was bought. Requests nothing."""
+        where: dict[str, Any] = {"credentials": credentials, "store": store}
+        return cls(Generation(id=generation_id), timeout_seconds=timeout_seconds, **where)
+
+    @property
+    def id(self) -> str:
+        """The generation's id at the service, by which `attach` finds it again."""
+        return self.generation.id
+
+    async def await_for_completion(self) -> None:
+        """Return when the generation is completed.
+
+        Raises:
+            StillRunning, GenerationFailed, ContentRejected, PersonNeeded: as `wait_for_generation`.
+        """
+        from prefect_veogen.tasks.generation import wait_for_generation
+
+        self.generation = await wait_for_generation(
+            self.generation, timeout_seconds=self._timeout_seconds, **self._where
+        )
+
+    @async_dispatch(await_for_completion)
+    def wait_for_completion(self) -> None:  # type: ignore[override] # awaited or not, as the caller's context is
+        """Return when the generation is completed; in async code it is awaited. See `await_for_completion`."""
+        run_coro_as_sync(self.await_for_completion())
+
+    async def afetch_result(self) -> Asset:
+        """Return the generation's asset, in the store and verified; waits first if nothing has yet.
+
+        Raises:
+            DownloadBroken, MediaRejected, OutputMissing: as `download_asset`.
+        """
+        from prefect_veogen.tasks.generation import download_asset
+
+        if self.generation.output is None:
+            await self.await_for_completion()
+        asset: Asset = await download_asset(self.generation, **self._where)
+        return asset
+
+    @async_dispatch(afetch_result)
+    def fetch_result(self) -> Asset:  # type: ignore[override] # as above
+        """Return the generation's asset; in async code it is awaited. See `afetch_result`."""
+        asset: Asset = run_coro_as_sync(self.afetch_result())
+        return asset
+
+
+class VeogenGeneration(JobBlock):  # type: ignore[type-arg] # JobBlock[…] would be a type of blocks of its own
+    """A request for a picture or a clip, saved with its account, its store and its cap.
+
+    Triggering it buys what it asks for, at most once: triggered again it finds the same generation, and pays nothing.
+    Another take is another purchase. In a flow it shows as the tasks submit, wait and download.
+
+    Example:
+        Load a stored generation, buy it and fetch its asset:
+        ```python
+        from prefect_veogen import VeogenGeneration
+
+        generation = VeogenGeneration.load("BLOCK_NAME")
+        run = generation.trigger()
+        run.wait_for_completion()
+        asset = run.fetch_result()
+        ```
+    """
+
+    # A misspelt option of what is paid for must not be kept as something else.
+    model_config = ConfigDict(extra="forbid")
+
+    _block_type_name = "Veogen Generation"
+    _block_type_slug = "veogen-generation"
+    _logo_url = HttpUrl("https://veogen.studio/favicon.ico")
+    _documentation_url = HttpUrl("https://veogenstudio.mintlify.app/api-reference/generations/create")
+    _description = "A request for a picture or a clip, which is bought once however often it is triggered."
+
+    # Their order is part of the schema's checksum: append only.
+    model: str = Field(description="The model, such as gpt-4o-image or veo-3.1-fast; it decides most of the price.")
+    prompt: str = Field(description="What is to be seen, and of a clip what happens.")
+    aspect_ratio: str | SkipJsonSchema[None] = Field(
+        default=None, description="Width to height, such as 16:9.", json_schema_extra=without_default
+    )
+    resolution: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="Such as 1080p, where the model offers several; it may change the price.",
+        json_schema_extra=without_default,
+    )
+    duration: int | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The clip's length in seconds, where the model offers several; it may change the price.",
+        json_schema_extra=without_default,
+    )
+    mode: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="One of the model's modes, where it has any.",
+        json_schema_extra=without_default,
+    )
+    style: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="One of the model's styles, where it has any.",
+        json_schema_extra=without_default,
+    )
+    image_urls: list[str] | SkipJsonSchema[None] = Field(
+        default=None,
+        description="Pictures to work from, as links, s3://bucket/key or files.",
+        json_schema_extra=without_default,
+    )
+    video_urls: list[str] | SkipJsonSchema[None] = Field(
+        default=None, description="Clips to work from, likewise.", json_schema_extra=without_default
+    )
+    audio_urls: list[str] | SkipJsonSchema[None] = Field(
+        default=None, description="Sounds to work from, likewise.", json_schema_extra=without_default
+    )
+    watermark: bool | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The service's option of that name, where the model has it; unset, the service decides.",
+        json_schema_extra=without_default,
+    )
+    private: bool | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The service's option of that name, where the model has it; unset, the service decides.",
+        json_schema_extra=without_default,
+    )
+    take: int | str = Field(
+        default=1,
+        description="Which version: another take is another purchase; {scheduled:%Y-%m-%d} makes one a day in a "
+        "scheduled flow.",
+    )
+    labels: dict[str, str] | SkipJsonSchema[None] = Field(
+        default=None,
+        description='Your own words on the purchase, such as {"project": "spring"}, for caps and costs.',
+        json_schema_extra=without_default,
+    )
+    budget_usd: float | SkipJsonSchema[None] = Field(
+        default=None,
+        description="What a flow run may spend at most, in USD; unset, no cap but those of the settings.",
+        json_schema_extra=without_default,
+    )
+    timeout_seconds: float | SkipJsonSchema[None] = Field(
+        default=None,
+        description="How long to wait at most; unset, 10 minutes for a picture and 30 for a clip.",
+        json_schema_extra=without_default,
+    )
+    # Names, not blocks: both are read when it is triggered, so that no secret is stored here.
+    credentials: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="The name of a saved Veogen Credentials block; unset, the environment's token.",
+        json_schema_extra=without_default,
+    )
+    store: str | SkipJsonSchema[None] = Field(
+        default=None,
+        description="Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, "
+        "VEOGEN_STORE.",
+        json_schema_extra=without_default,
+    )
+
+    async def atrigger(self, **changes: Any) -> GenerationRun:
+        """Buy what the block asks for, at most once, and return its run.
+
+        COSTS MONEY as `submit_generation` does. `changes` are fields of the request which differ this time, such as
+        `prompt` or `take`.
+
+        Raises:
+            ChangeTheRequest, ChangeTheSetup, TryAgainLater, UnknownSubmission: as `submit_generation`.
+        """
+        from prefect_veogen.tasks.generation import submit_generation
+
+        where: dict[str, Any] = {"credentials": self.credentials, "store": self.store}
+        generation: Generation = await submit_generation(
+            self._request(changes), budget_usd=self.budget_usd, labels=self.labels, **where
+        )
+        return GenerationRun(generation, timeout_seconds=self.timeout_seconds, **where)
+
+    @async_dispatch(atrigger)
+    def trigger(self, **changes: Any) -> GenerationRun:  # type: ignore[override] # as above
+        """Buy what the block asks for; in async code it is awaited. COSTS MONEY: see `atrigger`."""
+        run: GenerationRun = run_coro_as_sync(self.atrigger(**changes))
+        return run
+
+    def _request(self, changes: dict[str, Any]) -> GenerationRequest:
+        saved = {name: getattr(self, name) for name in GenerationRequest.model_fields}
+        fields = {**saved, **changes}
+        return GenerationRequest(**{**fields, "take": take_of_slot(fields["take"])})
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_prefects_own(cls, values: Any) -> Any:
+        return without_prefects_own(cls, values)
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return allow_prefects_own(core_schema, handler)
