@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prefect_veogen.blocks import VeogenCredentials
     from prefect_veogen.campaign.items import CampaignItem
     from prefect_veogen.campaign.report import CampaignReport
+    from prefect_veogen.campaign.storyboard import Storyboard
     from prefect_veogen.models import Animated, Approved, Asset, Generation, GenerationRequest
     from prefect_veogen.settings import Settings
     from prefect_veogen.tasks.generation import download_asset, generate, submit_generation, wait_for_generation
@@ -26,6 +27,7 @@ else:
         "Generation": "models",
         "GenerationRequest": "models",
         "Settings": "settings",
+        "Storyboard": "campaign.storyboard",
         "Swept": "upkeep.sweep",
         "VeogenCredentials": "blocks",
         "download_asset": "tasks.generation",
@@ -54,6 +56,7 @@ __all__ = [
     "Generation",
     "GenerationRequest",
     "Settings",
+    "Storyboard",
     "Swept",
     "VeogenCredentials",
     "download_asset",

@@ -72,9 +72,11 @@ PUBLIC_MODULES = [
     "tasks.approval",
     "tasks.campaign",
     "tasks.daily",
+    "tasks.fallback",
     "tasks.maintenance",
     "tasks.requests",
     "tasks.runs",
+    "tasks.storyboard",
 ]
 MOST_FILE_LINES = 400
 MOST_LINES = 45
@@ -218,6 +220,7 @@ def test_all_is_sorted_and_complete() -> None:
         "Generation",
         "GenerationRequest",
         "Settings",
+        "Storyboard",
         "Swept",
         "VeogenCredentials",
         "download_asset",
