@@ -7,8 +7,9 @@ from typing import Any
 
 from prefect import flow
 
-from prefect_veogen import Asset, GenerationRequest, VeogenCredentials, generate
+from prefect_veogen import Asset, GenerationRequest, VeogenCredentials
 from prefect_veogen.schedule import take_of_slot
+from prefect_veogen.tasks.fallback import fallbacks_of, generate_with_fallbacks
 from prefect_veogen.tasks.maintenance import ON_STOP
 from prefect_veogen.tasks.requests import InputsParameter
 from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
@@ -30,6 +31,8 @@ async def generate_media(
     audio_urls: InputsParameter | None = None,
     watermark: bool | None = None,
     private: bool | None = None,
+    fallback_models: list[str] | None = None,
+    softened_prompt: str | None = None,
     take: int | str = 1,
     labels: dict[str, str] | None = None,
     budget_usd: float | None = None,
@@ -40,7 +43,8 @@ async def generate_media(
     """Return the picture or clip of one request to any model, in the store and verified.
 
     COSTS MONEY: what the catalogue quotes for the request, once per equal request and `take`. Fields that are not set
-    are not sent; what a model offers, and its price, says `prefect-veogen models`. It is checked before it is bought.
+    are not sent; what a model offers, and its price, says `prefect-veogen models`. It is checked before it is bought,
+    and so is what is to be made if its generation fails.
 
     Args:
         prompt: What is to be seen, and of a clip what happens.
@@ -56,6 +60,8 @@ async def generate_media(
         audio_urls: Sounds to work from, likewise.
         watermark: The service's option of that name, where the model has it; unset, the service decides.
         private: The service's option of that name, where the model has it; unset, the service decides.
+        fallback_models: Models to make it with instead, in this order, if its generation fails, which is not charged.
+        softened_prompt: A milder prompt for the case that it fails: tried with the same model first.
         take: Which version: the same request with another take is another purchase. On a schedule
             {scheduled:%Y-%m-%d} makes one a day.
         labels: Your own words on the purchase, such as {"project": "spring"}, for caps and costs.
@@ -69,8 +75,8 @@ async def generate_media(
     others: dict[str, Any] = {"duration": duration, "watermark": watermark, "private": private}
     options: dict[str, Any] = {"labels": labels, "budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
     request = GenerationRequest(model=model, prompt=prompt, take=take_of_slot(take), **look, **inputs, **others)
-    asset: Asset = await generate(request, credentials=credentials, store=store, **options)
-    return asset
+    fallbacks = fallbacks_of(request, fallback_models, softened_prompt)
+    return await generate_with_fallbacks(request, *fallbacks, credentials=credentials, store=store, **options)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from prefect_veogen.blocks import VeogenCredentials
     from prefect_veogen.campaign.items import CampaignItem
     from prefect_veogen.campaign.report import CampaignReport
+    from prefect_veogen.campaign.storyboard import Storyboard
     from prefect_veogen.jobs import GenerationRun, VeogenGeneration
     from prefect_veogen.models import Animated, Approved, Asset, Generation, GenerationRequest
     from prefect_veogen.settings import Settings
@@ -28,6 +29,7 @@ else:
         "GenerationRequest": "models",
         "GenerationRun": "jobs",
         "Settings": "settings",
+        "Storyboard": "campaign.storyboard",
         "Swept": "upkeep.sweep",
         "VeogenCredentials": "blocks",
         "VeogenGeneration": "jobs",
@@ -58,6 +60,7 @@ __all__ = [
     "GenerationRequest",
     "GenerationRun",
     "Settings",
+    "Storyboard",
     "Swept",
     "VeogenCredentials",
     "VeogenGeneration",

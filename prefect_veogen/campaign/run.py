@@ -285,14 +285,14 @@ async def item_of_failure(session: Session, row: Row, pictures: Pictures, error:
     return _item(session, row, status, steps=steps, reused=all(paid) if paid else None, **failure)
 
 
-def item_blocked_by(session: Session, row: Row, missing: CampaignItem) -> CampaignItem:
-    """Return the outcome of a row which uses the picture of one that could not be made. Free."""
+def item_blocked_by(session: Session, row: Row, missing: CampaignItem, uses: str = "picture") -> CampaignItem:
+    """Return the outcome of a row which uses the picture, or something else, of one that could not be made. Free."""
     reason = (missing.error or "").partition("\n")[0]
     return _item(
         session,
         row,
         ItemStatus.BLOCKED,
-        error=f"The row {missing.id!r}, whose picture it uses, is {missing.status.value}: {reason}",
+        error=f"The row {missing.id!r}, whose {uses} it uses, is {missing.status.value}: {reason}",
         error_type=missing.error_type,
     )
 

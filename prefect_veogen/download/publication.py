@@ -83,11 +83,16 @@ async def _copy(store: Store, source: str, key: str, asset: Asset) -> None:
 
         was_there = await store.read_through(source, pass_on) is not None
         if not was_there or digest.hexdigest() != asset.sha256:
-            raise PersonNeeded(
-                f"{asset.uri} is {'not what was stored there' if was_there else 'gone'}",
-                generation_id=asset.generation_id,
-                next_step="Run the flow again: it is downloaded afresh, and nothing is bought twice.",
-            )
+            raise not_as_stored(asset, was_there=was_there)
+
+
+def not_as_stored(asset: Asset, *, was_there: bool) -> PersonNeeded:
+    """Return the error of an asset which is not any more what was stored."""
+    return PersonNeeded(
+        f"{asset.uri} is {'not what was stored there' if was_there else 'gone'}",
+        generation_id=asset.generation_id,
+        next_step="Run the flow again: it is downloaded afresh, and nothing is bought twice.",
+    )
 
 
 def _sidecar(key: str) -> str:

@@ -67,6 +67,13 @@ class Plan:
         return tuple(item for item in self.items if item.problem is not None)
 
     @property
+    def price(self) -> str:
+        """What it comes to, in words: an amount, an amount at most, or that nobody knows."""
+        if self.certainty is Certainty.UNPRICED:
+            return f"an unknown amount (no price for {', '.join(sorted(self.unpriced))})"
+        return f"{'at most ' if self.certainty is Certainty.UPPER_BOUND else ''}{in_usd(self.total_usd)}"
+
+    @property
     def is_affordable(self) -> bool:
         """Whether balance and budgets allow all of it, as far as they are known."""
         if self.balance_usd is not None and self.total_usd > self.balance_usd:

@@ -23,7 +23,6 @@ from prefect_veogen.errors import ChangeTheSetup, ConfigurationError
 from prefect_veogen.models import (
     MAX_PROMPT_CHARACTERS,
     Asset,
-    Certainty,
     GenerationRequest,
     in_usd,
     text_problem,
@@ -232,19 +231,13 @@ def _describe(images: Sequence[Asset], clips: Plan, again: Plan, problem: str) -
     lines = [
         f"**{literal(problem)}.** Nothing was bought." if problem else "",
         f"{len(images)} pictures are to be judged: see the artifact `{_SHEET}` of this run for their numbers.",
-        f"- **animate**: {_price(clips)} for all"
+        f"- **animate**: {clips.price} for all"
         + (f", {in_usd(each)} for each approved picture" if each is not None else ""),
-        f"- **again**: {_price(again)} for {len(again.items)} other pictures",
+        f"- **again**: {again.price} for {len(again.items)} other pictures",
         "- **stop**: nothing",
         *(f"\nLeft of the budget {code(left.budget)}: {in_usd(left.left_usd)}" for left in clips.budgets),
     ]
     return "\n".join(line for line in lines if line)
-
-
-def _price(plan: Plan) -> str:
-    if plan.certainty is Certainty.UNPRICED:
-        return f"an unknown amount (no price for {', '.join(sorted(plan.unpriced))})"
-    return f"{'at most ' if plan.certainty is Certainty.UPPER_BOUND else ''}{in_usd(plan.total_usd)}"
 
 
 async def _show_pictures(session: Session, images: Sequence[Asset], number: int) -> None:

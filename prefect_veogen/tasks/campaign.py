@@ -84,6 +84,7 @@ Result = TypeVar("Result")
 
 FINISHED_EVENT = "veogen.campaign.finished"
 
+_TABLES = ("manifest", "shots")
 _MAX_TABLE_ROWS = 1000
 _MAX_PICTURES = 12
 _MAX_KEPT_CHARACTERS = 256 * 1024
@@ -93,7 +94,7 @@ class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
     """A flow which runs with a table of any length and kind, though Prefect keeps half a megabyte of JSON."""
 
     def serialize_parameters(self, parameters: dict[str, Any]) -> dict[str, Any]:
-        manifest = {name: _kept_manifest(value) for name, value in parameters.items() if name == "manifest"}
+        manifest = {name: _kept_manifest(value) for name, value in parameters.items() if name in _TABLES}
         return super().serialize_parameters(parameters | manifest)
 
 
@@ -113,7 +114,7 @@ def _kept_manifest(manifest: Any) -> Any:
 
 
 def campaign_flow(**options: Any) -> Callable[[Callable[Parameters, Result]], Flow[Parameters, Result]]:
-    """Return Prefect's `flow` decorator for a flow with a `manifest`, which may then be a list of thousands of rows.
+    """Return Prefect's `flow` decorator for a flow with a `manifest` or `shots`, maybe a list of thousands of rows.
 
     Of a list of more than 256 KB Prefect's record of the run keeps only the length, so that such a run can't be started
     again from there; one with a file or a link can.
@@ -123,7 +124,7 @@ def campaign_flow(**options: Any) -> Callable[[Callable[Parameters, Result]], Fl
 
 
 def _name_of_campaign_run(parameters: Mapping[str, Any]) -> str:
-    manifest = parameters["manifest"]
+    manifest = next(parameters[table] for table in _TABLES if table in parameters)
     if parameters.get("name"):
         what = shorten(parameters["name"])
     elif isinstance(manifest, str | Path):
@@ -308,7 +309,7 @@ async def make_campaign(
     async def make(number: int) -> None:
         row = rows[number]
         ended = {identity: await heroes[identity] for identity in row.uses}
-        items[number] = await _made(session, row, ended, name=name, **limits, **where)
+        items[number] = await make_whatever_happens(session, row, ended, name=name, **limits, **where)
         if row.id in heroes and rows.lends(number):
             heroes[row.id].set_result(items[number])
 
@@ -320,7 +321,7 @@ async def make_campaign(
     return CampaignReport.of(name, Packed(ended), session.store.uri(campaign_key(name, RESULTS)))
 
 
-async def _made(
+async def make_whatever_happens(
     session: Session, row: Row, heroes: Mapping[str, CampaignItem], *, name: str, **options: Any
 ) -> CampaignItem:
     """Return how a row ended, whatever happened."""

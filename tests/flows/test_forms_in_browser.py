@@ -57,9 +57,10 @@ def ui(deployed: tuple[DeployedTree, Sandbox, Path], browser: Browser) -> Iterat
     tab.close()
 
 
-def manifest_in(folder: Path) -> str:
-    path = folder / "rows.json"
-    rows = [{"id": f"r{number}", "model": "gpt-4o-image", "prompt": f"row {number} of the form"} for number in (1, 2)]
+def manifest_in(folder: Path, **fields: str) -> str:
+    path = folder / f"rows-{len(fields)}.json"
+    row = {"model": "gpt-4o-image", **fields}
+    rows = [{**row, "id": f"r{number}", "prompt": f"row {number} of the form, {len(fields)}"} for number in (1, 2)]
     path.write_text(json.dumps(rows))
     return str(path)
 
@@ -98,6 +99,7 @@ def start(ui: PrefectUi, deployed: DeployedTree, deployment: str, fields: dict[s
         ("daily", {}, 2),
         ("from-manifest", {"manifest": "MANIFEST"}, 2),
         ("every-day", {"manifest": "MANIFEST"}, 2),
+        ("shots", {"shots": "SHOTS"}, 4),
         ("hourly", {}, 0),
     ],
 )
@@ -109,7 +111,8 @@ def test_a_flow_started_by_its_form_ends_well_and_its_pictures_are_seen(
     thumbnails: int,
 ) -> None:
     server, _, folder = deployed
-    given = {name: manifest_in(folder) if text == "MANIFEST" else text for name, text in fields.items()}
+    tables = {"MANIFEST": manifest_in(folder), "SHOTS": manifest_in(folder, motion_prompt="it turns")}
+    given = {name: tables.get(text, text) for name, text in fields.items()}
     start(ui, server, deployment, given)
     run = run_of(server, deployment, "Completed", "Failed", "Crashed")
     assert run.state_name == "Completed", run.state

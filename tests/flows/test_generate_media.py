@@ -74,6 +74,25 @@ async def test_what_cannot_be_had_is_refused_before_anything_is_bought(
     assert sandbox.bill.purchases == ()
 
 
+async def test_if_it_fails_the_softened_prompt_is_made_and_then_other_models(sandbox: Sandbox, tmp_path: Path) -> None:
+    sandbox.fault("failed", times=2)
+    options: dict[str, Any] = {"softened_prompt": "a lighthouse", "fallback_models": ["gpt-image-2"]}
+    asset = await generate_media(PROMPT, **options)
+    tried = [(one.model, one.prompt) for one in sandbox.generations]
+    assert tried == [("gpt-4o-image", PROMPT), ("gpt-4o-image", "a lighthouse"), ("gpt-image-2", "a lighthouse")]
+    assert (asset.model, len(sandbox.bill)) == ("gpt-image-2", 1)
+    (sidecar,) = [json.loads(path.read_text()) for path in (tmp_path / "store" / "assets").rglob("*.json")]
+    assert (sidecar["request"]["model"], sidecar["request"]["prompt"]) == ("gpt-image-2", "a lighthouse")
+    assert await generate_media(PROMPT, **options) == asset
+    assert len(sandbox.generations) == 3
+
+
+async def test_a_model_that_cannot_stand_in_is_refused_before_anything_is_bought(sandbox: Sandbox) -> None:
+    with pytest.raises(ChangeTheRequest, match="aspect_ratio: gpt-4o-image does not offer this"):
+        await generate_media(PROMPT, model="gpt-image-2", aspect_ratio="21:9", fallback_models=["gpt-4o-image"])
+    assert sandbox.generations == ()
+
+
 def test_the_caller_of_its_deployment_may_give_the_asset_of_another_run_as_it_was_returned(sandbox: Sandbox) -> None:
     asset = Asset(uri="file:///a.png", sha256="0" * 64, size=1, content_type="image/png", generation_id="g")
     given = {"prompt": PROMPT, "image_urls": [json.loads(asset.model_dump_json()), "https://example.com/b.png"]}

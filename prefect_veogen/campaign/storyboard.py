@@ -1,0 +1,174 @@
+"""A storyboard's shots as rows of a campaign: each with a keyframe, or each beginning where the one before ended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from prefect_veogen.campaign.columns import MOTION
+from prefect_veogen.campaign.items import CampaignItem, ItemStatus
+from prefect_veogen.campaign.references import placeholder_image
+from prefect_veogen.campaign.report import CampaignReport
+from prefect_veogen.campaign.rows import Row, Rows
+from prefect_veogen.campaign.run import check_rows, fields_of, plan_rows, stored_asset
+from prefect_veogen.download.clips import check_pyav
+from prefect_veogen.download.film import known_last_frame
+from prefect_veogen.errors import ConfigurationError, InvalidManifest, VeogenError
+from prefect_veogen.models import Asset, Kind, named_by_the_package
+from prefect_veogen.models.generation import Value
+from prefect_veogen.store import LocalStore
+
+if TYPE_CHECKING:
+    from decimal import Decimal
+
+    from prefect_veogen.campaign.records import Record
+    from prefect_veogen.purchase.plan import Plan
+    from prefect_veogen.session import Session
+
+Chain = Literal["none", "last_frame"]
+
+_PLURAL = {Kind.IMAGE: "pictures", Kind.VIDEO: "clips"}
+# What makes streams differ so that one can't be put behind the other.
+_ALIKE = ("model", "aspect_ratio", "resolution")
+
+
+@named_by_the_package
+class Storyboard(Value):
+    """How the shots of a storyboard ended, and the film that they were joined into.
+
+    `items` gives the shots in their order; `report` is that of the campaign which they are.
+    """
+
+    report: CampaignReport
+    film: Asset | None = None
+
+    @property
+    def items(self) -> Sequence[CampaignItem]:
+        """The shots, in the manifest's order. Free: read from the store, unless this process has just made them."""
+        return self.report.items
+
+
+def as_shots(records: Iterable[Record], defaults: Mapping[str, Any], references: Sequence[Any]) -> Iterator[Record]:
+    """Give a manifest's records as shots: with defaults for what is not set, and references beside their own images."""
+    known = {name: value for name, value in defaults.items() if value is not None}
+    for record in records:
+        fields = {**known, **record.fields}
+        own = fields.get("image_urls", [])
+        if references and isinstance(own, list | tuple):
+            fields["image_urls"] = [*(one for one in references if one not in own), *own]
+        yield replace(record, fields=fields)
+
+
+@dataclass(frozen=True, slots=True)
+class Shots:
+    """The shots of a storyboard in their order, and how they follow each other."""
+
+    rows: Rows
+    chain: Chain
+
+    @property
+    def keyframes(self) -> Rows:
+        """The pictures that are bought: one per shot, or in a chain that of the first alone."""
+        begun = self.rows[:1] if self.chain == "last_frame" else self.rows
+        return Rows(replace(row, motion=None) for row in begun)
+
+
+def clip_row(row: Row, image: Asset) -> Row:
+    """Return the row that makes nothing but a shot's clip, beginning with a picture."""
+    return replace(row, request=row.motion_request(image), motion=None, where=f"{row.where}, its clip")
+
+
+def shot_item(row: Row, *parts: CampaignItem) -> CampaignItem:
+    """Return how a shot ended, given how its keyframe and its clip did, as far as they were made."""
+    paid = [part.reused for part in parts if part.reused is not None]
+    steps = tuple(step for part in parts for step in part.steps)
+    return replace(parts[-1], steps=steps, reused=all(paid) if paid else None, fields=fields_of(row))
+
+
+def clip_of(item: CampaignItem) -> Asset | None:
+    """Return the clip of a shot that ended well."""
+    return item.asset if item.status is ItemStatus.OK else None
+
+
+# ---------------------------------------------------------------- before the first purchase
+
+
+async def check_shots(session: Session, shots: Shots, *, join: bool) -> Decimal:
+    """Validate that all shots can be bought, chained and joined; return what is still to be paid, in USD. Free.
+
+    Raises:
+        InvalidManifest: shots ask for what their models don't offer, or can't be joined; all of them are named.
+        ConfigurationError: PyAV is missing, or the store is one whose frames the service can't read.
+        BudgetExceeded, InsufficientBalance: the money would run out half-way.
+    """
+    if shots.chain == "last_frame" or join:
+        check_pyav()
+    if shots.chain == "last_frame" and isinstance(session.store, LocalStore):
+        raise ConfigurationError(
+            "A chain's frames can't be read by the service in a store that is a directory",
+            next_step="Nothing was bought. Use a bucket as VEOGEN_STORE (s3://bucket/prefix), or chain='none'.",
+        )
+    if problems := [*_problems_of(shots, join=join), *await _kind_problems(session, shots)]:
+        raise InvalidManifest(problems)
+    return await check_rows(session, await _as_far_as_known(session, shots))
+
+
+async def plan_rest(session: Session, shots: Shots) -> Plan:
+    """Return what is still to be paid for shots, purchase by purchase, as far as they are made now. Free."""
+    return await plan_rows(session, await _as_far_as_known(session, shots), itemised=True)
+
+
+def _problems_of(shots: Shots, *, join: bool) -> Iterator[str]:
+    first, seen = shots.rows[0], set[str]()
+    for row in shots.rows:
+        if row.id in seen:
+            yield f"{row.where}: variants: a storyboard makes each shot once; give another take a storyboard of its own"
+        seen.add(row.id)
+        if join:
+            yield from _not_alike(row, first)
+    if shots.chain == "last_frame" and first.uses:
+        yield f"{first.where}: image_urls: in a chain no other shot has a picture that it could use"
+
+
+def _not_alike(row: Row, first: Row) -> Iterator[str]:
+    """Give what keeps a clip from being copied behind that of the first shot."""
+    assert row.motion is not None
+    assert first.motion is not None
+    for name in _ALIKE:
+        value, wanted = row.motion.get(name), first.motion.get(name)
+        if value != wanted:
+            yield f"{row.where}: {MOTION}{name}: {value!r} can't be joined with {wanted!r}, that of the first shot"
+
+
+async def _kind_problems(session: Session, shots: Shots) -> list[str]:
+    """Return which models don't make what a shot needs of them; those which are unknown are reported elsewhere."""
+    wanted = [(row, row.request.model, Kind.IMAGE, "model") for row in shots.keyframes]
+    wanted += [(row, row.motion["model"], Kind.VIDEO, f"{MOTION}model") for row in shots.rows if row.motion]
+    kinds: dict[str, Kind | None] = {}
+    for name in {model for _, model, _, _ in wanted}:
+        try:
+            kinds[name] = (await session.catalogue.get_model(name)).type
+        except VeogenError:
+            kinds[name] = None
+    return [
+        f"{row.where}: {field}: {model} makes {_PLURAL[made]}, where {_PLURAL[kind]} are needed"
+        for row, model, kind, field in wanted
+        if (made := kinds[model]) is not None and made is not kind
+    ]
+
+
+async def _as_far_as_known(session: Session, shots: Shots) -> Rows:
+    """Return the rows that the shots are for a plan: what is bought of a chain depends on the frames that are known."""
+    if shots.chain == "none":
+        return shots.rows
+    first, *others = shots.rows
+    picture = await stored_asset(session, first.request)
+    clip = await stored_asset(session, first.motion_request(picture)) if picture else None
+    links = Rows([first])
+    for row in others:
+        frame = await known_last_frame(session.store, clip) if clip else None
+        link = clip_row(row, frame or placeholder_image(f"the shot before {row.id}"))
+        clip = await stored_asset(session, link.request) if frame else None
+        links.append(link)
+    return links

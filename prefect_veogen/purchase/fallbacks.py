@@ -1,0 +1,55 @@
+"""Requests that stand in for one another when one fails: which comes first, and whether each could be bought."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from prefect_veogen.errors import BudgetExceeded
+from prefect_veogen.ledger import State
+from prefect_veogen.purchase.inputs import receipt_key_of
+from prefect_veogen.purchase.notices import note_refused
+from prefect_veogen.purchase.plan import check_money, make_plan
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from prefect_veogen.models import GenerationRequest
+    from prefect_veogen.session import Session
+
+_BEGUN: Final = (State.RESERVED, State.SENDING, State.IN_DOUBT, State.BOUGHT, State.STORED)
+
+
+async def check_fallbacks(session: Session, requests: Sequence[GenerationRequest]) -> int:
+    """Return at which of the requests to begin, after validating and pricing it and all behind it. Free.
+
+    Only one of them is paid for in the end, so each alone has to be affordable.
+
+    Raises:
+        ChangeTheRequest: a model does not offer what one of them asks for.
+        BudgetExceeded, InsufficientBalance: the money would not do for one of them.
+    """
+    begin = await _where_to_begin(session, requests)
+    for request in requests[begin:]:
+        plan = await make_plan(session, [request])
+        for item in plan.problems:
+            assert item.problem is not None
+            raise item.problem
+        try:
+            check_money(plan, f"{request.model} (take {request.take})")
+        except BudgetExceeded as refusal:
+            note_refused(session, refusal, request)
+            raise
+    return begin
+
+
+async def _where_to_begin(session: Session, requests: Sequence[GenerationRequest]) -> int:
+    """Return the position of the one that an earlier call had come to when all before it had failed; else the first.
+
+    A failed request may be bought again. Where another was made in its place, that would be a second purchase.
+    """
+    for position, request in enumerate(requests):
+        entry = await session.ledger.read(await receipt_key_of(session, request))
+        state = entry.receipt.state if entry else None
+        if state is not State.FAILED:
+            return position if state in _BEGUN else 0
+    return 0
