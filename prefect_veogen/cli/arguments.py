@@ -247,15 +247,17 @@ def _setup(commands: Any) -> None:
     command = _command(
         commands,
         "setup",
-        "prepare a Prefect server: the shared rate limit, a work pool, credentials, healing",
+        "prepare a Prefect server: the shared rate limit, a work pool, credentials, healing, alerts",
         "prefect-veogen setup\n"
+        "prefect-veogen setup --alerts slack-webhook/media  # tell a channel what needs a person\n"
         "prefect-veogen setup --results s3-bucket/media     # who can read that bucket can read results\n"
         "prefect-veogen setup --remove",
         about="Makes what is missing and says line by line what was there: the global concurrency limit that keeps all "
         "workers of one account under the API's rate limit (VEOGEN_REQUESTS_PER_MINUTE), the work pool veogen, the "
         "credentials block default with VEOGEN_API_TOKEN if that is set, and two automations which run again what a "
         "dead machine left. With --results, a saved file system block becomes the default result storage of the "
-        "server's flows, so that callers on other machines can read them. Idempotent.",
+        "server's flows, so that callers on other machines can read them. With --alerts, a saved notification block "
+        "gets a message when something needs a person, with what to do next. Idempotent.",
     )
     command.add_argument(
         "--requests-per-minute", type=int, metavar="N", help="the account's limit (VEOGEN_REQUESTS_PER_MINUTE, 120)"
@@ -263,6 +265,11 @@ def _setup(commands: Any) -> None:
     either = command.add_mutually_exclusive_group()
     either.add_argument(
         "--results", metavar="BLOCK", help="a saved block, as Prefect names it: s3-bucket/NAME, local-file-system/NAME"
+    )
+    command.add_argument(
+        "--alerts",
+        metavar="BLOCK",
+        help="a saved notification block: slack-webhook/NAME, custom-webhook/NAME; kept until --remove",
     )
     either.add_argument(
         "--remove", action="store_true", help="remove what this made, but not a pool in use, and no token"

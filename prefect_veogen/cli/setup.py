@@ -58,7 +58,7 @@ async def _set_up(settings: Settings, options: Namespace) -> tuple[str | None, s
     if options.remove:
         return before, before, await withdraw(settings)
     results = before if options.results is None else await store_results_in(options.results)
-    return before, results, await provision(settings)
+    return before, results, await provision(settings, options.alerts)
 
 
 def _write_steps(steps: Sequence[Step]) -> None:

@@ -377,7 +377,7 @@ async def publish_campaign(
 def _finished(report: CampaignReport, gallery: str) -> dict[str, Any]:
     """Return what `veogen.campaign.finished` says."""
     known = report.model_dump(mode="json", exclude={"name"})
-    return {"campaign": report.name, **known, "gallery_uri": gallery}
+    return {"campaign": report.name, **known, "all_ok": report.counts.keys() <= {ItemStatus.OK}, "gallery_uri": gallery}
 
 
 def _table(tiles: Sequence[Tile]) -> list[dict[str, str]]:
