@@ -54,7 +54,7 @@ DOORS = {
     "botocore": {"store"},
     "prefect": {"blocks", "schedule", "tasks", "cli"},
     "pydantic_settings": {"settings"},
-    "yaml": {"campaign"},
+    "yaml": {"campaign", "tasks"},
     "narwhals": {"campaign"},
     "pyarrow": {"campaign"},
     "pandas": {"campaign"},

@@ -18,7 +18,7 @@ from prefect_veogen.purchase.submit import Purchase, buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 
-COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "costs", "setup", "doctor")
+COMMANDS = ("demo", "models", "balance", "plan", "receipts", "sweep", "reconcile", "costs", "setup", "deploy", "doctor")
 FOX = GenerationRequest(model="gpt-4o-image", prompt="a red fox")
 
 Run = Callable[..., tuple[int, str, str]]

@@ -52,11 +52,13 @@ def running_server(home: Path) -> Iterator[str]:
 
 
 @contextmanager
-def running_worker(environment: dict[str, str], folder: Path, *, limit: int = 1) -> Iterator[Path]:
+def running_worker(
+    environment: dict[str, str], folder: Path, *, limit: int = 1, python: str = sys.executable
+) -> Iterator[Path]:
     """Run a process worker for the pool in `folder`; yield the log of it and of its runs."""
     log = folder / "worker.log"
     command = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
-    with _running(command, environment, log, cwd=folder):
+    with _running(command, environment, log, cwd=folder, python=python):
         yield log
 
 
@@ -72,6 +74,7 @@ def copy_deployable(folder: Path) -> Path:
     """Copy what is deployed, so that nothing can be written into the repository."""
     for part in ("flows", "deployments"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "prefect.yaml", folder, follow_symlinks=False)
     return folder
 
 
@@ -118,12 +121,17 @@ def wait_until(happened: Callable[[], bool], what: str, *logs: Path) -> None:
 
 @contextmanager
 def _running(
-    arguments: list[str], environment: dict[str, str], log: Path, cwd: Path | None = None
+    arguments: list[str],
+    environment: dict[str, str],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    python: str = sys.executable,
 ) -> Iterator[subprocess.Popen[bytes]]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as printed:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
+            [python, "-m", "prefect", *arguments],
             env=environment,
             cwd=cwd,
             stdout=printed,
