@@ -84,7 +84,7 @@ lock: $(UV) ## take the newest versions into requirements/
 	@cp requirements/dev.txt requirements/oldest.txt # uv keeps the versions it finds there
 	@sed -nE 's/^ *"prefect>=([0-9.]+),.*/prefect==\1/p' pyproject.toml | \
 	    $(LOCK) --constraint - --extra sandbox --group dev --output-file requirements/oldest.txt
-	@grep -vE '^(boto|s3transfer|ministack)' requirements/dev.txt | sed -nE 's/^([a-z][^ ]*==[^ ]*).*/\1/p' | \
+	@grep -vE '^(boto|s3transfer|ministack)' requirements/dev.txt | sed -nE 's/^([a-z][^ ]*==[^\\]*).*/\1/p' | \
 	    $(LOCK) --upgrade --constraint - --extra sandbox --group integrations --output-file requirements/integrations.txt
 	@echo uv | $(UV) pip compile - --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-annotate \
 	    --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --output-file requirements/uv.txt

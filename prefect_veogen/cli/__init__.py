@@ -24,6 +24,7 @@ _MODULES = {
     "balance": "account",
     "costs": "costs",
     "demo": "demo",
+    "deploy": "deploy",
     "doctor": "doctor",
     "explain": "explain",
     "models": "account",

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import textwrap
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from prefect_veogen.cli.argument_parts import Formatter
+from prefect_veogen.cli.argument_parts import add_command as _command
+from prefect_veogen.cli.argument_parts import add_shared as _shared
+from prefect_veogen.cli.server_arguments import add_deploy, add_doctor, add_setup
 
 if TYPE_CHECKING:
     from prefect_veogen.upkeep.costs import Grouping
@@ -41,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         prog="prefect-veogen",
         description=_ABOUT,
         epilog=_EXAMPLES,
-        formatter_class=_Formatter,
+        formatter_class=Formatter,
     )
     top.add_argument("--version", action="version", version=f"prefect-veogen {version('prefect-veogen')}")
     top.set_defaults(credentials=None, base_url=None, store=None, json=False, state=None, stopped=None)
@@ -55,8 +59,9 @@ def parser() -> argparse.ArgumentParser:
     _sweep(commands)
     _reconcile(commands)
     _costs(commands)
-    _setup(commands)
-    _doctor(commands)
+    add_setup(commands)
+    add_deploy(commands)
+    add_doctor(commands)
     _explain(commands)
     return top
 
@@ -244,94 +249,13 @@ def _costs(commands: Any) -> None:
     form.add_argument("--csv", action="store_true", help="CSV on stdout, nothing else")
 
 
-def _setup(commands: Any) -> None:
-    command = _command(
-        commands,
-        "setup",
-        "prepare a Prefect server: the shared rate limit, a work pool, credentials, healing",
-        "prefect-veogen setup\n"
-        "prefect-veogen setup --results s3-bucket/media     # who can read that bucket can read results\n"
-        "prefect-veogen setup --remove",
-        about="Makes what is missing and says line by line what was there: the global concurrency limit that keeps all "
-        "workers of one account under the API's rate limit (VEOGEN_REQUESTS_PER_MINUTE), the work pool veogen, the "
-        "credentials block default with VEOGEN_API_TOKEN if that is set, and two automations which run again what a "
-        "dead machine left. With --results, a saved file system block becomes the default result storage of the "
-        "server's flows, so that callers on other machines can read them. Idempotent.",
-    )
-    command.add_argument(
-        "--requests-per-minute", type=int, metavar="N", help="the account's limit (VEOGEN_REQUESTS_PER_MINUTE, 120)"
-    )
-    either = command.add_mutually_exclusive_group()
-    either.add_argument(
-        "--results", metavar="BLOCK", help="a saved block, as Prefect names it: s3-bucket/NAME, local-file-system/NAME"
-    )
-    either.add_argument(
-        "--remove", action="store_true", help="remove what this made, but not a pool in use, and no token"
-    )
-    _shared(command, "--json")
-
-
-def _doctor(commands: Any) -> None:
-    command = _command(
-        commands,
-        "doctor",
-        "check token, service, store and Prefect server, and say what to do; buys nothing",
-        "prefect-veogen doctor\nprefect-veogen doctor --json",
-        about="Checks everything a purchase needs from here, and what `prefect-veogen setup` makes on a Prefect "
-        "server. No check takes longer than some seconds. Exit code 1 if anything is wrong, or could not be checked.",
-    )
-    _shared(command, "--credentials", "--base-url", "--store", "--json")
-    command.set_defaults(stopped="Stopped. Nothing was bought or changed.")
-
-
 def _explain(commands: Any) -> None:
     example = "prefect-veogen explain StillRunning\nprefect-veogen explain     # lists all errors"
     command = _command(commands, "explain", "what an error means, what was bought and what to do; offline", example)
     command.add_argument("error", nargs="?", metavar="ERROR", help="the error's name, as in prefect_veogen.errors")
 
 
-# ---------------------------------------------------------------- parts
-
-
-class _Formatter(argparse.RawDescriptionHelpFormatter):
-    """Keeps the examples as they are written, and each name and its help on one line."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=100)
-        self._action_max_length = 13  # argparse ignores the indent of commands, and would wrap the longest
-
-
-def _command(commands: Any, name: str, summary: str, example: str, *, about: str = "") -> argparse.ArgumentParser:
-    lines = "".join(f"  {line}\n" for line in example.splitlines())
-    made: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=summary,
-        description=f"{summary[0].upper()}{summary[1:]}." + (f"\n\n{_filled(about)}" if about else ""),
-        epilog=f"for example:\n{lines}",
-        formatter_class=_Formatter,
-    )
-    return made
-
-
-def _filled(text: str) -> str:
-    return textwrap.fill(text, width=78)
-
-
-_SHARED: dict[str, dict[str, Any]] = {
-    "--credentials": {"metavar": "NAME", "help": "a block of your Prefect server (VEOGEN_CREDENTIALS)"},
-    "--base-url": {"metavar": "URL", "help": "the API (VEOGEN_BASE_URL)"},
-    "--store": {
-        "metavar": "URL",
-        "help": "s3://bucket/prefix, s3-bucket/NAME (a saved block) or a path (VEOGEN_STORE)",
-    },
-    "--json": {"action": "store_true", "help": "JSON on stdout, nothing else"},
-}
-
-
-def _shared(command: argparse.ArgumentParser | argparse._MutuallyExclusiveGroup, *names: str) -> None:
-    for name in names:
-        # SUPPRESS, because an option may come before or after ACTION: the second parser must not reset it.
-        command.add_argument(name, default=argparse.SUPPRESS, **_SHARED[name])
+# ---------------------------------------------------------------- values
 
 
 def _take(text: str) -> int | str:

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING
 
-from prefect_veogen.cli.terminal import say, table, write_json
-from prefect_veogen.errors import ConfigurationError, ServiceUnavailable, VeogenError
+from prefect_veogen.cli.prefect_server import on_server, write_steps
+from prefect_veogen.cli.terminal import say, write_json
 from prefect_veogen.masking import masked
 from prefect_veogen.settings import Settings
 
 if TYPE_CHECKING:
     from argparse import Namespace
-    from collections.abc import Sequence
 
     from prefect_veogen.tasks.provision import Step
 
 
 def setup(options: Namespace) -> int:
     """Make what a Prefect server lacks, and say what was there and what was done; `--remove` takes it away."""
-    from prefect.settings import PREFECT_API_URL
-
     limit = options.requests_per_minute
     settings = Settings() if limit is None else Settings(requests_per_minute=limit)
-    server = PREFECT_API_URL.value()
-    if server is None:
-        raise ConfigurationError(
-            "There is no Prefect server that workers could share",
-            next_step="Start one (`prefect server start`), configure this machine for it (`prefect config set "
-            "PREFECT_API_URL=http://127.0.0.1:4200/api`), then run this again.",
-        )
-    try:
-        before, results, steps = asyncio.run(_set_up(settings, options))
-    except VeogenError:
-        raise
-    except Exception as error:
-        raise ServiceUnavailable(
-            f"The Prefect server at {masked(server)} did not complete the setup: {type(error).__name__}: {error}",
-            next_step="Check that it runs (`prefect version`), then run this again: it is idempotent.",
-        ) from error
+    server, (before, results, steps) = on_server("the setup", lambda: _set_up(settings, options))
     if options.json:
         per_minute = settings.requests_per_minute
         shared = {"limit": settings.requests_limit_name, "requests_per_minute": per_minute, "results": results}
         write_json({"server": server, **shared, "steps": steps})
         return 0
     say(f"The Prefect server at {masked(server)}", "")
-    _write_steps(steps)
+    write_steps(steps)
     if not options.remove:
         say("", f"Results: {_describe_results(results, before)}", "Next: `prefect-veogen doctor` checks all of it.")
     return 0
@@ -59,11 +40,7 @@ async def _set_up(settings: Settings, options: Namespace) -> tuple[str | None, s
     if options.remove:
         return before, before, await withdraw(settings)
     results = before if options.results is None else await store_results_in(options.results)
-    return before, results, await provision(settings)
-
-
-def _write_steps(steps: Sequence[Step]) -> None:
-    table(("", "", ""), [(step.did, step.name, step.detail) for step in steps])
+    return before, results, await provision(settings, options.alerts)
 
 
 def _describe_results(results: str | None, before: str | None) -> str:

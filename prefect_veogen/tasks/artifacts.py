@@ -40,8 +40,7 @@ async def showing(session: Session) -> AsyncIterator[Session]:
 
 async def _show(session: Session, delivery: Delivery) -> None:
     """Emit `veogen.asset.stored` and, in a flow run, create an artifact with a small picture."""
-    payload = _payload(delivery)
-    emit(STORED_EVENT, delivery.asset.uri, payload, {"veogen.reused": str(delivery.reused).lower()})
+    emit(STORED_EVENT, delivery.asset.uri, _payload(delivery))
     if session.flow_run_id is None:
         return
     record_lineage(delivery)

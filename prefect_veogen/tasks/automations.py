@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Final
@@ -26,12 +27,12 @@ _HEARTBEAT = "prefect.flow-run.heartbeat"
 # After these a run is silent, and rightly so.
 _ENDS = ("Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "Suspended", "AwaitingRetry")
 # Both: a flow that a deployment's flow calls is no run of a deployment, and can't be scheduled.
-_HEALED: Final[list[ResourceSpecification | dict[str, str | list[str]]]] = [
+OF_HEALED: Final[list[ResourceSpecification | dict[str, str | list[str]]]] = [
     {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{HEALED_TAG}"},
     {"prefect.resource.role": "deployment"},
 ]
-_A_RUN: Final = "prefect.flow-run.*"
-_MADE_HERE = "Made by prefect-veogen setup."
+A_RUN: Final = "prefect.flow-run.*"
+MADE_HERE: Final = "Made by prefect-veogen setup."
 
 
 def heartbeat_seconds() -> int | None:
@@ -51,12 +52,12 @@ def _detect(silent_seconds: int) -> AutomationCore:
     return AutomationCore(
         name="veogen-silent-run-crashed",
         description=f"Marks a run of a deployment with the tag {HEALED_TAG} as crashed when it has sent no heartbeat "
-        f"for {silent_seconds} s, as when its machine is gone. {_MADE_HERE}",
+        f"for {silent_seconds} s, as when its machine is gone. {MADE_HERE}",
         enabled=True,
         trigger=EventTrigger(
             posture=Posture.Proactive,
-            match={"prefect.resource.id": _A_RUN},
-            match_related=_HEALED,
+            match={"prefect.resource.id": A_RUN},
+            match_related=OF_HEALED,
             for_each={"prefect.resource.id"},
             after={_HEARTBEAT},
             expect={_HEARTBEAT, *(f"prefect.flow-run.{name}" for name in _ENDS)},
@@ -74,12 +75,12 @@ def _restart() -> AutomationCore:
     return AutomationCore(
         name="veogen-crashed-run-again",
         description=f"Puts a crashed run of a deployment with the tag {HEALED_TAG} back on the schedule, at most "
-        f"{MAX_HEALED} times. What it has bought is found again, not bought again. {_MADE_HERE}",
+        f"{MAX_HEALED} times. What it has bought is found again, not bought again. {MADE_HERE}",
         enabled=True,
         trigger=EventTrigger(
             posture=Posture.Reactive,
-            match={"prefect.resource.id": _A_RUN, "prefect.run-count": counts},
-            match_related=_HEALED,
+            match={"prefect.resource.id": A_RUN, "prefect.run-count": counts},
+            match_related=OF_HEALED,
             for_each={"prefect.resource.id"},
             expect={"prefect.flow-run.Crashed"},
             threshold=1,
@@ -93,7 +94,7 @@ NAMES: Final = tuple(automation.name for automation in healing_automations(60))
 
 
 @dataclass(frozen=True, slots=True)
-class Healing:
+class Comparison:
     """One automation as the server has it, beside what it should be."""
 
     wanted: AutomationCore
@@ -107,13 +108,15 @@ class Healing:
         )
 
 
-async def read_healing(client: PrefectClient, every_seconds: int) -> tuple[Healing, ...]:
+async def read_healing(client: PrefectClient, every_seconds: int) -> tuple[Comparison, ...]:
     """Return both automations, wanted and found."""
+    return await compare(client, healing_automations(every_seconds))
+
+
+async def compare(client: PrefectClient, wanted: Iterable[AutomationCore]) -> tuple[Comparison, ...]:
+    """Return automations beside what the server has under their names."""
     return tuple(
-        [
-            Healing(wanted, next(iter(await client.read_automations_by_name(wanted.name)), None))
-            for wanted in healing_automations(every_seconds)
-        ]
+        [Comparison(each, next(iter(await client.read_automations_by_name(each.name)), None)) for each in wanted]
     )
 
 

@@ -51,14 +51,13 @@ from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.progress import campaign_progress
 from prefect_veogen.tasks.runs import name_flow_run, name_task_run, shorten
 from prefect_veogen.tasks.steps import FREE, KeepsItsKind, is_retryable, reused, step
-from prefect_veogen.tasks.stores import LocalPath, StoreParameter, store_for
+from prefect_veogen.tasks.stores import StoreParameter, store_for
 
 __all__ = [
     "CampaignItem",
     "CampaignReport",
     "Carry",
     "ItemStatus",
-    "LocalPath",
     "Manifest",
     "Row",
     "Rows",
@@ -377,7 +376,7 @@ async def publish_campaign(
 def _finished(report: CampaignReport, gallery: str) -> dict[str, Any]:
     """Return what `veogen.campaign.finished` says."""
     known = report.model_dump(mode="json", exclude={"name"})
-    return {"campaign": report.name, **known, "gallery_uri": gallery}
+    return {"campaign": report.name, **known, "all_ok": report.counts.keys() <= {ItemStatus.OK}, "gallery_uri": gallery}
 
 
 def _table(tiles: Sequence[Tile]) -> list[dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
@@ -22,13 +22,16 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from prefect_veogen.masking import masked
+from prefect_veogen.tasks.alerts import block_in_use, read_alerts
 from prefect_veogen.tasks.automations import HEALED_TAG, HEARTBEATS_MISSED, heartbeat_seconds, read_healing, silence_of
+from prefect_veogen.tasks.block_documents import name_of
 from prefect_veogen.tasks.provision import POOL
 from prefect_veogen.tasks.shared_limit import is_of_size, size_of_limit
 from prefect_veogen.upkeep.health import CHECK_SECONDS, NO_RESPONSE, Check, unchecked
 
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
+    from prefect.events.schemas.automations import Automation
 
     from prefect_veogen.settings import Settings
 
@@ -74,6 +77,7 @@ def _probes(settings: Settings) -> dict[str, _Probe]:
         "scheduler": _check_scheduler,
         "worker": _check_worker,
         "healing": _check_healing,
+        "alerts": _check_alerts,
     }
 
 
@@ -167,10 +171,8 @@ async def _check_healing(client: PrefectClient) -> Check:
         detail = f"there is no automation {' and no '.join(missing)}: a run whose machine died stays as it is"
         return Check("healing", ok=False, detail=detail, advice=advice)
     found = [item.found for item in healing if item.found is not None]
-    if paused := [automation.name for automation in found if not automation.enabled]:
-        resume = " and ".join(f"`prefect automation resume {name}`" for name in paused)
-        advice = f"The Prefect server: {resume}."
-        return Check("healing", ok=False, detail=f"{' and '.join(paused)} paused", advice=advice)
+    if paused := _paused("healing", found):
+        return paused
     silence = silence_of(found[0])
     if silence is None or not healing[1].is_as_wanted:
         return Check("healing", ok=False, detail="the automations are not what setup makes", advice=advice)
@@ -179,6 +181,35 @@ async def _check_healing(client: PrefectClient) -> Check:
         return Check("healing", ok=False, detail=detail, advice=advice)
     detail = f"runs of deployments with the tag {HEALED_TAG}, after {silence.seconds} s of silence"
     return Check("healing", ok=True, detail=detail)
+
+
+async def _check_alerts(client: PrefectClient) -> Check:
+    alerts = await read_alerts(client)
+    if not alerts:
+        detail = "none: nobody is told of doubts, refusals and failures (`prefect-veogen setup --alerts BLOCK`)"
+        return Check("alerts", ok=True, detail=detail)
+    found = [alert.found for alert in alerts if alert.found is not None]
+    if paused := _paused("alerts", found):
+        return paused
+    if not all(alert.is_as_wanted for alert in alerts):
+        detail = "they are not all there, or not as setup makes them"
+        return Check("alerts", ok=False, detail=detail, advice=f"The Prefect server: {_SETUP}")
+    used = await block_in_use(client)
+    assert used is not None
+    try:
+        block = name_of(await client.read_block_document(used, include_secrets=False))
+    except ObjectNotFound:
+        advice = "The Prefect server: save another one, then run `prefect-veogen setup --alerts BLOCK_TYPE/NAME`."
+        return Check("alerts", ok=False, detail="the block that they were sent through is gone", advice=advice)
+    return Check("alerts", ok=True, detail=f"{len(found)}, through the block {block}")
+
+
+def _paused(name: str, automations: Sequence[Automation]) -> Check | None:
+    paused = [automation.name for automation in automations if not automation.enabled]
+    if not paused:
+        return None
+    resume = " and ".join(f"`prefect automation resume {each}`" for each in paused)
+    return Check(name, ok=False, detail=f"{' and '.join(paused)} paused", advice=f"The Prefect server: {resume}.")
 
 
 # ---------------------------------------------------------------- the scheduler

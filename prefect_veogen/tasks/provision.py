@@ -21,18 +21,21 @@ from prefect.workers.process import ProcessWorker
 from prefect_veogen.api.client import client_of
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.models import normal_base_url
+from prefect_veogen.tasks.alerts import ALERT_NAMES, QUIET, read_alerts
 from prefect_veogen.tasks.automations import (
     HEALED_TAG,
     HEARTBEATS_MISSED,
     MAX_HEALED,
     NAMES,
-    Healing,
+    Comparison,
     heartbeat_seconds,
     read_healing,
 )
+from prefect_veogen.tasks.block_documents import find_block, name_of
 from prefect_veogen.tasks.shared_limit import create_limit
 
 if TYPE_CHECKING:
+    from prefect.client.schemas.objects import BlockDocument
     from pydantic import SecretStr
 
     from prefect_veogen.settings import Settings
@@ -54,15 +57,20 @@ class Step:
     detail: str
 
 
-async def provision(settings: Settings) -> list[Step]:
+async def provision(settings: Settings, alerts: str | None = None) -> list[Step]:
     """Make what a server lacks, and say so step by step. Free, and safe to repeat.
 
+    `alerts` is the notification block which messages are sent through, such as `slack-webhook/NAME`; without one, those
+    that are there stay, through the block that they use.
+
     Raises:
-        ConfigurationError: the token that would be stored can't be one; nothing was made.
+        ConfigurationError: the token that would be stored can't be one, or the block can send no messages; nothing was
+            made.
     """
     if settings.api_token is not None:
         client_of(settings.api_token, settings.base_url, settings.requests_per_minute, settings.request_timeout_seconds)
     async with get_client() as client:
+        block = await _find_notifier(client, alerts) if alerts else None
         limit = await create_limit(settings.requests_limit_name, settings.requests_per_minute)
         return [
             Step(
@@ -73,13 +81,14 @@ async def provision(settings: Settings) -> list[Step]:
             await _provide_pool(client),
             await _provide_block(client, settings),
             *await _provide_healing(client),
+            *await _provide_alerts(client, block),
         ]
 
 
 async def withdraw(settings: Settings) -> list[Step]:
     """Remove what `provision` made, except for what is in use or holds a secret, and say so step by step."""
     async with get_client() as client:
-        healing = [await _withdraw_automation(client, name) for name in NAMES]
+        automations = [await _withdraw_automation(client, name) for name in (*NAMES, *ALERT_NAMES)]
         try:
             await client.delete_global_concurrency_limit_by_name(settings.requests_limit_name)
         except ObjectNotFound:
@@ -88,7 +97,7 @@ async def withdraw(settings: Settings) -> list[Step]:
             words = "each process keeps the rate limit by itself now"
             limit = Step(f"global concurrency limit {settings.requests_limit_name}", "removed", words)
         kept = "setup never removes a token: `prefect block delete veogen-credentials/default` does"
-        return [*healing, limit, await _withdraw_pool(client), Step(f"block {BLOCK}", "left alone", kept)]
+        return [*automations, limit, await _withdraw_pool(client), Step(f"block {BLOCK}", "left alone", kept)]
 
 
 # ---------------------------------------------------------------- the work pool
@@ -192,15 +201,32 @@ async def _provide_healing(client: PrefectClient) -> list[Step]:
     return [await _provide_automation(client, item, words) for item, words in zip(healing, detail, strict=True)]
 
 
-async def _provide_automation(client: PrefectClient, healing: Healing, detail: str) -> Step:
-    wanted, found = healing.wanted, healing.found
+async def _find_notifier(client: PrefectClient, name: str) -> BlockDocument:
+    return await find_block(
+        client,
+        name,
+        capability="notify",
+        example="slack-webhook/NAME, microsoft-teams-webhook/NAME or custom-webhook/NAME",
+        refused="can't send messages: {kind} is not a notification block",
+    )
+
+
+async def _provide_alerts(client: PrefectClient, block: BlockDocument | None) -> list[Step]:
+    """Make the alerts; none where no block is given and there are none, as `prefect-veogen doctor` says."""
+    through = "through the block as before" if block is None else f"through the block {name_of(block)}"
+    detail = f"{through}, at most every {QUIET.seconds // 60} minutes about the same"
+    return [await _provide_automation(client, alert, detail) for alert in await read_alerts(client, block)]
+
+
+async def _provide_automation(client: PrefectClient, compared: Comparison, detail: str) -> Step:
+    wanted, found = compared.wanted, compared.found
     name = f"automation {wanted.name}"
     if found is None:
         await client.create_automation(wanted)
         return Step(name, "made", detail)
     # Whoever paused it had a reason.
     paused = "" if found.enabled else f"; it is paused: `prefect automation resume {wanted.name}`"
-    if healing.is_as_wanted:
+    if compared.is_as_wanted:
         return Step(name, "exists", detail + paused)
     await client.update_automation(found.id, wanted.model_copy(update={"enabled": found.enabled}))
     return Step(name, "changed", detail + paused)

@@ -16,6 +16,7 @@ from typing import Any
 import boto3
 import pytest
 from prefect import flow
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.schedules import CronSchedule
@@ -29,7 +30,7 @@ from tests.support.servers import Reply, Request, serving
 
 NAMES = [
     *("service", "token", "clock", "balance", "store"),
-    *("Prefect server", "shared limit", "scheduler", "worker", "healing"),
+    *("Prefect server", "shared limit", "scheduler", "worker", "healing", "alerts"),
 ]
 
 
@@ -247,6 +248,31 @@ def test_a_limit_of_another_size_a_paused_automation_and_a_missing_worker_are_re
     assert "VEOGEN_REQUESTS_PER_MINUTE=12000 needs" in checks["shared limit"]["detail"]
     assert "`prefect automation resume veogen-silent-run-crashed`" in checks["healing"]["advice"]
     assert "`prefect worker start --pool veogen`" in checks["worker"]["advice"]
+
+
+@pytest.mark.server
+def test_alerts_that_are_paused_incomplete_or_without_their_block_are_reported(
+    empty_server: SyncPrefectClient, run: Run
+) -> None:
+    assert found(run)[1]["alerts"]["detail"].startswith("none: ")
+    block = CustomWebhookNotificationBlock(name="channel", url="http://127.0.0.1:9/")
+    block.save("channel", overwrite=True)
+    run("setup", "--alerts", "custom-webhook/channel")
+    run("setup")  # without, it stays as it is
+    assert found(run)[1]["alerts"] == {
+        "name": "alerts",
+        "ok": True,
+        "advice": "",
+        "detail": "6, through the block custom-webhook/channel",
+    }
+    (doubt,) = empty_server.read_automations_by_name("veogen-alert-in-doubt")
+    empty_server.pause_automation(doubt.id)
+    assert found(run)[1]["alerts"]["advice"].endswith("`prefect automation resume veogen-alert-in-doubt`.")
+    empty_server.delete_automation(doubt.id)
+    assert found(run)[1]["alerts"]["detail"].startswith("they are not all there")
+    run("setup")
+    empty_server.delete_block_document(empty_server.read_block_document_by_name("channel", "custom-webhook").id)
+    assert found(run)[1]["alerts"]["detail"] == "the block that they were sent through is gone"
 
 
 @pytest.mark.server

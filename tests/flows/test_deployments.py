@@ -17,7 +17,7 @@ from prefect.settings import PREFECT_API_URL
 
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.tasks.automations import HEALED_TAG
-from tests.support.prefect_processes import copy_deployable, deploy_all, environment_for
+from tests.support.prefect_processes import copy_deployable, deploy_all, environment_for, prefect
 
 pytestmark = pytest.mark.prefect
 
@@ -108,12 +108,14 @@ async def test_one_command_deploys_them_all_and_a_second_one_changes_nothing(
     async with get_client() as client:
         await client.create_work_pool(WorkPoolCreate(name="veogen", type="process"), overwrite=True)
     environment = environment_for(str(PREFECT_API_URL.value()), tmp_path / "prefect") | {"VEOGEN_API_TOKEN": TOKEN}
-    for _ in range(2):
-        printed = deploy_all(tree, environment)
+    printed = deploy_all(tree, environment) + prefect(environment, "deploy", "--all", cwd=tree)
     found = await on_server()
     assert set(found) >= {item["name"] for item in DEPLOYMENTS}
     assert (found["daily"].parameters["take"], found["daily"].work_pool_name) == ("{scheduled:%Y-%m-%d}", "veogen")
     assert [schedule.active for item in found.values() for schedule in item.schedules] == [False] * 3
+    for name in ("daily", "every-day"):
+        limit, options = found[name].global_concurrency_limit, found[name].concurrency_options
+        assert (limit and limit.limit, options and options.collision_strategy) == (1, "ENQUEUE")
     assert TOKEN not in printed + "".join(map(str, found.values()))
     assert (files_in(tree), files_in(ROOT / "deployments")) == (before, in_repository)
 

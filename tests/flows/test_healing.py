@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ from tests.support.prefect_processes import (
     copy_deployable,
     deploy_all,
     environment_for,
+    kill_worker,
     running_server,
     running_worker,
     wait_until,
@@ -101,22 +100,6 @@ def add_deployment(tree: Path, name: str, source: str) -> None:
     path.write_text(yaml.safe_dump(described))
 
 
-def processes_below(parent: int) -> list[int]:
-    """Return a process's descendants, the flow run's process among them."""
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
-    parents = {int(pid): int(ppid) for pid, ppid in (line.split() for line in listed.splitlines())}
-    below = [pid for pid, its_parent in parents.items() if its_parent == parent]
-    return below + [deeper for pid in below for deeper in processes_below(pid)]
-
-
-def worker_pid(folder: Path) -> int:
-    """Return the worker that was started in a folder."""
-    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
-    mine = [int(line.split()[0]) for line in listed.splitlines() if "prefect worker start" in line]
-    (found,) = [pid for pid in mine if Path(f"/proc/{pid}/cwd").resolve() == folder.resolve()]
-    return found
-
-
 def test_a_run_whose_worker_and_process_are_killed_completes_by_itself_and_buys_nothing_twice(
     deployed: Deployed, sandbox: Sandbox, tmp_path: Path
 ) -> None:
@@ -126,9 +109,7 @@ def test_a_run_whose_worker_and_process_are_killed_completes_by_itself_and_buys_
     with running_worker(deployed.environment, deployed.tree, limit=2) as log:
         wait_until(lambda: all(map(deployed.heartbeats, (run, other))), "both runs are heard of", log)
         wait_until(lambda: len(sandbox.generations) == 2, "both wait for their pictures", log)
-        worker = worker_pid(deployed.tree)
-        for pid in (worker, *processes_below(worker)):
-            os.kill(pid, signal.SIGKILL)
+        kill_worker(deployed.tree)
         killed_at = time.monotonic()
     sandbox.speed = 100
     with running_worker(deployed.environment, deployed.tree, limit=2) as log:

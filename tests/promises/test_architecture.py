@@ -58,7 +58,7 @@ DOORS = {
     "prefect": {"blocks", "schedule", "tasks", "jobs", "cli"},
     "pydantic_settings": {"settings"},
     "dotenv": {"settings"},  # a dependency of pydantic-settings, and of Prefect
-    "yaml": {"campaign"},
+    "yaml": {"campaign", "tasks"},
     "narwhals": {"campaign"},
     "pyarrow": {"campaign"},
     "pandas": {"campaign"},

@@ -28,6 +28,7 @@ COMMANDS = (
     "reconcile",
     "costs",
     "setup",
+    "deploy",
     "doctor",
     "explain",
 )

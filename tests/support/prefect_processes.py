@@ -40,24 +40,49 @@ def environment_for(api_url: str, home: Path) -> dict[str, str]:
 
 
 @contextmanager
-def running_server(home: Path) -> Iterator[str]:
-    """Run a server, scheduler included, with an empty database below `home`; yield the API's address."""
-    port = _free_port()
+def running_server(home: Path, **settings: str) -> Iterator[str]:
+    """Run a server, scheduler included, by default with an empty database below `home`; yield the API's address."""
+    port = free_port()
     api_url = f"http://127.0.0.1:{port}/api"
     # The server's services reach its API by this address, whatever options it was started with.
-    own = {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port)}
+    own = {"PREFECT_SERVER_API_HOST": "127.0.0.1", "PREFECT_SERVER_API_PORT": str(port), **settings}
     with _running(["server", "start"], environment_for(api_url, home) | own, home / "server.log") as server:
         wait_until(lambda: _responds(f"{api_url}/health", server), "the Prefect server starts", home / "server.log")
         yield api_url
 
 
 @contextmanager
-def running_worker(environment: dict[str, str], folder: Path, *, limit: int = 1) -> Iterator[Path]:
+def running_worker(
+    environment: dict[str, str], folder: Path, *, limit: int = 1, python: str = sys.executable
+) -> Iterator[Path]:
     """Run a process worker for the pool in `folder`; yield the log of it and of its runs."""
     log = folder / "worker.log"
     command = ["worker", "start", "--pool", POOL, "--type", "process", "--limit", str(limit)]
-    with _running(command, environment, log, cwd=folder):
+    with _running(command, environment, log, cwd=folder, python=python):
         yield log
+
+
+def kill_worker(folder: Path) -> None:
+    """Kill the worker that was started in a folder, and its runs, as when their machine dies."""
+    worker = _worker_pid(folder)
+    for pid in (worker, *_processes_below(worker)):
+        os.kill(pid, signal.SIGKILL)
+
+
+def _processes_below(parent: int) -> list[int]:
+    """Return a process's descendants, the flow run's process among them."""
+    listed = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(pid): int(ppid) for pid, ppid in (line.split() for line in listed.splitlines())}
+    below = [pid for pid, its_parent in parents.items() if its_parent == parent]
+    return below + [deeper for pid in below for deeper in _processes_below(pid)]
+
+
+def _worker_pid(folder: Path) -> int:
+    """Return the worker that was started in a folder."""
+    listed = subprocess.run(["ps", "-eo", "pid=,args="], capture_output=True, text=True, check=True).stdout
+    mine = [int(line.split()[0]) for line in listed.splitlines() if "prefect worker start" in line]
+    (found,) = [pid for pid in mine if Path(f"/proc/{pid}/cwd").resolve() == folder.resolve()]
+    return found
 
 
 def prefect(environment: dict[str, str], *arguments: str, cwd: Path | None = None) -> str:
@@ -72,6 +97,7 @@ def copy_deployable(folder: Path) -> Path:
     """Copy what is deployed, so that nothing can be written into the repository."""
     for part in ("flows", "deployments"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "prefect.yaml", folder, follow_symlinks=False)
     return folder
 
 
@@ -118,12 +144,17 @@ def wait_until(happened: Callable[[], bool], what: str, *logs: Path) -> None:
 
 @contextmanager
 def _running(
-    arguments: list[str], environment: dict[str, str], log: Path, cwd: Path | None = None
+    arguments: list[str],
+    environment: dict[str, str],
+    log: Path,
+    *,
+    cwd: Path | None = None,
+    python: str = sys.executable,
 ) -> Iterator[subprocess.Popen[bytes]]:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("wb") as printed:
         process = subprocess.Popen(
-            [sys.executable, "-m", "prefect", *arguments],
+            [python, "-m", "prefect", *arguments],
             env=environment,
             cwd=cwd,
             stdout=printed,
@@ -146,7 +177,8 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nothing listened on a moment ago."""
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,12 @@ from prefect.settings import PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES, temporary
 
 from prefect_veogen import Asset, GenerationRequest, generate, submit_generation
 from prefect_veogen.campaign.rows import Row
-from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.errors import BudgetExceeded, ConfigurationError
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.tasks.campaign import make_campaign, publish_campaign
 from prefect_veogen.tasks.events import emit
+from prefect_veogen.upkeep.balance import LOW
 from tests.support.runs import task_runs
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -201,3 +204,52 @@ async def test_each_run_of_a_campaign_tells_its_end_and_its_assets_and_which_wer
     assert sorted(event["payload"]["reused"] for event in stored) == [False, True]
     assert stored[0]["payload"]["labels"] == {"project": project}
     assert (stored[0]["payload"]["prompt"], stored[0]["payload"]["campaign"]) == (CAT.prompt, project)
+
+
+async def test_every_documented_event_is_sent_with_the_documented_payload_and_no_other(
+    sandbox: Sandbox, project: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
+    monkeypatch.setenv("VEOGEN_BUDGETS", json.dumps({f"project:{project}": 0.10}))
+    sandbox.fault("failed", prompt="picture 0")
+    sandbox.fault("lost-answer-before-charge", prompt="picture 1")
+    labels = {"project": project}
+    rows = [Row(str(number), request, labels=labels) for number, request in enumerate((*PICTURES, CAT))]
+
+    @flow
+    async def all_that_can_happen() -> str:
+        await publish_campaign(await make_campaign(rows, name=project))
+        for number in range(3, 9):
+            with contextlib.suppress(BudgetExceeded):
+                await generate(CAT.model_copy(update={"take": number}), labels=labels)
+        return f"prefect.flow-run.{flow_run.id}"
+
+    documented = dict(documented_events())
+    sent = await events_with(await all_that_can_happen(), {*documented})
+    for name, fields in documented.items():
+        assert sent[name]["payload"].keys() == fields, name
+    shown = sent["veogen.campaign.finished"]["resource"]
+    assert (shown["veogen.all_ok"], shown["veogen.counts.failed"], shown["veogen.rows"]) == ("false", "1", "4")
+    assert sent["veogen.generation.bought"]["resource"]["veogen.labels.project"] == project
+
+
+def documented_events() -> Iterator[tuple[str, set[str]]]:
+    """Yield the names of docs/events.md that a run of this test can send, and what their payload has."""
+    page = (Path(__file__).parents[2] / "docs" / "events.md").read_text()
+    for name, payload in re.findall(r"^\| `(veogen\.[a-z_.]+)` \|.*\| ([^|]*) \|$", page, re.MULTILINE):
+        if name != LOW:
+            yield name, set(re.findall(r"`(\w+)`", payload))
+
+
+async def events_with(resource: str, names: set[str]) -> dict[str, dict[str, Any]]:
+    """Return a run's last event of each name, once all have come."""
+    wanted = {"filter": {"event": {"prefix": ["veogen."]}, "related": {"id": [resource]}}, "limit": 50}
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    async with get_client() as client:
+        while True:
+            found = (await client._client.post("/events/filter", json=wanted)).json()["events"]
+            by_name = {event["event"]: event for event in found}
+            if by_name.keys() >= names:
+                return by_name
+            assert time.monotonic() < deadline, names - by_name.keys()
+            await asyncio.sleep(0.2)

@@ -1,0 +1,39 @@
+"""`deploy`: put the package's flows on a Prefect server, from wherever the package is installed."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prefect_veogen.cli.prefect_server import on_server, write_steps
+from prefect_veogen.cli.terminal import say, write_json
+from prefect_veogen.masking import masked
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+    from collections.abc import Sequence
+
+    from prefect_veogen.tasks.provision import Step
+
+
+def deploy(options: Namespace) -> int:
+    """Deploy the named flows, or all of them, and say what was there; nothing is bought, and no schedule is on."""
+
+    async def deployed() -> Sequence[Step]:
+        from prefect_veogen.tasks.deploy import deploy_flows
+
+        return await deploy_flows(
+            options.names, pool=options.pool, store=options.store, credentials=options.credentials
+        )
+
+    server, steps = on_server("the deployment", deployed)
+    if options.json:
+        write_json({"server": server, "pool": options.pool, "steps": steps})
+        return 0
+    say(f"The Prefect server at {masked(server)}", "")
+    write_steps(steps)
+    say(
+        "",
+        f"Next: `prefect worker start --pool {options.pool}` wherever this package is installed, then "
+        f"`prefect deployment run {steps[0].name.partition(' ')[2]}`, or run it in the UI, which has a form for it.",
+    )
+    return 0

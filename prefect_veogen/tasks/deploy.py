@@ -1,0 +1,164 @@
+"""Deployments of the package's flows as deployments/prefect.yaml describes them, from a wheel or from a checkout."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig
+from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
+from prefect.deployments.runner import RunnerDeployment
+from prefect.exceptions import ObjectNotFound
+from prefect.flows import Flow
+from prefect.types.entrypoint import EntrypointType
+
+from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.store import is_absolute
+from prefect_veogen.tasks.credentials import resolve_credentials
+from prefect_veogen.tasks.provision import Step
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import DeploymentSchedule
+    from prefect.client.schemas.responses import DeploymentResponse
+
+_PACKAGE = Path(__file__).parents[1]
+_IN_WHEEL = (_PACKAGE / "flows").is_dir()
+"""Whether the flows are modules of the package: in a checkout they lie beside it."""
+_ROOT = _PACKAGE if _IN_WHEEL else _PACKAGE.parent
+
+
+@dataclass(frozen=True, slots=True)
+class _Description:
+    """A deployment as deployments/prefect.yaml describes it, and its flow."""
+
+    flow: Flow[..., Any]
+    name: str
+    described: dict[str, Any]
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.flow.name}/{self.name}"
+
+    def schedules(self) -> list[DeploymentScheduleCreate]:
+        return [_schedule(dict(each)) for each in self.described.get("schedules", [])]
+
+    def limit(self) -> ConcurrencyLimitConfig | None:
+        limit = self.described.get("concurrency_limit")
+        return None if limit is None else ConcurrencyLimitConfig.model_validate(limit)
+
+
+async def deploy_flows(
+    names: Sequence[str] = (), *, pool: str = "veogen", store: str | None = None, credentials: str | None = None
+) -> list[Step]:
+    """Deploy the package's flows under these names, by default all, to a work pool. Free, and safe to repeat.
+
+    Workers import them from the package, which has to be installed there; in a checkout they read them from its folder.
+    `store` and the name of a `credentials` block become parameters of each. What was changed on the server since it was
+    deployed before stays: its parameters, but for these two, and its schedules. New schedules are off.
+
+    Raises:
+        ConfigurationError: a name is none of them, the pool or the block is missing, or the store is relative; nothing
+            was deployed.
+    """
+    given = {"store": store, "credentials": credentials}
+    descriptions = _chosen(await asyncio.to_thread(_descriptions), names)
+    if store is not None and not is_absolute(store):
+        raise ConfigurationError(
+            f"A run of a deployment needs a lasting store: {store!r} is relative to its working directory",
+            next_step="Nothing was deployed. Give --store an absolute path or s3://bucket/prefix.",
+        )
+    if credentials is not None:
+        await resolve_credentials(credentials)
+    async with get_client() as client:
+        await _check_pool(client, pool)
+        parameters = {name: value for name, value in given.items() if value is not None}
+        return [
+            await _deploy(client, await _load(name, described), pool, parameters)
+            for name, described in descriptions.items()
+        ]
+
+
+def _descriptions() -> dict[str, dict[str, Any]]:
+    text = (_ROOT / "deployments" / "prefect.yaml").read_text(encoding="utf-8")
+    return {each["name"]: each for each in yaml.safe_load(text)["deployments"]}
+
+
+def _chosen(known: dict[str, dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    if unknown := [name for name in names if name not in known]:
+        raise ConfigurationError(
+            f"There is no deployment {' and no '.join(unknown)}",
+            next_step=f"Nothing was deployed. There are {', '.join(known)}.",
+        )
+    return {name: described for name, described in known.items() if name in (names or known)}
+
+
+async def _check_pool(client: PrefectClient, pool: str) -> None:
+    try:
+        await client.read_work_pool(pool)
+    except ObjectNotFound:
+        raise ConfigurationError(
+            f"The Prefect server has no work pool {pool}",
+            next_step="Nothing was deployed. `prefect-veogen setup` makes the pool veogen; any other: "
+            f"`prefect work-pool create {pool} --type process`.",
+        ) from None
+
+
+async def _load(name: str, described: dict[str, Any]) -> _Description:
+    path, _, function = described["entrypoint"].partition(":")
+    if _IN_WHEEL:
+        module = importlib.import_module(f"{_PACKAGE.name}.{path.removesuffix('.py').replace('/', '.')}")
+        return _Description(getattr(module, function), name, described)
+    flow: Flow[..., Any] = await Flow.afrom_source(source=str(_ROOT), entrypoint=described["entrypoint"])
+    return _Description(flow, name, described)
+
+
+async def _deploy(client: PrefectClient, wanted: _Description, pool: str, given: dict[str, Any]) -> Step:
+    found = await _find(client, wanted.full_name)
+    taken = inspect.signature(wanted.flow.fn).parameters
+    parameters = {**wanted.described.get("parameters", {}), **(found.parameters if found else {}), **given}
+    deployment: RunnerDeployment = await wanted.flow.ato_deployment(
+        wanted.name,
+        # Those that are there may have been switched on, or changed; without any, Prefect would delete them.
+        schedules=wanted.schedules() if found is None else [_same(each) for each in found.schedules],
+        parameters={name: value for name, value in parameters.items() if name in taken},
+        description=wanted.described.get("description"),
+        tags=wanted.described.get("tags"),
+        concurrency_limit=wanted.limit(),
+        entrypoint_type=EntrypointType.MODULE_PATH if _IN_WHEEL else EntrypointType.FILE_PATH,
+    )
+    await deployment.aapply(work_pool_name=pool)
+    return Step(f"deployment {wanted.full_name}", "made" if found is None else "changed", _detail(wanted, found, pool))
+
+
+async def _find(client: PrefectClient, name: str) -> DeploymentResponse | None:
+    try:
+        return await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return None
+
+
+def _detail(wanted: _Description, found: DeploymentResponse | None, pool: str) -> str:
+    where = f"in the work pool {pool}"
+    if found is not None:
+        return f"{where}; its parameters and schedules are as they were"
+    off = any(not schedule.active for schedule in wanted.schedules())
+    return f"{where}; its schedule is off until you resume it" if off else where
+
+
+def _same(schedule: DeploymentSchedule) -> DeploymentScheduleCreate:
+    kept = ("schedule", "active", "max_scheduled_runs", "parameters", "slug")
+    return DeploymentScheduleCreate(**{name: getattr(schedule, name) for name in kept})
+
+
+def _schedule(described: dict[str, Any]) -> DeploymentScheduleCreate:
+    active = described.pop("active", True)
+    kind = CronSchedule if "cron" in described else IntervalSchedule
+    return DeploymentScheduleCreate(schedule=kind.model_validate(described), active=active)
