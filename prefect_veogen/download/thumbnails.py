@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import io
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import VeogenError
 from prefect_veogen.process.concurrency import ConcurrencyLimit
+from prefect_veogen.store import THUMBNAILS
 
 if TYPE_CHECKING:
     from prefect_veogen.models import Asset
@@ -37,7 +39,7 @@ async def thumbnail(store: Store, asset: Asset) -> str | None:
 
 
 async def _stored_or_made(store: Store, asset: Asset) -> bytes | None:
-    stored = await store.read(f"thumbnails/{asset.sha256}.jpg")
+    stored = await store.read(_key(asset))
     if stored is not None:
         return stored.body
     key = store.key(asset.uri)
@@ -46,8 +48,13 @@ async def _stored_or_made(store: Store, asset: Asset) -> bytes | None:
     document = await store.read(key)
     small = None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
     if small is not None:
-        await store.put(f"thumbnails/{asset.sha256}.jpg", small, _TYPE)
+        with contextlib.suppress(VeogenError):  # it can be made again
+            await store.put(_key(asset), small, _TYPE)
     return small
+
+
+def _key(asset: Asset) -> str:
+    return f"{THUMBNAILS}{asset.sha256}.jpg"
 
 
 def _small(body: bytes, content_type: str) -> bytes | None:

@@ -12,6 +12,7 @@ from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.masking import masked
 from prefect_veogen.store.interface import (
     FOLDERS,
+    THUMBNAILS,
     AlreadyExists,
     Document,
     ListedObject,
@@ -28,6 +29,7 @@ from prefect_veogen.store.s3_client import S3Access, is_valid_key
 __all__ = [
     "FOLDERS",
     "PROOF",
+    "THUMBNAILS",
     "AlreadyExists",
     "Document",
     "ListedObject",

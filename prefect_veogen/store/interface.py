@@ -27,7 +27,9 @@ Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 
 
-FOLDERS = ("assets/", "budgets/", "campaigns/", "claims/", "inputs/", "receipts/", "rejected/")
+THUMBNAILS = "thumbnails/"
+"""What can be made again, and may be missing."""
+FOLDERS = ("assets/", "budgets/", "campaigns/", "claims/", "inputs/", "receipts/", "rejected/", THUMBNAILS)
 """Every object is below one of these."""
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from prefect_veogen.errors import StoreUnavailable, UnsafeStore
 from prefect_veogen.store.interface import (
     FOLDERS,
+    THUMBNAILS,
     AlreadyExists,
     Document,
     ListedObject,
@@ -106,7 +107,7 @@ class S3Store(Store):
             in_thread(self._try_listing),
             self._try_multipart_upload(),
             self.stat(f"assets/{_PROBE}"),
-            *(self._try_writing(folder) for folder in FOLDERS if folder not in ("assets/", "receipts/")),
+            *(self._try_writing(folder) for folder in FOLDERS if folder not in ("assets/", "receipts/", THUMBNAILS)),
             return_exceptions=True,
         )
         for outcome in outcomes:
