@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 STORED_EVENT = "veogen.asset.stored"
 
 _MAX_PROMPT_CHARACTERS = 500
+_MAX_SECONDS = 30.0  # a Prefect server that is silent must not hold up what is to be bought next
 
 
 @asynccontextmanager
@@ -45,10 +47,11 @@ async def _show(session: Session, delivery: Delivery) -> None:
         return
     record_lineage(delivery)
     try:
-        picture = await on_io(thumbnail(session.store, delivery.asset))
-        prompt = " ".join((delivery.prompt or "").split())
-        key = plain_name(f"{delivery.asset.model or 'asset'} {prompt}")
-        await acreate_markdown_artifact(_card(delivery, picture), key=key, description=literal(shorten(prompt)))
+        async with asyncio.timeout(_MAX_SECONDS):
+            picture = await on_io(thumbnail(session.store, delivery.asset))
+            prompt = " ".join((delivery.prompt or "").split())
+            key = plain_name(f"{delivery.asset.model or 'asset'} {prompt}")
+            await acreate_markdown_artifact(_card(delivery, picture), key=key, description=literal(shorten(prompt)))
     except Exception as error:  # noqa: BLE001 - a courtesy: the asset is stored, whatever the server says
         session.log.debug("The asset could not be shown: %s", error)
 
