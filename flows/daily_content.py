@@ -56,8 +56,8 @@ async def daily_content(
         name: What the slots' campaigns are called, each followed by its take.
         budget_usd: What all runs of a slot may spend at most, in USD; of a backfill, all its slots together. Unset, no
             cap but those of the environment.
-        publish_as: Where in the store each asset is copied to, such as daily/{scheduled:%F}.mp4; of several rows
-            with {id}, of variants with {take}.
+        publish_as: Where in the store each asset is copied to, such as daily/{scheduled:%F}{ext}; {ext} is .png, .mp4
+            or whatever it is; of several rows with {id}, of variants with {take}.
         latest: Where the newest slot's asset is copied to, such as daily/latest.mp4; it is replaced whole.
         late: What a worker does that comes back after its slot: "catch_up" makes it then, "skip" makes nothing.
         late_after_seconds: How long after its scheduled start a run is late.

@@ -5,17 +5,19 @@ Prefect imports this module to know the blocks, whatever it does; the tasks are 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Self
 
 # Not public, and yet what Prefect's own collections use: there is no other way to be called from sync and async code.
 from prefect._internal.compatibility.async_dispatch import async_dispatch
 from prefect.blocks.abstract import JobBlock, JobRun
 from prefect.utilities.asyncutils import run_coro_as_sync
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, model_validator
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from prefect_veogen.blocks import allow_prefects_own, without_default, without_prefects_own
 from prefect_veogen.models import Asset, Generation, GenerationRequest
+from prefect_veogen.models.signed_links import without_signature
 from prefect_veogen.schedule import take_of_slot
 
 if TYPE_CHECKING:
@@ -113,8 +115,9 @@ class VeogenGeneration(JobBlock):  # type: ignore[type-arg] # JobBlock[…] woul
         ```
     """
 
-    # A misspelt option of what is paid for must not be kept as something else.
-    model_config = ConfigDict(extra="forbid")
+    # A misspelt option of what is paid for must not be kept as something else. Errors must not quote their input, which
+    # may be a token.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     _block_type_name = "Veogen Generation"
     _block_type_slug = "veogen-generation"
@@ -229,6 +232,28 @@ class VeogenGeneration(JobBlock):  # type: ignore[type-arg] # JobBlock[…] woul
         saved = {name: getattr(self, name) for name in GenerationRequest.model_fields}
         fields = {**saved, **changes}
         return GenerationRequest(**{**fields, "take": take_of_slot(fields["take"])})
+
+    @field_validator("credentials")
+    @classmethod
+    def _is_name(cls, credentials: str | None) -> str | None:
+        # What isn't a name may well be a token, and all of this block is stored in plain text.
+        if credentials is not None and not re.fullmatch("(veogen-credentials/)?[a-z0-9-]+", credentials):
+            raise ValueError(
+                "must be the name of a saved VeogenCredentials block: only lowercase letters, digits and dashes. If it "
+                "was a token, save that in a VeogenCredentials block, and give the block's name here"
+            )
+        return credentials
+
+    @field_validator("image_urls", "video_urls", "audio_urls")
+    @classmethod
+    def _holds_no_secrets(cls, links: list[str] | None) -> list[str] | None:
+        for position, link in enumerate(links or ()):
+            if without_signature(link) != link or re.match("https?://[^/?#]*@", link, re.IGNORECASE):
+                raise ValueError(
+                    f"the link at position {position} has a signature or a password, which would be stored in plain "
+                    "text, and a signature expires. Give s3://bucket/key: it is signed when it is bought"
+                )
+        return links
 
     @model_validator(mode="before")
     @classmethod

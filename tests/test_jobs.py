@@ -74,6 +74,50 @@ def test_a_misspelt_field_is_refused_for_something_else_would_be_bought() -> Non
         cat(aspect_ration="16:9")
 
 
+SECRET = "sk-4711-secret"
+AWS = "X-Amz-Credential=key&X-Amz-Signature"
+
+
+@pytest.mark.parametrize("field", ["api_token", "credential", "duration"])
+def test_what_is_refused_is_not_quoted_for_it_may_be_a_token(field: str) -> None:
+    with pytest.raises(ValidationError, match=field) as caught:
+        cat(**{field: SECRET})
+    assert SECRET not in f"{caught.value} {caught.value!r}"
+
+
+@pytest.mark.parametrize("token", ["vg_secret", "Secret", "a secret", "other-block/name", "jobs\n", ""])
+def test_what_can_not_be_a_name_of_credentials_is_refused_for_it_would_be_stored(token: str) -> None:
+    with pytest.raises(ValidationError, match="must be the name of a saved VeogenCredentials block") as caught:
+        cat(credentials=token)
+    assert not token or f"{token!r}" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [None, "jobs", "account-2", "veogen-credentials/jobs"])
+def test_a_name_of_credentials_is_kept_as_it_is(name: str | None) -> None:
+    assert cat(credentials=name).credentials == name
+
+
+@pytest.mark.parametrize("field", ["image_urls", "video_urls", "audio_urls"])
+@pytest.mark.parametrize(
+    "link",
+    [
+        f"https://bucket.s3.amazonaws.com/a.png?{AWS}=secret",
+        f"https://storage.googleapis.com/b/a.png?{AWS.replace('Amz', 'Goog')}=secret",
+        "https://x.blob.core.windows.net/b/a.png?sv=1&sr=b&se=2&sig=secret",
+        "https://user:secret@example.com/a.png",
+    ],
+)
+def test_a_link_with_a_secret_is_refused_for_it_would_be_stored(field: str, link: str) -> None:
+    with pytest.raises(ValidationError, match=rf"{field}\n.*at position 1 has a signature.*s3://bucket/key") as caught:
+        cat(**{field: ["s3://bucket/a.png", link]})
+    assert "secret" not in str(caught.value)
+
+
+def test_links_without_secrets_are_kept_as_they_are() -> None:
+    links = ["https://example.com/a@2x.png?width=4&sig=3", "s3://bucket/key", "/data/a.png"]
+    assert cat(image_urls=links).image_urls == links
+
+
 @pytest.mark.slow
 def test_prefect_learns_both_blocks_by_the_entry_point_without_the_tasks() -> None:
     (found,) = entry_points(group="prefect.collections", name="prefect_veogen")

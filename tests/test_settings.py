@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import re
 import subprocess
@@ -358,6 +359,79 @@ def test_a_file_that_can_not_be_read_is_refused_for_a_cap_may_be_in_it(text: str
     Path("prefect.toml").write_text(text)
     with pytest.raises(ConfigurationError, match=r"prefect\.toml"):
         Settings()
+
+
+@pytest.mark.parametrize(
+    ("file", "table"),
+    [
+        ("prefect.toml", "integrations.prefect_veogen"),
+        ("prefect.toml", "integrations.prefect-veogen"),
+        ("prefect.toml", "integrations.Veogen"),
+        ("prefect.toml", "integration.veogen"),
+        ("prefect.toml", "Intergrations.veogen"),
+        ("prefect.toml", "veogen"),
+        ("prefect.toml", "tool.prefect.integrations.veogen"),
+        ("pyproject.toml", "integrations.veogen"),
+        ("pyproject.toml", "tool.prefect-veogen"),
+        ("pyproject.toml", "tool.prefect.veogen"),
+        ("pyproject.toml", "tool.prefect.integrations.prefect_veogen"),
+    ],
+)
+@pytest.mark.parametrize("is_beside_the_right_one", [False, True])
+def test_a_table_of_ours_that_is_not_read_is_refused_for_a_cap_in_it_would_be_none(
+    file: str, table: str, is_beside_the_right_one: bool
+) -> None:
+    right = f'[{TABLES[file]}]\nstore = "here"\n' if is_beside_the_right_one else ""
+    Path(file).write_text(f"{right}[{table}]\nbudget_usd = 5\n")
+    told = f"[{table}] in {file} is not read"
+    with pytest.raises(ConfigurationError, match=rf"^{re.escape(told)}.*\n.*to \[{re.escape(TABLES[file])}\],"):
+        Settings()
+
+
+@pytest.mark.parametrize("variable", ["VEOGEN_BUDGET_USD", "veogen_budgets", "export VEOGEN_BUDGTES"])
+def test_a_cap_in_dotenv_by_a_name_that_is_not_read_there_is_refused(variable: str) -> None:
+    Path(".env").write_text(f"{variable}=5\n")
+    name = variable.removeprefix("export ")
+    meant = f"PREFECT_INTEGRATIONS_{name.upper()}"
+    with pytest.raises(ConfigurationError, match=rf"^{name} in \.env is not read.*\n.*Rename it to {meant} there"):
+        Settings()
+
+
+def test_a_cap_in_dotenv_that_something_has_loaded_is_a_cap(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path(".env").write_text("VEOGEN_BUDGET_USD=5\n# VEOGEN_BUDGETS=\n")
+    monkeypatch.setenv("VEOGEN_BUDGET_USD", "5")
+    assert Settings().budget_usd == 5
+
+
+@pytest.mark.parametrize("file", [".env", *TABLES])
+@pytest.mark.parametrize(
+    ("target", "reason"), [("gone", "it is a link to nothing"), ("itself", "symbolic link"), (None, "not a regular")]
+)
+def test_a_file_that_is_there_and_can_not_be_read_does_not_count_as_absent(
+    file: str, target: str | None, reason: str
+) -> None:
+    if target:
+        Path(file).symlink_to(file if target == "itself" else target)
+    else:
+        os.mkfifo(file)
+    with pytest.raises(
+        ConfigurationError, match=rf"^{re.escape(file)} in the working directory can't be read.*{reason}"
+    ):
+        Settings()
+
+
+def test_a_file_masked_by_a_device_holds_nothing() -> None:
+    Path(".env").symlink_to(os.devnull)
+    assert Settings().store == "veogen-store"
+
+
+def test_our_packages_name_in_other_tools_tables_is_none_of_ours() -> None:
+    Path("pyproject.toml").write_text(
+        '[project]\nname = "prefect-veogen"\n[project.entry-points."prefect.collections"]\nprefect_veogen = "x"\n'
+        '[tool.uv.sources.prefect-veogen]\ngit = "x"\n[tool.poetry.dependencies]\nprefect-veogen = {version = "1"}\n'
+        '[tool.veogen-tools]\nbudget_usd = 5\n[tool.prefect.integrations.veogen]\nstore = "here"\n'
+    )
+    assert Settings().store == "here"
 
 
 def test_what_other_programs_keep_in_these_files_is_none_of_ours(caplog: pytest.LogCaptureFixture) -> None:

@@ -150,5 +150,5 @@ def failure_of(generation: Generation) -> GenerationFailed:
     """Return the error of a failed generation: `ContentRejected` where the service's text mentions moderation."""
     reason = generation.error or "the service gave no reason"
     kind = ContentRejected if _MODERATION.search(reason) else GenerationFailed
-    message = f"Generation {generation.id} failed: {reason}. It was not charged"
+    message = f"Generation {generation.id} failed: {reason.rstrip('.')}. It was not charged"
     return kind(message, generation_id=generation.id, service_text=generation.error)

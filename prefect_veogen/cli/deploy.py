@@ -33,7 +33,7 @@ def deploy(options: Namespace) -> int:
     write_steps(steps)
     say(
         "",
-        f"Next: `prefect worker start --pool {options.pool}` wherever this package is installed, then "
-        f"`prefect deployment run {steps[0].name.partition(' ')[2]}`, or run it in the UI, which has a form for it.",
+        f"Next: `prefect worker start --pool {options.pool}` wherever this package is installed. Then run one in the "
+        "UI, which has a form for it, or by `prefect deployment run NAME -p prompt=…`.",
     )
     return 0

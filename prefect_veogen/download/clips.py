@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, cast
 
-from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.errors import ConfigurationError, StoreUnavailable
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -53,6 +53,15 @@ def check_pyav() -> None:
 def reason_of(error: Exception) -> str:
     """Return what FFmpeg says, without the name of a temporary file."""
     return str(getattr(error, "strerror", None) or error)
+
+
+def temporary_trouble(error: OSError) -> StoreUnavailable:
+    """Return the error for a temporary file that can't be written: it says nothing about any clip."""
+    return StoreUnavailable(
+        f"A temporary file could not be written: {reason_of(error)}",
+        next_step="Free some space in the temporary folder, or set TMPDIR to another one, then run it again: nothing "
+        "has to be bought again.",
+    )
 
 
 # ---------------------------------------------------------------- the last frame
@@ -109,25 +118,35 @@ def join_clips(clips: Sequence[Path], film: Path) -> None:
 
     Raises:
         NotJoinable: a clip can't be read, or its streams differ from those of the first.
+        StoreUnavailable: the film can't be written, mostly because its disk is full.
     """
     import av
 
-    with av.open(film, "w", format="mp4", options={"movflags": "+faststart"}) as output:
-        streams: OutputStreams = {}
-        shape: dict[str, Any] = {}
-        joiner = _Joiner(output)
-        for position, path in enumerate(clips):
-            try:
-                with av.open(path, "r") as clip:
-                    found = _shape_of(clip)
-                    if not streams:
-                        shape = found
-                        streams = {stream.type: output.add_stream_from_template(stream) for stream in _tracks(clip)}
-                    if differences := _differences(found, shape):
-                        raise NotJoinable(position, "; ".join(differences))
-                    joiner.append(clip, streams)
-            except (av.error.FFmpegError, OSError, ValueError) as error:
-                raise NotJoinable(position, f"it can't be copied: {reason_of(error)}") from None
+    try:
+        with av.open(film, "w", format="mp4", options={"movflags": "+faststart"}) as output:
+            _append_all(clips, output)
+    except OSError as error:  # closing it writes much of it, and all of it once more to have the index in front
+        raise temporary_trouble(error) from None
+
+
+def _append_all(clips: Sequence[Path], output: OutputContainer) -> None:
+    import av
+
+    streams: OutputStreams = {}
+    shape: dict[str, Any] = {}
+    joiner = _Joiner(output)
+    for position, path in enumerate(clips):
+        try:
+            with av.open(path, "r") as clip:
+                found = _shape_of(clip)
+                if not streams:
+                    shape = found
+                    streams = {stream.type: output.add_stream_from_template(stream) for stream in _tracks(clip)}
+                if differences := _differences(found, shape):
+                    raise NotJoinable(position, "; ".join(differences))
+                joiner.append(clip, streams)
+        except (av.error.FFmpegError, OSError, ValueError) as error:
+            raise NotJoinable(position, f"it can't be copied: {reason_of(error)}") from None
 
 
 def _tracks(clip: InputContainer) -> list[Any]:
@@ -190,7 +209,10 @@ class _Joiner:
             packet.pts = max(packet.pts, packet.dts)
         self._last_dts[stream.type] = packet.dts
         packet.stream = stream
-        self._output.mux(packet)
+        try:
+            self._output.mux(packet)
+        except OSError as error:  # a packet that MP4 can't hold is a ValueError
+            raise temporary_trouble(error) from None
 
 
 def _packets_of(clip: InputContainer) -> Iterator[Any]:

@@ -9,13 +9,21 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_veogen.download.clips import FILM_TYPE, NotJoinable, join_clips, last_frame_of, reason_of
+from prefect_veogen.download.clips import (
+    FILM_TYPE,
+    NotJoinable,
+    join_clips,
+    last_frame_of,
+    reason_of,
+    temporary_trouble,
+)
 from prefect_veogen.download.publication import not_as_stored
 from prefect_veogen.errors import ConfigurationError, InputUnavailable, PersonNeeded
 from prefect_veogen.models import Asset
@@ -23,13 +31,16 @@ from prefect_veogen.process.concurrency import run_uninterrupted
 from prefect_veogen.store import AlreadyExists, committed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from prefect_veogen.store import Store
 
 _FRAMES: Final = "assets/last-frames/"
 _FILMS: Final = "assets/films/"
 _READ_BYTES: Final = 1024 * 1024
+_OTHERS_PICTURE_SECONDS: Final = 5.0
+"""How long another worker may take from its sidecar to its picture."""
+_POLL_SECONDS: Final = 0.25
 
 
 # ---------------------------------------------------------------- the last frame
@@ -48,6 +59,7 @@ async def last_frame(store: Store, clip: Asset) -> Asset:
     Raises:
         PersonNeeded: the clip is gone, has changed, or can't be decoded.
         InputUnavailable: the frame was extracted before, is gone, and this version of FFmpeg makes other bytes of it.
+        StoreUnavailable: the temporary folder is full.
     """
     key, known = _frame_key(clip), await known_last_frame(store, clip)
     if known is not None and await store.stat(key) is not None:
@@ -59,6 +71,8 @@ async def last_frame(store: Store, clip: Asset) -> Asset:
     except AlreadyExists:
         known = await known_last_frame(store, clip)
     if known is not None and known.sha256 != frame.sha256:
+        if await _appears(store, key):
+            return known
         raise InputUnavailable(
             f"{known.uri} is gone, and this version of FFmpeg makes another picture of the same frame",
             next_step=f"Restore it, or delete {known.uri}.json: then the shots after it are made, and bought, anew.",
@@ -67,13 +81,24 @@ async def last_frame(store: Store, clip: Asset) -> Asset:
     return frame
 
 
+async def _appears(store: Store, key: str) -> bool:
+    """Return whether a picture is there, or comes: whoever decided what it is may be about to write it."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _OTHERS_PICTURE_SECONDS
+    while await store.stat(key) is None:
+        if loop.time() >= end:
+            return False
+        await asyncio.sleep(_POLL_SECONDS)
+    return True
+
+
 def _frame_key(clip: Asset) -> str:
     return f"{_FRAMES}{clip.sha256}.png"
 
 
 async def _extract(store: Store, clip: Asset) -> bytes:
-    with TemporaryDirectory(prefix="veogen-") as folder:
-        path = await _fetch(store, clip, Path(folder, "clip"))
+    with _temporary_folder() as folder:
+        path = await _fetch(store, clip, folder / "clip")
         try:
             return await run_uninterrupted(asyncio.to_thread(last_frame_of, path))
         except (OSError, ValueError) as error:
@@ -96,14 +121,15 @@ async def film_of(store: Store, clips: Mapping[str, Asset]) -> tuple[Asset, bool
     Raises:
         ConfigurationError: a clip differs from the first one, so that they can't be joined without encoding them again.
         PersonNeeded: a clip is gone, or has changed.
+        StoreUnavailable: the temporary folder is full: it needs room for the clips and the film.
     """
     key = f"{_FILMS}{hashlib.sha256(' '.join(clip.sha256 for clip in clips.values()).encode()).hexdigest()}.mp4"
     known, stat = await _described(store, key), await store.stat(key)
     if known is not None and stat is not None and stat.size == known.size:
         return known, True
-    with TemporaryDirectory(prefix="veogen-") as folder:
-        paths = [await _fetch(store, clip, Path(folder, str(number))) for number, clip in enumerate(clips.values())]
-        film = Path(folder, "film.mp4")
+    with _temporary_folder() as folder:
+        paths = [await _fetch(store, clip, folder / str(number)) for number, clip in enumerate(clips.values())]
+        film = folder / "film.mp4"
         try:
             await run_uninterrupted(asyncio.to_thread(join_clips, paths, film))
         except NotJoinable as problem:
@@ -139,6 +165,16 @@ async def _put(store: Store, key: str, path: Path) -> Asset:
 # ---------------------------------------------------------------- from and to the store
 
 
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Give a folder that is removed afterwards; a store raises no OSError, so any is about the files in the folder."""
+    try:
+        with TemporaryDirectory(prefix="veogen-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise temporary_trouble(error) from None
+
+
 async def _fetch(store: Store, clip: Asset, path: Path) -> Path:
     """Return the path to which a clip was streamed, verified."""
     if (key := store.key(clip.uri)) is None:
@@ -150,7 +186,10 @@ async def _fetch(store: Store, clip: Asset, path: Path) -> Path:
 
         def take(piece: bytes) -> None:
             digest.update(piece)
-            file.write(piece)
+            try:
+                file.write(piece)
+            except OSError as error:  # the store would take it for its own
+                raise temporary_trouble(error) from None
 
         was_there = await run_uninterrupted(store.read_through(key, take)) is not None
     if not was_there or digest.hexdigest() != clip.sha256:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import mimetypes
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -40,12 +41,22 @@ def check_publication_key(key: str) -> None:
     )
 
 
+def _check_ending(asset: Asset, key: str) -> None:
+    ending = mimetypes.guess_type(key)[0]
+    if ending is not None and ending.partition("/")[0] != asset.content_type.partition("/")[0]:
+        raise ConfigurationError(
+            f"{asset.uri} is {asset.content_type}, and not published as {key}: consumers would take it for {ending}",
+            next_step="The asset stays where it is. Give the name the right ending; {ext} in a template stands for it.",
+        )
+
+
 async def publish(store: Store, asset: Asset, key: str, scheduled: datetime | None = None) -> bool:
     """Copy an asset to a key, whole and verified, with a sidecar; return whether it is there now. Free.
 
     With `scheduled`, what was published there for a later slot stays: a late run must not bring yesterday back.
     """
     check_publication_key(key)
+    _check_ending(asset, key)
     source = store.key(asset.uri)
     if source is None:
         raise ConfigurationError(

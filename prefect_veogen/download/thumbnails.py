@@ -58,10 +58,10 @@ def _key(asset: Asset) -> str:
 
 
 def _small(body: bytes, content_type: str) -> bytes | None:
-    import av
-    from PIL import Image
-
     try:
+        import av
+        from PIL import Image
+
         if content_type.startswith("video/"):
             with av.open(io.BytesIO(body), "r") as container:
                 image = next(container.decode(video=0)).to_image()  # type: ignore[no-untyped-call]

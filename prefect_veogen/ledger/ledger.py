@@ -226,8 +226,8 @@ class Ledger:
 
         await self._change(entry, note)
 
-    async def fail(self, key: str, generation: Generation) -> None:
-        """Note that a generation failed and was not charged, and release its money, once."""
+    async def fail(self, key: str, generation: Generation) -> Receipt | None:
+        """Note that a generation failed and was not charged, and release its money, once; return the receipt."""
 
         def note(receipt: Receipt) -> Receipt | None:
             is_its_own = receipt.state is State.BOUGHT and receipt.is_about(generation)
@@ -235,11 +235,12 @@ class Ledger:
 
         entry = await self.read(key)
         if entry is None:
-            return
+            return None
         before, written = await self._change(entry, note)
         # Only the author of the transition releases the money, so that it is released once.
         if written is not None and written.receipt is not before:
             await self._budgets.release(before.budgets, before.reservation, before.price_usd)
+        return before if written is None else written.receipt
 
     async def settle(self, receipt: Receipt) -> None:
         """Complete in the budgets what a worker that died after its transition left undone. Idempotent."""

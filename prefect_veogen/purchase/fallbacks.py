@@ -22,14 +22,15 @@ _BEGUN: Final = (State.RESERVED, State.SENDING, State.IN_DOUBT, State.BOUGHT, St
 async def check_fallbacks(session: Session, requests: Sequence[GenerationRequest]) -> int:
     """Return at which of the requests to begin, after validating and pricing it and all behind it. Free.
 
-    Only one of them is paid for in the end, so each alone has to be affordable.
+    Only one of them is paid for in the end, so each alone has to be affordable. Where one was begun already, nothing is
+    asked any more: going on with it must not fail for what would come after it, and that is checked when it is bought.
 
     Raises:
         ChangeTheRequest: a model does not offer what one of them asks for.
         BudgetExceeded, InsufficientBalance: the money would not do for one of them.
     """
-    begin = await _where_to_begin(session, requests)
-    for request in requests[begin:]:
+    begin, is_begun = await _where_to_begin(session, requests)
+    for request in () if is_begun else requests[begin:]:
         plan = await make_plan(session, [request])
         for item in plan.problems:
             assert item.problem is not None
@@ -42,8 +43,10 @@ async def check_fallbacks(session: Session, requests: Sequence[GenerationRequest
     return begin
 
 
-async def _where_to_begin(session: Session, requests: Sequence[GenerationRequest]) -> int:
+async def _where_to_begin(session: Session, requests: Sequence[GenerationRequest]) -> tuple[int, bool]:
     """Return the position of the one that an earlier call had come to when all before it had failed; else the first.
+
+    And whether that one was begun.
 
     A failed request may be bought again. Where another was made in its place, that would be a second purchase.
     """
@@ -51,5 +54,5 @@ async def _where_to_begin(session: Session, requests: Sequence[GenerationRequest
         entry = await session.ledger.read(await receipt_key_of(session, request))
         state = entry.receipt.state if entry else None
         if state is not State.FAILED:
-            return position if state in _BEGUN else 0
-    return 0
+            return (position, True) if state in _BEGUN else (0, False)
+    return 0, False

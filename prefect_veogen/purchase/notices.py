@@ -38,15 +38,16 @@ def note_bought(session: Session, receipt: Receipt) -> None:
     session.emit(BOUGHT, f"veogen.generation.{receipt.generation.id}", _known(payload))
 
 
-def note_failed(session: Session, generation: Generation) -> None:
-    """Send `veogen.generation.failed` for a generation that failed, and was not charged."""
+def note_failed(session: Session, generation: Generation, receipt: Receipt | None) -> None:
+    """Send `veogen.generation.failed` for a generation that failed, and was not charged; its receipt has its labels."""
+    bought_for = receipt or session
     payload = {
         "generation_id": generation.id,
         "model": generation.model,
         "error": generation.error,
         "receipt": generation.receipt,
-        "labels": dict(session.labels),
-        "campaign": session.campaign,
+        "labels": dict(bought_for.labels),
+        "campaign": bought_for.campaign,
     }
     session.emit(FAILED, f"veogen.generation.{generation.id}", _known(payload))
 

@@ -28,7 +28,7 @@ from prefect_veogen.errors import (
     VeogenError,
 )
 from prefect_veogen.ledger import Entry, EventName, Intent, State
-from prefect_veogen.ledger.lease import boot_seconds, own_lease
+from prefect_veogen.ledger.lease import own_lease
 from prefect_veogen.ledger.receipt import attach
 from prefect_veogen.models import Generation, GenerationRequest, Labels, Quote, in_usd, without_secrets
 from prefect_veogen.process.concurrency import backoff_seconds, run_uninterrupted
@@ -43,13 +43,12 @@ from prefect_veogen.purchase.in_doubt import (
     write_down,
 )
 from prefect_veogen.purchase.inputs import identify_inputs, offered_links
+from prefect_veogen.purchase.note import Note
 from prefect_veogen.purchase.notices import note_bought, note_failed, note_refused, warn_of
 from prefect_veogen.purchase.search import Search, search
 from prefect_veogen.store import AlreadyExists, VersionConflict
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
-
     from prefect_veogen.api.outcome import Submission
     from prefect_veogen.ledger.lease import Owner
     from prefect_veogen.ledger.receipt import Receipt
@@ -67,8 +66,6 @@ _WAITED_FOR = timedelta(seconds=30)
 _BLIND_SECONDS = 60.0
 _STORE_AWAY_SECONDS = 60.0
 _LAST_WORDS_SECONDS = 5.0
-_NOTE_HOLDS_SECONDS = 10.0
-"""How long after its note a purchase may still be sent: a process that was frozen for longer must not send it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,38 +100,9 @@ async def buy(session: Session, request: GenerationRequest) -> Purchase:
 
 async def mark_failed(session: Session, generation: Generation) -> GenerationFailed:
     """Return the error of a failed generation, after writing into its receipt that nothing was charged."""
-    if generation.receipt is not None:
-        await session.ledger.fail(generation.receipt, generation)
-    note_failed(session, generation)
+    receipt = await session.ledger.fail(generation.receipt, generation) if generation.receipt is not None else None
+    note_failed(session, generation, receipt)
     return failure_of(generation)
-
-
-class _Note:
-    """The write-ahead note that a purchase is on its way, written when nothing but its body is left to be sent.
-
-    Connecting takes long enough to be killed in; after the note, whether money was spent has to be reconciled.
-    """
-
-    def __init__(self, entry: Entry, write: Callable[[Entry], Awaitable[Entry]]) -> None:
-        self.entry = entry
-        self.is_written = False
-        self._write = write
-
-    async def write(self) -> None:
-        """Write it; the body may follow at once, and only at once.
-
-        Raises:
-            NotSent: writing took so long that others may have given the purchase up.
-        """
-        began = boot_seconds()
-        self.entry = await self._write(self.entry)
-        self.is_written = True
-        # Nothing is awaited between here and the sending of the body.
-        if boot_seconds() - began > _NOTE_HOLDS_SECONDS:
-            raise NotSent(
-                f"The note of a purchase took longer than {_NOTE_HOLDS_SECONDS:g} s to write",
-                next_step="Nothing was bought. Check the store and the machine, then run it again.",
-            )
 
 
 class _Buyer:
@@ -167,11 +135,10 @@ class _Buyer:
                 await self._ledger.release(entry, "the buyer was stopped before sending")
 
     async def _acquire(self) -> Purchase:
-        attempt = 0
+        attempt, seen = 0, set[State | None]()
         while True:
-            if attempt == 1:
-                self._session.log.info("Another worker is buying this just now: waiting for its outcome")
             entry = await self._ledger.read(self._key)
+            seen.add(entry.receipt.state if entry else None)
             try:
                 if entry is None:
                     return await self._buy(await self._reserve(None))
@@ -180,15 +147,22 @@ class _Buyer:
                         return Purchase(attach(entry.receipt), reused=True, labels=entry.receipt.labels)
                     case State.RESERVED | State.SENDING if not entry.receipt.is_abandoned:
                         attempt += 1
-                        await asyncio.sleep(_rival_poll_seconds(attempt))
+                        await self._wait_for_rival(attempt)
                     case State.SENDING:
                         return await self._resolve(await note_doubt(self._session, entry, "the buyer died"))
                     case State.IN_DOUBT:
                         return await self._resolve(entry)
+                    case State.FAILED if seen != {State.FAILED}:  # meanwhile, as another worker's: all get the failure
+                        raise failure_of(attach(entry.receipt))
                     case State.RESERVED | State.RELEASED | State.FAILED:
                         return await self._buy(await self._reserve(entry))
             except (AlreadyExists, VersionConflict):
                 continue  # another worker was first: see what it did
+
+    async def _wait_for_rival(self, attempt: int) -> None:
+        if attempt == 1:
+            self._session.log.info("Another worker is buying this just now: waiting for its outcome")
+        await asyncio.sleep(_rival_poll_seconds(attempt))
 
     # ------------------------------------------------------------ before the money
 
@@ -246,7 +220,7 @@ class _Buyer:
 
     async def _submit(self, entry: Entry) -> tuple[Entry, Submission]:
         """Send the purchase, once; return the receipt, which says so, and what came of it."""
-        note = _Note(entry, self._send)
+        note = Note(entry, self._send)
         try:
             submission = await self._session.client.create_generation(self._body, note.write)
         except (NotSent, ConfigurationError) as error:
@@ -271,7 +245,8 @@ class _Buyer:
 
     async def _send(self, entry: Entry) -> Entry:
         """Return the receipt with the note that the purchase is on its way."""
-        links = {name: tuple(map(without_secrets, value)) for name, value in self._body.items() if _is_list(value)}
+        lists = {name: value for name, value in self._body.items() if isinstance(value, list)}
+        links = {name: tuple(map(without_secrets, value)) for name, value in lists.items()}
         owner, offset = self._owner.renewed(self._lease_seconds), self._session.client.clock_offset
         noting = asyncio.ensure_future(self._ledger.send(entry, owner, offset, links))
         try:
@@ -393,7 +368,3 @@ class _Buyer:
         last = receipt.history[-1]
         polls = _SEARCH_POLLS if last.event is EventName.IN_DOUBT else 0
         return last.at + timedelta(seconds=polls * self._session.settings.image_poll_seconds)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, list)

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     """Where assets and receipts live: `s3://bucket/prefix`, `file:///path` or a path; in a deployment an absolute
     one."""
     requests_per_minute: Annotated[int, Field(ge=2, le=1_000_000)] = 120
-    """The API's limit (/authentication), for all requests of the process together."""
+    """The API's limit (/authentication), for all requests of the process; after `setup`, of all workers together."""
     image_poll_seconds: Positive = 3
     """The poll interval of images (/api-reference/generations/get)."""
     video_poll_seconds: Positive = 5
@@ -66,10 +66,10 @@ class Settings(BaseSettings):
     request_timeout_seconds: Positive = 60
     """How long to wait for one response of the API."""
     budget_usd: Annotated[Decimal, Field(ge=0, le=1_000_000_000)] | None = None
-    """What may be spent per UTC day by everyone who shares the store; unset: no cap."""
+    """What may be spent per UTC day by all who share the store and set it; unset: no cap."""
     budgets: Annotated[dict[str, LabelBudget], NoDecode] = {}
-    """What may be spent on purchases with a label by everyone who shares the store, as JSON: `{"project:spring": 20}`,
-    or `{"project:spring": {"usd": 20, "per": "month"}}` (or `"day"`; of UTC)."""
+    """What may be spent on purchases with a label by all who share the store and set it, as JSON:
+    `{"project:spring": 20}`, or `{"project:spring": {"usd": 20, "per": "month"}}` (or `"day"`; of UTC)."""
     in_doubt_seconds: float | Literal["never"] = 900
     """How long a purchase whose response was lost may stay in doubt before a proven absence lets the next run buy
     again: within this time the service is assumed to have dropped, or accepted and listed, what was sent to it.

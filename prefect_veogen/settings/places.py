@@ -6,10 +6,12 @@ setting of an integration there, and `prefect config set` drops what it doesn't 
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import stat
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -20,6 +22,9 @@ from prefect_veogen.errors import ConfigurationError
 _OWN = "VEOGEN_"
 _PREFECTS = "PREFECT_INTEGRATIONS_VEOGEN_"
 _TABLE = ("integrations", "veogen")
+_TOOLS_TABLE = ("tool", "prefect", *_TABLE)
+_TYPO_CUTOFF = 0.8
+_OWN_CAP = re.compile(rf"{_OWN}\w*BUDG", re.IGNORECASE)
 
 
 class Given(NamedTuple):
@@ -46,14 +51,16 @@ def read_places() -> tuple[Place, ...]:
     """Return all places as they are now; what an earlier one says comes before what a later one says.
 
     Raises:
-        ConfigurationError: a file can't be read, and a cap may be in it.
+        ConfigurationError: a file can't be read, and a cap may be in it; or a cap is where none is looked for.
     """
+    dotenv = _read(".env")
+    _check_caps_of(dotenv)
     return (
         _variables(_OWN, os.environ),
         _variables(_PREFECTS, os.environ),
-        _variables(_PREFECTS, _read(".env"), " in .env"),
+        _variables(_PREFECTS, dotenv, " in .env"),
         _table("prefect.toml", _TABLE),
-        _table("pyproject.toml", ("tool", "prefect", *_TABLE)),
+        _table("pyproject.toml", _TOOLS_TABLE),
     )
 
 
@@ -67,26 +74,71 @@ def _variables(prefix: str, variables: Mapping[str, Any], where: str = "") -> Pl
     return Place(given, lambda field: f"{prefix}{field.upper()}{where}")
 
 
+def _check_caps_of(dotenv: Mapping[str, Any]) -> None:
+    """Refuse a cap that only .env has by our own prefix: Prefect's is the one that is read there."""
+    known = {variable.upper() for variable in os.environ}
+    for variable in dotenv:
+        # Where the environment has it as well, something has loaded the file, and the cap holds.
+        if _OWN_CAP.match(variable) and variable.upper() not in known:
+            meant = f"{_PREFECTS}{variable[len(_OWN) :].upper()}"
+            raise ConfigurationError(
+                f"{variable} in .env is not read, so it would be no cap",
+                next_step=f"Rename it to {meant} there, or set it in the environment.",
+            )
+
+
 def _table(file: str, keys: tuple[str, ...]) -> Place:
     table: Any = _read(file)
+    path = ".".join(keys)
+    for found in _tables_of_ours(table):
+        if found != keys:
+            raise ConfigurationError(
+                f"[{'.'.join(found)}] in {file} is not read, and a cap in it would be none",
+                next_step=f"Rename it to [{path}], or remove it.",
+            )
     for key in keys:
         table = table.get(key, {}) if isinstance(table, Mapping) else None
-    path = ".".join(keys)
     if not isinstance(table, Mapping):
         raise ConfigurationError(f"{path} in {file} is not a table", next_step=f"Write it as [{path}], or remove it.")
     given = {name.lower(): Given(f"{path}.{name} in {file}", value) for name, value in table.items()}
     return Place(given, lambda field: f"{path}.{field} in {file}")
 
 
+def _tables_of_ours(table: Mapping[str, Any], above: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Yield where settings of ours seem to be, rightly or not.
+
+    Only on the way to the right place: elsewhere our name is that of a package, as in `[tool.uv.sources]`.
+    """
+    for name, value in table.items():
+        path = (*above, name)
+        if re.sub("[-_]", "", name.casefold()).removeprefix("prefect") == "veogen":
+            yield path
+        elif isinstance(value, Mapping) and difflib.get_close_matches(
+            name.casefold(), _TOOLS_TABLE[:-1], 1, _TYPO_CUTOFF
+        ):
+            yield from _tables_of_ours(value, path)
+
+
 def _read(file: str) -> Mapping[str, Any]:
     """Return what a file of the working directory holds; it is parsed again only when it has changed."""
     try:
         found = Path(file).stat()
-    except OSError:
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not Path(file).is_symlink():
+            return {}
+        reason = "it is a link to nothing" if isinstance(error, FileNotFoundError) else error.strerror
+        raise _unreadable(f"{file} in the working directory", reason) from None
+    if stat.S_ISDIR(found.st_mode) or stat.S_ISCHR(found.st_mode):  # such as a venv, and /dev/null to mask a file
         return {}
     if not stat.S_ISREG(found.st_mode):
-        return {}
+        raise _unreadable(f"{file} in the working directory", "it is not a regular file")
     return _parsed(file, str(Path(file).absolute()), (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size))
+
+
+def _unreadable(shown: str, reason: object) -> ConfigurationError:
+    return ConfigurationError(
+        f"{shown} can't be read: {reason}", next_step="Correct it: settings such as a cap may be in it."
+    )
 
 
 @lru_cache(maxsize=16)
@@ -95,14 +147,11 @@ def _parsed(file: str, path: str, _version: tuple[int, ...]) -> Mapping[str, Any
         text = Path(path).read_text(encoding="utf-8")
         return _variables_in(text) if file == ".env" else tomllib.loads(text, parse_float=Decimal)
     except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigurationError(
-            f"{path} can't be read: {reason}", next_step="Correct it: settings such as a cap may be in it."
-        ) from None
+        raise _unreadable(path, getattr(error, "strerror", None) or error) from None
 
 
 def _variables_in(text: str) -> Mapping[str, Any]:
-    if _PREFECTS not in text.upper():
+    if _PREFECTS not in text.upper() and not _OWN_CAP.search(text):
         return {}
     from io import StringIO
 

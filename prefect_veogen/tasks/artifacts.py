@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STORED_EVENT = "veogen.asset.stored"
 
 _MAX_PROMPT_CHARACTERS = 500
-_MAX_SECONDS = 30.0  # a Prefect server that is silent must not hold up what is to be bought next
+_MAX_SECONDS = 30.0
 
 
 @asynccontextmanager
@@ -37,23 +37,30 @@ async def showing(session: Session) -> AsyncIterator[Session]:
         yield replace(session, delivered=delivered.append)
     finally:
         for delivery in delivered:
-            await _show(session, delivery)
+            emit(STORED_EVENT, delivery.asset.uri, _payload(delivery))
+        if session.flow_run_id is not None:
+            async with courtesy(session):
+                for delivery in delivered:
+                    record_lineage(delivery)
+                    await _show(session, delivery)
+
+
+@asynccontextmanager
+async def courtesy(session: Session) -> AsyncIterator[None]:
+    """Do what paid work must neither fail nor wait for: it may take half a minute, and raise anything."""
+    try:
+        async with asyncio.timeout(_MAX_SECONDS):
+            yield
+    except Exception as error:  # noqa: BLE001 - the assets are stored, whatever the Prefect server says
+        session.log.debug("Not shown: %r", error)
 
 
 async def _show(session: Session, delivery: Delivery) -> None:
-    """Emit `veogen.asset.stored` and, in a flow run, create an artifact with a small picture."""
-    emit(STORED_EVENT, delivery.asset.uri, _payload(delivery))
-    if session.flow_run_id is None:
-        return
-    record_lineage(delivery)
-    try:
-        async with asyncio.timeout(_MAX_SECONDS):
-            picture = await on_io(thumbnail(session.store, delivery.asset))
-            prompt = " ".join((delivery.prompt or "").split())
-            key = plain_name(f"{delivery.asset.model or 'asset'} {prompt}")
-            await acreate_markdown_artifact(_card(delivery, picture), key=key, description=literal(shorten(prompt)))
-    except Exception as error:  # noqa: BLE001 - a courtesy: the asset is stored, whatever the server says
-        session.log.debug("The asset could not be shown: %s", error)
+    """Create an artifact with a small picture."""
+    picture = await on_io(thumbnail(session.store, delivery.asset))
+    prompt = " ".join((delivery.prompt or "").split())
+    key = plain_name(f"{delivery.asset.model or 'asset'} {prompt}")
+    await acreate_markdown_artifact(_card(delivery, picture), key=key, description=literal(shorten(prompt)))
 
 
 def _payload(delivery: Delivery) -> dict[str, Any]:
@@ -84,6 +91,8 @@ def _facts(delivery: Delivery) -> list[str]:
 
 
 def _price(delivery: Delivery) -> str:
+    if not delivery.asset.generation_id:
+        return "made of clips, free"
     price = in_usd(delivery.asset.price_usd)
     return f"reused: $0.00 (bought before for {price})" if delivery.reused else price
 

@@ -44,7 +44,7 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.wait import check_timeout
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
-from prefect_veogen.tasks.artifacts import showing
+from prefect_veogen.tasks.artifacts import courtesy, showing
 from prefect_veogen.tasks.events import emit
 from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.markdown import code, image, literal
@@ -130,6 +130,8 @@ def _name_of_campaign_run(parameters: Mapping[str, Any]) -> str:
         what = shorten(without_secrets(str(manifest)).rstrip("/").rpartition("/")[2])
     else:
         what = _counted(manifest)
+    if parameters.get("start"):
+        return f"{what} ({parameters['start']} to {parameters.get('end')})"
     return f"{what} (take {parameters.get('take', 1)})"
 
 
@@ -360,13 +362,14 @@ async def publish_campaign(
     await on_io(session.store.put(gallery, html, "text/html; charset=utf-8"))
     summary, where = literal(str(report)), session.store.uri(gallery)
     key = f"campaign-{plain_name(report.name)}"
-    await acreate_table_artifact(_table(tiles), key=key, description=summary)
     pictures = [image(tile.item.id, picture) for tile in tiles for picture in tile.pictures[-1:]]
     markdown = (
         f"# {summary}\n\nResults: {code(report.results_uri)}\n\nGallery: {code(where)}\n\n"
         f"{' '.join(pictures[:_MAX_PICTURES])}\n"
     )
-    await acreate_markdown_artifact(markdown, key=f"{key}-pictures")
+    async with courtesy(session):
+        await acreate_table_artifact(_table(tiles), key=key, description=summary)
+        await acreate_markdown_artifact(markdown, key=f"{key}-pictures")
     await on_io(write_results(session.store, report.name, report.items))
     emit(FINISHED_EVENT, f"veogen.campaign.{plain_name(report.name)}", _finished(report, where))
     session.log.info("%s. Gallery: %s. Results: %s", report, where, report.results_uri)

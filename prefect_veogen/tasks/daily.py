@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from pathlib import PurePosixPath
 from typing import Any
 
 from prefect import get_run_logger, task
@@ -47,12 +48,12 @@ class Slot:
     publish_as: str | None = None
     latest: str | None = None
 
-    def keys_of(self, identity: str, take: str) -> dict[str, datetime | None]:
+    def keys_of(self, identity: str, take: str, ending: str = ".ext") -> dict[str, datetime | None]:
         """Return where the asset of a row is published; with a time, only if there is nothing of a later slot."""
         keys: dict[str, datetime | None] = {}
         for template, scheduled in ((self.publish_as, None), (self.latest, self.scheduled)):
             if template is not None:
-                named = template.replace("{id}", identity).replace("{take}", take)
+                named = template.replace("{ext}", ending).replace("{id}", identity).replace("{take}", take)
                 keys[str(take_of_slot(named, self.scheduled))] = scheduled
         return keys
 
@@ -143,11 +144,12 @@ def _check_publication(slots: Sequence[Slot]) -> None:
             for key, scheduled in slot.keys_of(identity, take).items():
                 check_publication_key(key)
                 seen, owner = latest if scheduled else published, f"{identity} (take {take})"
-                if seen.setdefault(key, owner) != owner:
-                    raise ConfigurationError(
-                        f"{seen[key]} and {owner} would both be published as {key}",
-                        next_step="Nothing was bought. Put {id}, {take} or the slot into the name.",
-                    )
+                for written in (key, f"{key}.json"):  # the copy, and its sidecar
+                    if seen.setdefault(written, owner) != owner:
+                        raise ConfigurationError(
+                            f"{seen[written]} and {owner} would both be published as {written}",
+                            next_step="Nothing was bought. Put {id}, {take} or the slot into the name.",
+                        )
 
 
 async def make_slot(
@@ -166,10 +168,10 @@ async def make_slot(
     report = await make_campaign(slot.rows, name=slot.name, **options, **where)
     failures: list[VeogenError] = []
     for item in report.items:
-        if item.status is ItemStatus.OK and item.assets:
-            for key, scheduled in slot.keys_of(item.id, item.take).items():
+        if item.status is ItemStatus.OK and (asset := item.asset) is not None:
+            for key, scheduled in slot.keys_of(item.id, item.take, PurePosixPath(asset.uri).suffix).items():
                 try:
-                    await publish_asset(item.assets[-1], key, scheduled=scheduled, **where)
+                    await publish_asset(asset, key, scheduled=scheduled, **where)
                 except VeogenError as failure:
                     failures.append(failure)
     await publish_campaign(report, **where)
@@ -198,7 +200,8 @@ async def publish_asset(
     stays. Safe to repeat.
 
     Raises:
-        ConfigurationError: the key belongs to the store itself or is not valid, or the asset is in another store.
+        ConfigurationError: the key belongs to the store itself, is not valid or has the ending of another kind of
+            media, or the asset is in another store.
         PersonNeeded: the asset is gone, or changed.
     """
     session = await session_for_task(credentials, store)

@@ -54,6 +54,27 @@ class _Description:
         limit = self.described.get("concurrency_limit")
         return None if limit is None else ConcurrencyLimitConfig.model_validate(limit)
 
+    def options(self) -> dict[str, Any]:
+        """Return the deployment's options as they are described."""
+        return {
+            "schedules": self.schedules(),
+            "parameters": self.described.get("parameters", {}),
+            "tags": self.described.get("tags", []),
+            "concurrency_limit": self.limit(),
+        }
+
+    def options_beside(self, found: DeploymentResponse) -> dict[str, Any]:
+        """Return them with what was changed on the server; whatever is not passed, Prefect would clear."""
+        described = self.options()
+        return {
+            "schedules": [_same(each) for each in found.schedules],
+            "parameters": {**described["parameters"], **found.parameters},
+            "tags": [*dict.fromkeys([*described["tags"], *found.tags])],
+            "concurrency_limit": _same_limit(found) or described["concurrency_limit"],
+            "job_variables": found.job_variables,
+            "paused": found.paused,
+        }
+
 
 async def deploy_flows(
     names: Sequence[str] = (), *, pool: str = "veogen", store: str | None = None, credentials: str | None = None
@@ -62,7 +83,10 @@ async def deploy_flows(
 
     Workers import them from the package, which has to be installed there; in a checkout they read them from its folder.
     `store` and the name of a `credentials` block become parameters of each. What was changed on the server since it was
-    deployed before stays: its parameters, but for these two, and its schedules. New schedules are off.
+    deployed before stays: its parameters, but for these two, its job variables (a cap in their `env`, say), its
+    schedules, whether it is paused, a concurrency limit that it has and tags that were added. Set anew are the flow,
+    the description, the work pool with its default queue, and the described tags, by which it is healed. New schedules
+    are off.
 
     Raises:
         ConfigurationError: a name is none of them, the pool or the block is missing, or the store is relative; nothing
@@ -123,15 +147,13 @@ async def _load(name: str, described: dict[str, Any]) -> _Description:
 async def _deploy(client: PrefectClient, wanted: _Description, pool: str, given: dict[str, Any]) -> Step:
     found = await _find(client, wanted.full_name)
     taken = inspect.signature(wanted.flow.fn).parameters
-    parameters = {**wanted.described.get("parameters", {}), **(found.parameters if found else {}), **given}
+    options = wanted.options() if found is None else wanted.options_beside(found)
+    parameters = {**options.pop("parameters"), **given}
     deployment: RunnerDeployment = await wanted.flow.ato_deployment(
         wanted.name,
-        # Those that are there may have been switched on, or changed; without any, Prefect would delete them.
-        schedules=wanted.schedules() if found is None else [_same(each) for each in found.schedules],
+        **options,
         parameters={name: value for name, value in parameters.items() if name in taken},
         description=wanted.described.get("description"),
-        tags=wanted.described.get("tags"),
-        concurrency_limit=wanted.limit(),
         entrypoint_type=EntrypointType.MODULE_PATH if _IN_WHEEL else EntrypointType.FILE_PATH,
     )
     await deployment.aapply(work_pool_name=pool)
@@ -148,7 +170,7 @@ async def _find(client: PrefectClient, name: str) -> DeploymentResponse | None:
 def _detail(wanted: _Description, found: DeploymentResponse | None, pool: str) -> str:
     where = f"in the work pool {pool}"
     if found is not None:
-        return f"{where}; its parameters and schedules are as they were"
+        return f"{where}; what was changed on the server is as it was"
     off = any(not schedule.active for schedule in wanted.schedules())
     return f"{where}; its schedule is off until you resume it" if off else where
 
@@ -156,6 +178,13 @@ def _detail(wanted: _Description, found: DeploymentResponse | None, pool: str) -
 def _same(schedule: DeploymentSchedule) -> DeploymentScheduleCreate:
     kept = ("schedule", "active", "max_scheduled_runs", "parameters", "slug")
     return DeploymentScheduleCreate(**{name: getattr(schedule, name) for name in kept})
+
+
+def _same_limit(found: DeploymentResponse) -> ConcurrencyLimitConfig | None:
+    if found.global_concurrency_limit is None:
+        return None
+    options = found.concurrency_options.model_dump() if found.concurrency_options else {}
+    return ConcurrencyLimitConfig(limit=found.global_concurrency_limit.limit, **options)
 
 
 def _schedule(described: dict[str, Any]) -> DeploymentScheduleCreate:

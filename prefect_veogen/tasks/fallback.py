@@ -13,6 +13,7 @@ from prefect_veogen.errors import GenerationFailed
 from prefect_veogen.models import Asset, GenerationRequest, Labels
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.fallbacks import check_fallbacks as check
+from prefect_veogen.tasks.artifacts import courtesy
 from prefect_veogen.tasks.generation import check_is_request, generate, run_cap, session_for_task
 from prefect_veogen.tasks.requests import plan_requests
 from prefect_veogen.tasks.runs import name_task_run, request_name
@@ -93,9 +94,10 @@ async def check_fallbacks(
     budget_usd: Decimal | float | None = None,
     labels: Labels | None = None,
 ) -> int:
-    """Return at which of a request and its fallbacks to begin; it and all behind it can be bought. Free.
+    """Return at which of a request and its fallbacks to begin. Free.
 
-    It is the one that an earlier call had come to when all before it had failed, else the first.
+    It is the one that an earlier call had begun when all before it had failed; else it is the first, and all of them
+    can be bought.
 
     Raises:
         ChangeTheRequest, BudgetExceeded, InsufficientBalance: one of them could not be bought.
@@ -107,9 +109,11 @@ async def check_fallbacks(
 
 async def _tell(failure: GenerationFailed, failed: GenerationRequest, instead: GenerationRequest, **money: Any) -> None:
     """Log what failed, what is made instead and for how much."""
-    plan = await plan_requests(instead, **money)
-    log = (await session_for_task(money["credentials"], money["store"])).log
-    log.warning("%s. Instead of %s: %s, for %s", failure.message, *map(request_name, (failed, instead)), plan.price)
+    session = await session_for_task(money["credentials"], money["store"])
+    said = "{}. Instead of {}: {}".format(failure.message, *map(request_name, (failed, instead)))
+    async with courtesy(session):
+        said = f"{said}, for {(await plan_requests(instead, **money)).price}"
+    session.log.warning(said)
 
 
 def _all_failed(failure: GenerationFailed, count: int) -> GenerationFailed:

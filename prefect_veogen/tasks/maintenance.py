@@ -63,7 +63,7 @@ async def sweep_store(
             {"receipt": item.key, "before": item.before.label, "after": item.after.label, "note": literal(item.note)}
             for item in swept
         ]
-        await acreate_table_artifact(table, key="veogen-sweep", description=f"{len(swept)} receipts were unfinished")
+        await acreate_table_artifact(table, key="veogen-sweep", description=f"Unfinished receipts: {len(swept)}")
     return swept
 
 
@@ -94,7 +94,9 @@ async def compare_with_statement(
         in_usd(found.statement_usd),
         "they add up" if found.adds_up else "they do not add up",
     )
-    await acreate_table_artifact(_differences(found), key="veogen-reconciliation", description="What does not add up")
+    differences = _differences(found)
+    said = "What does not add up" if differences else "Ledger and statement add up"
+    await acreate_table_artifact(differences, key="veogen-reconciliation", description=said)
     return found
 
 

@@ -19,13 +19,14 @@ from prefect_veogen.tasks.markdown import literal
 
 _REPORTED_EVERY_SECONDS = 2.0
 _LOGGED_EVERY_SECONDS = 15.0
+_MAX_SECONDS = 30.0
 
 
 @asynccontextmanager
 async def campaign_progress(name: str, total: int, items: Mapping[int, CampaignItem]) -> AsyncIterator[None]:
     """Report how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""
     key = f"campaign-{plain_name(name)}-progress"
-    artifact = await acreate_progress_artifact(0.0, key=key, description=literal(name))
+    artifact = await _create_progress(key, name)
     reporting = asyncio.create_task(_report_progress(artifact, total, items))
     try:
         yield
@@ -35,7 +36,17 @@ async def campaign_progress(name: str, total: int, items: Mapping[int, CampaignI
         await _update_progress(artifact, total, items)
 
 
-async def _report_progress(artifact: UUID, total: int, items: Mapping[int, CampaignItem]) -> None:
+# Progress is a courtesy: a server that can't take it must not end a campaign.
+
+
+async def _create_progress(key: str, name: str) -> UUID | None:
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(_MAX_SECONDS):
+            return await acreate_progress_artifact(0.0, key=key, description=literal(name))
+    return None
+
+
+async def _report_progress(artifact: UUID | None, total: int, items: Mapping[int, CampaignItem]) -> None:
     log, reported, logged_at = get_run_logger(), -1, time.monotonic()
     while True:
         await asyncio.sleep(_REPORTED_EVERY_SECONDS)
@@ -48,8 +59,9 @@ async def _report_progress(artifact: UUID, total: int, items: Mapping[int, Campa
             log.info(_summary(total, items))
 
 
-async def _update_progress(artifact: UUID, total: int, items: Mapping[int, CampaignItem]) -> None:
-    # Progress is a courtesy: a server that can't take it must not end a campaign.
+async def _update_progress(artifact: UUID | None, total: int, items: Mapping[int, CampaignItem]) -> None:
+    if artifact is None:
+        return
     with contextlib.suppress(Exception):
         await aupdate_progress_artifact(artifact, 100 * len(items) / total if total else 100.0, _summary(total, items))
 

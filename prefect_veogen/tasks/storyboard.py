@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, get_args
 
 from prefect import task
 from prefect.artifacts import acreate_markdown_artifact
@@ -30,11 +30,12 @@ from prefect_veogen.campaign.storyboard import (
     shot_item,
 )
 from prefect_veogen.download.film import film_of, last_frame
+from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import Asset, Delivery, in_usd, plain_name
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
-from prefect_veogen.tasks.artifacts import showing
+from prefect_veogen.tasks.artifacts import courtesy, showing
 from prefect_veogen.tasks.campaign import campaign_cap, make_campaign, make_whatever_happens
 from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.markdown import literal
@@ -69,6 +70,11 @@ async def read_shots(
         InvalidManifest: rows are wrong; all of them are named. Nothing was bought.
         ConfigurationError: an option is wrong, there is no such file, or it can't be read.
     """
+    if chain not in get_args(Chain):
+        raise ConfigurationError(
+            f"chain={chain!r} is not valid",
+            next_step=f"Nothing was bought. Give one of {', '.join(map(repr, get_args(Chain)))}.",
+        )
     defaults = {"model": image_model, "motion_model": video_model, "aspect_ratio": aspect_ratio}
     read = await on_io(read_records(shots, await store_for(shots, store)))
     records = as_shots(read, defaults | {"motion_resolution": resolution}, reference_images or ())
@@ -133,6 +139,7 @@ class _Making:
 
     def __init__(self, session: Session, shots: Shots, name: str, options: Mapping[str, Any]) -> None:
         self._session, self._shots, self._name, self._options = session, shots, name, options
+        self._where = {"credentials": options["credentials"], "store": options["store"]}
         self._parts: dict[str, list[CampaignItem]] = {row.id: [] for row in shots.rows}
 
     @property
@@ -173,11 +180,12 @@ class _Making:
             self._parts[row.id].append(item_blocked_by(session, row, before, "last frame"))
             return None
         try:
-            return await on_io(last_frame(session.store, clip))
+            frame: Asset = await take_last_frame(clip, **self._where)
         except Exception as error:  # noqa: BLE001 - whatever it was, the shots that are finished stay
             unknown = clip_row(row, placeholder_image())  # of which nothing is bought
             self._parts[row.id].append(await on_io(item_of_failure(session, unknown, {}, error)))
             return None
+        return frame
 
     async def _make(self, rows: Rows) -> None:
         if rows:
@@ -186,8 +194,8 @@ class _Making:
                 self._parts[item.id].append(item)
 
     async def _tell_rest(self, stage: str) -> None:
-        """Log and show what the rest will cost; a courtesy, for which nothing fails."""
-        try:
+        """Log and show what the rest will cost."""
+        async with courtesy(self._session):
             plan = await on_io(plan_rest(self._session, self._shots))
             left = sum(not item.already_bought for item in plan.items)
             said = f"{stage}. Left to pay: {plan.price} for {left} of {len(plan.items)} purchases"
@@ -195,8 +203,20 @@ class _Making:
             lines = [_line(row, self._parts[row.id]) for row in self._shots.rows]
             text = "\n".join([literal(said), "", "| shot | status | paid |", "|---|---|---|", *lines])
             await acreate_markdown_artifact(text, key=f"storyboard-{plain_name(self._name)}", description=literal(said))
-        except Exception as error:  # noqa: BLE001 - as above
-            self._session.log.debug("The price of the rest could not be told: %s", error)
+
+
+@task(
+    name="take last frame",
+    task_run_name=name_task_run("last frame of", lambda of: of["clip"].uri.rpartition("/")[2]),
+    description="Keeps the last frame of a clip, with which the next shot begins.",
+    **FREE,
+)
+async def take_last_frame(
+    clip: Asset, *, credentials: VeogenCredentials | str | None = None, store: StoreParameter | None = None
+) -> Asset:
+    """Return a clip's last frame as a picture in the store. Free, and safe to repeat."""
+    session = await session_for_task(credentials, store)
+    return await on_io(last_frame(session.store, clip))
 
 
 def _line(row: Row, parts: Sequence[CampaignItem]) -> str:

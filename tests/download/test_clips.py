@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import resource
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import pytest
 from PIL import Image
 
 from prefect_veogen.download.clips import NotJoinable, check_pyav, join_clips, last_frame_of
-from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.errors import ConfigurationError, StoreUnavailable
 from tests.support.clips import frame_times, sound_seconds, write_clip
 
 
@@ -102,6 +105,32 @@ def test_a_clip_that_differs_from_the_first_is_named_with_what_differs(tmp_path:
         with pytest.raises(NotJoinable, match=problem) as caught:
             join_clips([first, first, other, first], tmp_path / "film.mp4")
         assert caught.value.position == 2
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Let no file of this process grow above a size, as a full disk would not."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("missing", ["all", "most", "index"])
+def test_a_film_that_its_disk_has_no_room_for_is_no_clips_fault(missing: str, tmp_path: Path) -> None:
+    parts, film = clips(tmp_path, 1, 1), tmp_path / "film.mp4"
+    join_clips(parts, film)
+    room = {"all": 0, "most": film.stat().st_size // 2, "index": film.stat().st_size - 10}[missing]
+    with pytest.raises(StoreUnavailable, match=r"TMPDIR.*nothing has to be bought") as full, files_of_at_most(room):
+        join_clips(parts, film)
+    assert full.value.retryable
+
+
+def test_a_full_device_is_said_to_be_full(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="could not be written: No space left on device"):
+        join_clips(clips(tmp_path, 1), Path("/dev/full"))
 
 
 def test_without_pyav_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import resource
 import tracemalloc
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from prefect_veogen.download.clips import last_frame_of
 from prefect_veogen.download.film import film_of, known_last_frame, last_frame
-from prefect_veogen.errors import ConfigurationError, InputUnavailable, PersonNeeded
+from prefect_veogen.errors import ConfigurationError, InputUnavailable, PersonNeeded, StoreUnavailable
 from prefect_veogen.models import Asset
 from prefect_veogen.store import Store, open_store
 from tests.support.clips import frame_times, write_clip
@@ -108,6 +110,38 @@ async def test_other_bytes_of_another_ffmpeg_never_take_the_place_of_what_the_ne
     assert not sidecar.with_suffix("").exists()
 
 
+@pytest.mark.parametrize("asked", ["before the sidecar", "after it"])
+async def test_another_ffmpegs_picture_that_is_about_to_be_written_is_awaited_and_used(
+    asked: str, store_url: str, tmp_path: Path
+) -> None:
+    store = open_store(store_url)
+    clip = await clip_in(store, tmp_path)
+    mine = await last_frame(store, clip)
+    (copied,) = [key for key in [store.key(mine.uri)] if key is not None]
+    theirs = mine.model_copy(update={"sha256": hashlib.sha256(b"theirs").hexdigest(), "size": len(b"theirs")})
+    document = {**await sidecar_of(store, mine), "asset": theirs.model_dump(mode="json")}
+    store = open_store(f"{store_url}/other")
+    clip = await clip_in(store, tmp_path)
+
+    async def decide() -> None:
+        await store.create(f"{copied}.json", json.dumps(document).encode())
+
+    async def write_picture() -> None:
+        await asyncio.sleep(1)
+        await store.put(copied, b"theirs", "image/png")
+
+    if asked == "after it":
+        await decide()
+        frame, _ = await asyncio.gather(last_frame(store, clip), write_picture())
+    else:
+        extracting = asyncio.create_task(last_frame(store, clip))
+        await asyncio.sleep(0)
+        await decide()
+        frame, _ = await asyncio.gather(extracting, write_picture())
+    assert frame.sha256 == theirs.sha256
+    assert await body_of(store, frame.uri) == b"theirs"
+
+
 async def test_what_was_copied_to_another_store_is_found_there(tmp_path: Path) -> None:
     store = open_store(tmp_path / "store")
     clip = await clip_in(store, tmp_path)
@@ -192,6 +226,24 @@ async def test_a_clip_that_is_not_as_it_was_stored_is_not_joined(tmp_path: Path,
     with pytest.raises(ConfigurationError, match="is not in the store"):
         await film_of(store, named(clip.model_copy(update={"uri": "s3://other/a.mp4"})))
     assert await store.list_objects("assets/films/") == []
+
+
+@pytest.mark.parametrize("make", [last_frame, lambda *of: film_of(of[0], named(of[1]))], ids=["last frame", "film"])
+async def test_a_full_temporary_folder_is_a_reason_to_try_again_and_not_to_buy(
+    make: Callable[[Store, Asset], Awaitable[Any]], store_url: str, tmp_path: Path
+) -> None:
+    store = open_store(store_url)
+    clip = await clip_in(store, tmp_path)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))  # no file of this process may grow above that
+    try:
+        with pytest.raises(StoreUnavailable, match=r"(?s)temporary file.*TMPDIR.*nothing has to be bought") as full:
+            await make(store, clip)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert full.value.retryable
+    assert await known_last_frame(store, clip) is None
+    await make(store, clip)
 
 
 async def test_large_clips_are_joined_in_little_memory(tmp_path: Path) -> None:

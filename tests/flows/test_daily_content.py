@@ -113,6 +113,11 @@ async def test_a_backfill_is_priced_before_it_begins_and_its_slots_share_one_cap
         ({"publish_as": "day.png", "manifest": [LIGHT, SHELL]}, ConfigurationError, "light .* and shell .* as day.png"),
         ({"latest": "day.png", "variants": 2}, ConfigurationError, "would both be published as day.png"),
         (DAYS | {"publish_as": "{id}.png"}, ConfigurationError, "would both be published"),
+        (
+            {"publish_as": "x/{id}", "manifest": [LIGHT, LIGHT | {"id": "light.json"}]},
+            ConfigurationError,
+            "both be publ",
+        ),
         ({"take": "2026-11-24", "latest": "latest.png"}, ConfigurationError, "is not a slot's"),
         ({"publish_as": "{nope}.png"}, ConfigurationError, "can't be filled in"),
     ],
@@ -149,6 +154,18 @@ async def test_each_slot_is_published_and_latest_is_the_newest_slot(sandbox: San
     assert json.loads((store / "out/latest.png.json").read_text()) == latest, "a late day doesn't bring yesterday back"
     await daily_content([LIGHT], **places)
     assert json.loads((store / "out/latest.png.json").read_text())["scheduled"][:10] == TODAY
+
+
+async def test_an_asset_is_published_with_its_own_ending_and_never_as_another_kind_of_media(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    await daily_content([LIGHT], publish_as="out/{scheduled:%F}{ext}", latest="out/latest{ext}")
+    assert (tmp_path / "store" / f"out/{TODAY}.png").exists()
+    assert (tmp_path / "store" / "out/latest.png").exists()
+    with pytest.raises(ConfigurationError, match=r"is image/png, and not published as out/latest\.mp4"):
+        await daily_content([LIGHT], latest="out/latest.mp4")
+    assert not (tmp_path / "store" / "out/latest.mp4").exists()
+    assert len(sandbox.bill) == 1
 
 
 async def test_what_cannot_be_published_stops_nothing_else_and_the_table_is_written(

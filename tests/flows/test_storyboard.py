@@ -26,6 +26,7 @@ from prefect_veogen.download.clips import last_frame_of
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidManifest
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.store import open_store
+from prefect_veogen.tasks.storyboard import read_shots
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
@@ -245,7 +246,8 @@ async def test_in_a_chain_the_price_of_the_rest_is_known_after_each_shot(
     with caplog.at_level(logging.INFO):
         await storyboard(SHOTS[:3], chain="last_frame")
         await storyboard(SHOTS, chain="last_frame")
-    said = [line.partition("Left to pay: ")[2] or line for line in caplog.messages if "to pay" in line.lower()]
+    told = [line for line in caplog.messages if "to pay" in line.lower() and "Reused: " not in line]
+    said = [line.partition("Left to pay: ")[2] or line for line in told]
     assert said == [
         "3 shots, $0.92 to pay",
         "$0.90 for 3 of 4 purchases",
@@ -259,6 +261,12 @@ async def test_in_a_chain_the_price_of_the_rest_is_known_after_each_shot(
 
 
 # ---------------------------------------------------------------- before anything is bought
+
+
+async def test_a_misspelt_chain_is_refused(sandbox: Sandbox) -> None:
+    wrong: Any = "last-frame"
+    with pytest.raises(ConfigurationError, match="'none', 'last_frame'"):
+        await read_shots(SHOTS, wrong, image_model="gpt-4o-image", video_model="veo-3.1-fast")
 
 
 @pytest.mark.parametrize(

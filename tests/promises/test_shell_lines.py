@@ -12,6 +12,8 @@ import pytest
 import yaml
 from prefect import Flow
 from prefect.cli._app import _app as prefect_app
+from prefect.settings import Settings as PrefectSettings
+from prefect.settings.legacy import _get_settings_fields
 
 from prefect_veogen import Settings
 from prefect_veogen.cli.arguments import parser
@@ -20,6 +22,7 @@ from tests.support.commands import COMMANDS
 from tests.support.examples import PAGES, ROOT
 
 TARGETS = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+PREFECT_VARIABLES = {*_get_settings_fields(PrefectSettings)}
 DEPLOYMENTS = yaml.safe_load((ROOT / "deployments" / "prefect.yaml").read_text())["deployments"]
 
 
@@ -119,4 +122,5 @@ def check_pip(words: list[str]) -> None:
 
 def check_export(words: list[str]) -> None:
     for word in words:
-        assert word.partition("=")[0] in {f"VEOGEN_{name.upper()}" for name in Settings.model_fields}
+        name = word.partition("=")[0]
+        assert name in {f"VEOGEN_{field.upper()}" for field in Settings.model_fields} or name in PREFECT_VARIABLES

@@ -719,3 +719,36 @@ async def test_an_input_signed_anew_is_bought_once_and_sent_as_it_was_signed(san
     assert sandbox.generations[0].parameters["image_urls"] == list(signed("hunter2").image_urls or ())
     assert not (await purchase(signed("other").model_copy(update={"take": 2}))).reused
     assert len(sandbox.bill) == 2
+
+
+# ---------------------------------------------------------------- failures of others
+
+
+@pytest.mark.slow
+async def test_a_call_that_waited_while_another_workers_purchase_failed_gets_the_failure_and_buys_nothing(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sandbox.fault("failed")
+    fast = open_session()
+    monkeypatch.setenv("VEOGEN_REQUESTS_PER_MINUTE", "12")
+    slow = open_session()
+    for _ in range(2):
+        await on_io(slow.client.get_account())  # so that the limiter makes its purchase wait
+    late = asyncio.create_task(on_io(buy(slow, FOX)))
+    await asyncio.sleep(0.5)
+    with pytest.raises(GenerationFailed):
+        await on_io(wait(fast, (await on_io(buy(fast, FOX))).generation, 30))
+    with pytest.raises(GenerationFailed):
+        await late
+    assert len(sandbox.generations) == 1
+    assert (await on_io(buy(fast, FOX))).reused is False, "whoever begins afterwards buys again"
+
+
+async def test_a_failure_is_told_with_the_labels_that_it_was_bought_with(sandbox: Sandbox) -> None:
+    sandbox.fault("failed")
+    told: list[Any] = []
+    purchase = await on_io(buy(open_session(labels={"project": "spring"}), FOX))
+    session = replace(open_session(), emit=lambda name, _resource, payload: told.append((name, payload["labels"])))
+    with pytest.raises(GenerationFailed):
+        await on_io(wait(session, purchase.generation, 30))
+    assert told == [("veogen.generation.failed", {"project": "spring"})]

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from dataclasses import dataclass
 
 from playwright.sync_api import Locator, Page
+from playwright.sync_api import TimeoutError as TooSlow
 
 from tests.support.pictures import save_picture
 
 _OPTION_PATIENCE_MS = 5000.0
+_SUBMIT_PATIENCE_MS = 15_000.0
 
 
 @dataclass(frozen=True)
@@ -23,12 +26,19 @@ class PrefectUi:
         """Fill in the form of the deployment of that name, and submit it."""
         self._go(f"deployments/deployment/{deployment_id}/run")
         self.tab.get_by_role("heading", name="Parameters").wait_for()
+        while not self._submit(name, fields):
+            pass  # the form was still being built: what was filled in is gone
+
+    def _submit(self, name: str, fields: dict[str, str]) -> bool:
         for field, text in fields.items():
             label = self.tab.locator("label", has_text=re.compile(rf"^{field}( \(Optional\))?$"))
             label.locator("xpath=following::textarea[1]").fill(text)
         save_picture(self.tab, f"form-{name}")
         self.tab.get_by_role("button", name="Submit").click()
-        self.tab.get_by_text("scheduled", exact=False).first.wait_for()
+        with contextlib.suppress(TooSlow):
+            self.tab.wait_for_url(re.compile(r"tab=Runs"), wait_until="commit", timeout=_SUBMIT_PATIENCE_MS)
+            return True
+        return False
 
     def show_run(self, run_id: str, part: str = "Logs") -> None:
         """Show a run, and that part of its page."""

@@ -145,7 +145,7 @@ async def test_a_service_in_trouble_sends_one_message_and_the_campaign_tells_the
     emit(LOW, f"veogen.account.{name}", {"balance_usd": "1.20", "daily_usd": "0.80", "days_covered": "1.5"})
     subject, body = await inbox.about("balance")
     assert subject == "Veogen: the balance of $1.20 is low"
-    assert body.startswith("$0.80 are spent a day: it lasts for 1.5 days.\n\nWhat to do: top it up")
+    assert body.startswith("At $0.80 a day, as in the last seven, it lasts for 1.5 days.\n\nWhat to do: top it up")
     assert len([subject for subject, _ in inbox.messages if name in subject]) == 1
 
 

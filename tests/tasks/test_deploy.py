@@ -116,6 +116,31 @@ async def test_deploying_again_keeps_what_was_changed_on_the_server_but_for_what
     assert sandbox.token not in after.model_dump_json()
 
 
+async def test_deploying_again_keeps_a_cap_in_job_variables_a_pause_a_limit_and_tags(client: SyncPrefectClient) -> None:
+    await deploy_flows(["by-hand"])
+    job = {"env": {"VEOGEN_BUDGET_USD": "5"}}
+    limited = {"concurrency_limit": 2, "concurrency_options": {"collision_strategy": "CANCEL_NEW"}}
+    changed = DeploymentUpdate.model_validate({"job_variables": job, "paused": True, "tags": ["mine"], **limited})
+    client.update_deployment(on_server(client)["by-hand"].id, changed)
+    await deploy_flows(["by-hand"])
+    after = on_server(client)["by-hand"]
+    assert after.job_variables == job
+    assert after.paused
+    assert (essence(after)["limit"], essence(after)["collision"]) == (2, "CANCEL_NEW")
+    assert sorted(after.tags) == ["mine", "veogen"], "what heals runs goes by the tag"
+
+
+async def test_what_was_resumed_and_lost_its_limit_is_deployed_again_as_described(client: SyncPrefectClient) -> None:
+    await deploy_flows(["daily"])
+    found = on_server(client)["daily"]
+    client.update_deployment(found.id, DeploymentUpdate(concurrency_limit=None, paused=False))
+    assert essence(on_server(client)["daily"])["limit"] is None
+    await deploy_flows(["daily"])
+    after = on_server(client)["daily"]
+    assert (essence(after)["limit"], essence(after)["collision"]) == (1, "ENQUEUE")
+    assert not after.paused
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

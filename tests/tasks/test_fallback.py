@@ -71,6 +71,15 @@ async def test_run_again_after_a_fallback_was_made_it_is_found_and_nothing_is_bo
     assert (asked(sandbox), bought(sandbox)) == ([FIRST.model, SECOND.model], [SECOND.model])
 
 
+async def test_what_was_begun_goes_on_when_the_money_would_not_do_for_what_comes_after_it(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.05")
+    asset = await generate_with_fallbacks(FIRST, THIRD)
+    assert await generate_with_fallbacks(FIRST, THIRD) == asset
+    assert bought(sandbox) == [FIRST.model]
+
+
 async def test_a_fallback_that_is_still_running_is_resumed_and_the_request_not_bought_again(sandbox: Sandbox) -> None:
     sandbox.fault("failed", model=FIRST.model)
     sandbox.fault("stuck", model=SECOND.model)
