@@ -22,6 +22,7 @@ from prefect_veogen.campaign.manifest import read_manifest
 from prefect_veogen.cli import main
 from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State, next_state
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.store import FOLDERS
 from tests.support.commands import COMMANDS
 from tests.support.settings_page import table_of_settings, written_table
 
@@ -232,7 +233,7 @@ def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.name))
 def test_every_file_named_exists(page: Path) -> None:
     named = [span for span in spans(page.read_text()) if re.fullmatch(r"[\w./-]+\.(py|yaml|md|toml)|[a-z_]+/", span)]
-    in_a_store = {"assets/", "receipts/", "rejected/", "budgets/", "claims/", "campaigns/", "inputs/"}
+    in_a_store = {*FOLDERS}
     places = (ROOT, ROOT / "prefect_veogen")
     assert [name for name in named if name not in in_a_store and not any((it / name).exists() for it in places)] == []
 
