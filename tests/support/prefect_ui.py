@@ -22,18 +22,19 @@ class PrefectUi:
     tab: Page
     server: str
 
-    def start_run(self, deployment_id: str, name: str, fields: dict[str, str]) -> None:
-        """Fill in the form of the deployment of that name, and submit it."""
+    def start_run(self, deployment_id: str, fields: dict[str, str], picture: str | None = None) -> None:
+        """Fill in the form of a deployment and submit it; `picture` is what the form's picture is called."""
         self._go(f"deployments/deployment/{deployment_id}/run")
         self.tab.get_by_role("heading", name="Parameters").wait_for()
-        while not self._submit(name, fields):
+        while not self._submit(fields, picture):
             pass  # the form was still being built: what was filled in is gone
 
-    def _submit(self, name: str, fields: dict[str, str]) -> bool:
+    def _submit(self, fields: dict[str, str], picture: str | None) -> bool:
         for field, text in fields.items():
             label = self.tab.locator("label", has_text=re.compile(rf"^{field}( \(Optional\))?$"))
             label.locator("xpath=following::textarea[1]").fill(text)
-        save_picture(self.tab, f"form-{name}")
+        if picture is not None:
+            save_picture(self.tab, picture)
         self.tab.get_by_role("button", name="Submit").click()
         with contextlib.suppress(TooSlow):
             self.tab.wait_for_url(re.compile(r"tab=Runs"), wait_until="commit", timeout=_SUBMIT_PATIENCE_MS)
