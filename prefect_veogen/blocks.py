@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from prefect.blocks.abstract import CredentialsBlock
@@ -17,9 +18,18 @@ from prefect_veogen.settings import Settings
 _PREFECTS_OWN = ("block_type_slug", "_block_document_id", "_block_document_name", "_is_anonymous")
 
 
-def without_default(schema: dict[str, Any]) -> None:
-    """Let Prefect's forms open with a field to type into: where "none" is a choice, they open with that."""
+def optional_field(description: str) -> Any:
+    """Return a block's field that may be left out; the form opens with it to type into, not with "none" chosen."""
+    return Field(default=None, description=description, json_schema_extra=_without_default)
+
+
+def _without_default(schema: dict[str, Any]) -> None:
     del schema["default"]
+
+
+def is_block_name(text: str) -> bool:
+    """Return whether Prefect would take a text for the name of a saved block."""
+    return re.fullmatch("[a-z0-9-]+", text) is not None
 
 
 def without_prefects_own(block: type[Block], values: Any) -> Any:
@@ -63,15 +73,11 @@ class VeogenCredentials(CredentialsBlock):
     _documentation_url = HttpUrl("https://veogenstudio.mintlify.app/authentication")
     _description = "The token of a Veogen Studio account, and where its API is."
 
-    api_token: SecretStr | SkipJsonSchema[None] = Field(
-        default=None,
-        description="The bearer token of the account; unset: the environment's VEOGEN_API_TOKEN.",
-        json_schema_extra=without_default,
+    api_token: SecretStr | SkipJsonSchema[None] = optional_field(
+        "The bearer token of the account; unset: the environment's VEOGEN_API_TOKEN."
     )
-    base_url: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="The base URL of the API; unset: the environment's VEOGEN_BASE_URL.",
-        json_schema_extra=without_default,
+    base_url: str | SkipJsonSchema[None] = optional_field(
+        "The base URL of the API; unset: the environment's VEOGEN_BASE_URL."
     )
 
     def get_client(self) -> VeogenClient:

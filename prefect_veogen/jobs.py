@@ -15,7 +15,7 @@ from prefect.utilities.asyncutils import run_coro_as_sync
 from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, field_validator, model_validator
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
-from prefect_veogen.blocks import allow_prefects_own, without_default, without_prefects_own
+from prefect_veogen.blocks import allow_prefects_own, is_block_name, optional_field, without_prefects_own
 from prefect_veogen.models import Asset, Generation, GenerationRequest
 from prefect_veogen.models.signed_links import without_signature
 from prefect_veogen.schedule import take_of_slot
@@ -128,81 +128,46 @@ class VeogenGeneration(JobBlock):  # type: ignore[type-arg] # JobBlock[…] woul
     # Their order is part of the schema's checksum: append only.
     model: str = Field(description="The model, such as gpt-4o-image or veo-3.1-fast; it decides most of the price.")
     prompt: str = Field(description="What is to be seen, and of a clip what happens.")
-    aspect_ratio: str | SkipJsonSchema[None] = Field(
-        default=None, description="Width to height, such as 16:9.", json_schema_extra=without_default
+    aspect_ratio: str | SkipJsonSchema[None] = optional_field("Width to height, such as 16:9.")
+    resolution: str | SkipJsonSchema[None] = optional_field(
+        "Such as 1080p, where the model offers several; it may change the price."
     )
-    resolution: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="Such as 1080p, where the model offers several; it may change the price.",
-        json_schema_extra=without_default,
+    duration: int | SkipJsonSchema[None] = optional_field(
+        "The clip's length in seconds, where the model offers several; it may change the price."
     )
-    duration: int | SkipJsonSchema[None] = Field(
-        default=None,
-        description="The clip's length in seconds, where the model offers several; it may change the price.",
-        json_schema_extra=without_default,
+    mode: str | SkipJsonSchema[None] = optional_field("One of the model's modes, where it has any.")
+    style: str | SkipJsonSchema[None] = optional_field("One of the model's styles, where it has any.")
+    image_urls: list[str] | SkipJsonSchema[None] = optional_field(
+        "Pictures to work from, as links, s3://bucket/key or files."
     )
-    mode: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="One of the model's modes, where it has any.",
-        json_schema_extra=without_default,
+    video_urls: list[str] | SkipJsonSchema[None] = optional_field("Clips to work from, likewise.")
+    audio_urls: list[str] | SkipJsonSchema[None] = optional_field("Sounds to work from, likewise.")
+    watermark: bool | SkipJsonSchema[None] = optional_field(
+        "The service's option of that name, where the model has it; unset, the service decides."
     )
-    style: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="One of the model's styles, where it has any.",
-        json_schema_extra=without_default,
-    )
-    image_urls: list[str] | SkipJsonSchema[None] = Field(
-        default=None,
-        description="Pictures to work from, as links, s3://bucket/key or files.",
-        json_schema_extra=without_default,
-    )
-    video_urls: list[str] | SkipJsonSchema[None] = Field(
-        default=None, description="Clips to work from, likewise.", json_schema_extra=without_default
-    )
-    audio_urls: list[str] | SkipJsonSchema[None] = Field(
-        default=None, description="Sounds to work from, likewise.", json_schema_extra=without_default
-    )
-    watermark: bool | SkipJsonSchema[None] = Field(
-        default=None,
-        description="The service's option of that name, where the model has it; unset, the service decides.",
-        json_schema_extra=without_default,
-    )
-    private: bool | SkipJsonSchema[None] = Field(
-        default=None,
-        description="The service's option of that name, where the model has it; unset, the service decides.",
-        json_schema_extra=without_default,
+    private: bool | SkipJsonSchema[None] = optional_field(
+        "The service's option of that name, where the model has it; unset, the service decides."
     )
     take: int | str = Field(
         default=1,
         description="Which version: another take is another purchase; {scheduled:%Y-%m-%d} makes one a day in a "
         "scheduled flow.",
     )
-    labels: dict[str, str] | SkipJsonSchema[None] = Field(
-        default=None,
-        description='Your own words on the purchase, such as {"project": "spring"}, for caps and costs.',
-        json_schema_extra=without_default,
+    labels: dict[str, str] | SkipJsonSchema[None] = optional_field(
+        'Your own words on the purchase, such as {"project": "spring"}, for caps and costs.'
     )
-    budget_usd: float | SkipJsonSchema[None] = Field(
-        default=None,
-        description="What a flow run may spend at most, in USD; unset, no cap but those of the settings.",
-        json_schema_extra=without_default,
+    budget_usd: float | SkipJsonSchema[None] = optional_field(
+        "What a flow run may spend at most, in USD; unset, no cap but those of the settings."
     )
-    timeout_seconds: float | SkipJsonSchema[None] = Field(
-        default=None,
-        description="How long to wait at most; unset, 10 minutes for a picture and 30 for a clip.",
-        json_schema_extra=without_default,
+    timeout_seconds: float | SkipJsonSchema[None] = optional_field(
+        "How long to wait at most; unset, 10 minutes for a picture and 30 for a clip."
     )
     # Names, not blocks: both are read when it is triggered, so that no secret is stored here.
-    credentials: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="The name of a saved Veogen Credentials block; unset, the environment's token.",
-        json_schema_extra=without_default,
+    credentials: str | SkipJsonSchema[None] = optional_field(
+        "The name of a saved Veogen Credentials block; unset, the environment's token."
     )
-    store: str | SkipJsonSchema[None] = Field(
-        default=None,
-        description="Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, "
-        "VEOGEN_STORE.",
-        json_schema_extra=without_default,
+    store: str | SkipJsonSchema[None] = optional_field(
+        "Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, VEOGEN_STORE."
     )
 
     async def atrigger(self, **changes: Any) -> GenerationRun:
@@ -237,7 +202,7 @@ class VeogenGeneration(JobBlock):  # type: ignore[type-arg] # JobBlock[…] woul
     @classmethod
     def _is_name(cls, credentials: str | None) -> str | None:
         # What isn't a name may well be a token, and all of this block is stored in plain text.
-        if credentials is not None and not re.fullmatch("(veogen-credentials/)?[a-z0-9-]+", credentials):
+        if credentials is not None and not is_block_name(credentials.removeprefix("veogen-credentials/")):
             raise ValueError(
                 "must be the name of a saved VeogenCredentials block: only lowercase letters, digits and dashes. If it "
                 "was a token, save that in a VeogenCredentials block, and give the block's name here"

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
-from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.blocks import VeogenCredentials, is_block_name
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.settings import Settings
 from prefect_veogen.tasks.saved_blocks import BlockKind, is_exposed, saved_blocks
@@ -51,7 +50,7 @@ async def resolve_credentials(
 
 def _name_of(text: str, named_by: str) -> str:
     name = text.removeprefix(f"{VeogenCredentials.get_block_type_slug()}/")
-    if not re.fullmatch(r"[a-z0-9-]+", name):
+    if not is_block_name(name):
         # Not quoted: what isn't a name may well be a token.
         raise ConfigurationError(
             f"{named_by} is not the name of a block: that has only lowercase letters, digits and dashes",

@@ -6,7 +6,6 @@ import asyncio
 import hashlib
 import json
 import math
-import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -16,6 +15,7 @@ from prefect.blocks.core import Block
 from pydantic import InstanceOf, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
+from prefect_veogen.blocks import is_block_name
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import S3Access, Store, is_valid_key, names_block, open_store
@@ -80,7 +80,7 @@ def _name_of(text: str, named_by: str) -> str:
     kind, _, name = text.partition("/")
     if kind != _SLUG:
         raise ConfigurationError(f"{text!r} ({named_by}) names a block that is not a store", next_step=_BY_NAME)
-    if not re.fullmatch(r"[a-z0-9-]+", name):
+    if not is_block_name(name):
         raise ConfigurationError(
             f"{text!r} ({named_by}) is not the name of a block: that has only lowercase letters, digits and dashes",
             next_step=f"{_BY_NAME} A folder of that name is ./{text}.",
