@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import av
 
 
 def write_clip(path: Path, *, seconds: int = 1, size: str = "160x90", hertz: int | None = 440) -> Path:
-    """Write an MP4 with B-frames and a tone, or without sound."""
-    with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as output:
-        width, height = map(int, size.split("x"))
-        video: Any = output.add_stream("libx264", rate=24, options={"preset": "veryfast", "threads": "1"})
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-        sound: Any = output.add_stream("aac", rate=48000, layout="stereo") if hertz else None
-        picture = f"size={size}:rate=24:duration={seconds}"
-        _encode(output, video, [("testsrc2", picture), ("format", "yuv420p"), ("buffersink", None)])
-        if sound is not None:
-            tone = f"frequency={hertz}:sample_rate=48000:duration={seconds}"
-            plain = "sample_fmts=fltp:channel_layouts=stereo"
-            _encode(
-                output, sound, [("sine", tone), ("aformat", plain), ("asetnsamples", "1024"), ("abuffersink", None)]
-            )
+    """Write an MP4 with B-frames and a tone, or without sound; equal options give equal bytes."""
+    path.write_bytes(_encoded(seconds, size, hertz))
     return path
+
+
+@cache  # an encoder may give other bytes the next time, though rarely
+def _encoded(seconds: int, size: str, hertz: int | None) -> bytes:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "clip.mp4")  # a file, for the index is put in front of it
+        with av.open(path, "w", format="mp4", options={"movflags": "+faststart"}) as output:
+            width, height = map(int, size.split("x"))
+            video: Any = output.add_stream("libx264", rate=24, options={"preset": "veryfast", "threads": "1"})
+            video.width, video.height, video.pix_fmt = width, height, "yuv420p"
+            sound: Any = output.add_stream("aac", rate=48000, layout="stereo") if hertz else None
+            picture = f"size={size}:rate=24:duration={seconds}"
+            _encode(output, video, [("testsrc2", picture), ("format", "yuv420p"), ("buffersink", None)])
+            if sound is not None:
+                tone = f"frequency={hertz}:sample_rate=48000:duration={seconds}"
+                plain = "sample_fmts=fltp:channel_layouts=stereo"
+                _encode(
+                    output, sound, [("sine", tone), ("aformat", plain), ("asetnsamples", "1024"), ("abuffersink", None)]
+                )
+        return path.read_bytes()
 
 
 def _encode(output: Any, stream: Any, filters: list[tuple[str, str | None]]) -> None:
