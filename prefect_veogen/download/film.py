@@ -10,8 +10,6 @@ import asyncio
 import hashlib
 import json
 from contextlib import contextmanager
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
@@ -24,6 +22,7 @@ from prefect_veogen.download.clips import (
     reason_of,
     temporary_trouble,
 )
+from prefect_veogen.download.provenance import stamp
 from prefect_veogen.download.publication import not_as_stored
 from prefect_veogen.errors import ConfigurationError, InputUnavailable, PersonNeeded
 from prefect_veogen.models import Asset
@@ -65,7 +64,7 @@ async def last_frame(store: Store, clip: Asset) -> Asset:
     if known is not None and await store.stat(key) is not None:
         return known
     picture = await _extract(store, clip)
-    frame = _asset(store, key, picture, hashlib.sha256(picture).hexdigest(), "image/png")
+    frame = _asset(store, key, len(picture), hashlib.sha256(picture).hexdigest(), "image/png")
     try:
         await store.create(f"{key}.json", _sidecar(frame, last_frame_of=_source(clip)))
     except AlreadyExists:
@@ -159,7 +158,7 @@ async def _put(store: Store, key: str, path: Path) -> Asset:
                 digest.update(chunk)
                 size += len(chunk)
                 await writer.write(chunk)
-    return Asset(uri=store.uri(key), sha256=digest.hexdigest(), size=size, content_type=FILM_TYPE, generation_id="")
+    return _asset(store, key, size, digest.hexdigest(), FILM_TYPE)
 
 
 # ---------------------------------------------------------------- from and to the store
@@ -207,8 +206,8 @@ async def _described(store: Store, key: str) -> Asset | None:
     return asset and asset.model_copy(update={"uri": store.uri(key)})  # the store may have been moved or copied
 
 
-def _asset(store: Store, key: str, body: bytes, sha256: str, content_type: str) -> Asset:
-    return Asset(uri=store.uri(key), sha256=sha256, size=len(body), content_type=content_type, generation_id="")
+def _asset(store: Store, key: str, size: int, sha256: str, content_type: str) -> Asset:
+    return Asset(uri=store.uri(key), sha256=sha256, size=size, content_type=content_type, generation_id="")
 
 
 def _source(clip: Asset) -> dict[str, Any]:
@@ -216,11 +215,5 @@ def _source(clip: Asset) -> dict[str, Any]:
 
 
 def _sidecar(asset: Asset, **sources: Any) -> bytes:
-    document = {
-        "format": 1,
-        "asset": asset.model_dump(mode="json", exclude_none=True),
-        **sources,
-        "stored_at": datetime.now(UTC).isoformat(),
-        "made_with": f"prefect-veogen {version('prefect-veogen')}",
-    }
+    document = {"format": 1, "asset": asset.model_dump(mode="json", exclude_none=True), **sources, **stamp()}
     return json.dumps(document, indent=1, ensure_ascii=False).encode()

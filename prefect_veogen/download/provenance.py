@@ -6,11 +6,11 @@ import json
 import re
 import unicodedata
 from datetime import UTC, datetime
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from prefect_veogen.models import Asset, without_secrets
+from prefect_veogen.settings import package_version
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,9 +83,13 @@ def _provenance(generation: Generation, receipt: Receipt | None, asset: Asset) -
         "price_usd": None if asset.price_usd is None else str(asset.price_usd),
         **bought,
         "generation": generated,
-        "stored_at": datetime.now(UTC).isoformat(),
-        "made_with": f"prefect-veogen {version('prefect-veogen')}",
+        **stamp(),
     }
+
+
+def stamp() -> dict[str, str]:
+    """Return what every sidecar ends with: when it was written, and by which version."""
+    return {"stored_at": datetime.now(UTC).isoformat(), "made_with": f"prefect-veogen {package_version()}"}
 
 
 def _plain(text: str) -> str:

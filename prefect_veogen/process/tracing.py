@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from decimal import Decimal
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
+
+from prefect_veogen.settings import package_version
 
 if TYPE_CHECKING:
     from opentelemetry.trace import Span as OpenTelemetrySpan
@@ -41,7 +42,7 @@ def span(name: str, **facts: Fact) -> Iterator[Span]:
     """Trace what happens inside as a span `veogen.<name>`; an error is noted by its type."""
     from opentelemetry.trace import Status, StatusCode, get_tracer
 
-    tracer = get_tracer("prefect_veogen", version("prefect-veogen"))
+    tracer = get_tracer("prefect_veogen", package_version())
     quietly: dict[str, Any] = {"record_exception": False, "set_status_on_exception": False}
     with tracer.start_as_current_span(f"veogen.{name}", **quietly) as current:
         traced = Span(current)

@@ -123,9 +123,14 @@ class Settings(BaseSettings):
 
 
 @cache
+def package_version() -> str:
+    """Return this package's version; looking it up reads files."""
+    return version("prefect-veogen")
+
+
 def user_agent() -> str:
     """Return the User-Agent of all requests: `prefect-veogen/<version>`."""
-    return f"prefect-veogen/{version('prefect-veogen')}"
+    return f"prefect-veogen/{package_version()}"
 
 
 def _first_given(places: Sequence[Place]) -> dict[str, Given]:
