@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,7 +15,8 @@ from urllib.parse import unquote, urldefrag
 
 import pytest
 import yaml
-from playwright.sync_api import sync_playwright
+
+from tests.support.browser import chromium
 
 ROOT = Path(__file__).parents[2]
 LOADS = {
@@ -115,13 +115,10 @@ def served(site: Path) -> Iterator[str]:
     server.server_close()
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs the chromium of the system")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_asks_nobody_else_finds_an_error_and_shows_the_drawings(served: str, scheme: str) -> None:
     asked: list[str] = []
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--disable-dev-shm-usage"]
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=arguments)
+    with chromium() as browser:
         tab = browser.new_context(color_scheme="dark" if scheme == "dark" else "light").new_page()
         tab.on("request", lambda request: asked.append(request.url))
         tab.goto(f"{served}/concepts.html")
@@ -132,6 +129,5 @@ def test_a_browser_asks_nobody_else_finds_an_error_and_shows_the_drawings(served
         tab.locator("input[name=query]").press_sequentially("StillRunning", delay=20)
         tab.locator(".md-search-result__item a[href*='errors.html']").first.wait_for(state="attached")
         tab.goto(f"{served}/reference.html")
-        browser.close()
     assert colors == {"light": "default", "dark": "slate"}[scheme]
     assert [url for url in asked if not url.startswith((served, "data:", "blob:"))] == []
