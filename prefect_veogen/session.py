@@ -124,6 +124,7 @@ def open_client(token: SecretStr | None, base_url: str | None, settings: Setting
 
 def open_session(
     *,
+    settings: Settings | None = None,
     token: SecretStr | None = None,
     base_url: str | None = None,
     store: str | Path | Store | None = None,
@@ -132,12 +133,12 @@ def open_session(
     log: Log | None = None,
     labels: Labels | None = None,
 ) -> Session:
-    """Return a session; what is `None` comes from the environment.
+    """Return a session; what is `None` comes from the environment, which `settings` may have been read from already.
 
     Raises:
         ConfigurationError: there is no token, or a setting or a label is impossible.
     """
-    settings = Settings()
+    settings = settings or Settings()
     client = open_client(token, base_url, settings)
     place = settings.store if store is None else store
     day = Cap.of(day_budget(), settings.budget_usd)

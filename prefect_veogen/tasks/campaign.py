@@ -316,7 +316,7 @@ async def make_campaign(
 
     # A row begins after those whose pictures it uses, so that waiting for them can't take their places.
     order = rows.to_make
-    async with campaign_progress(name, len(order), items):
+    async with campaign_progress(session, name, len(order), items):
         await map_bounded(order, make, min(at_once, max(len(order), 1)))
     ended = (items.get(number) or outcome_now(rows.kept[row.key], row) for number, row in enumerate(rows))
     return CampaignReport.of(name, Packed(ended), session.store.uri(campaign_key(name, RESULTS)))

@@ -13,7 +13,7 @@ KIND: Final = BlockKind(VeogenCredentials, "prefect-veogen setup", "VeogenCreden
 
 
 async def resolve_credentials(
-    credentials: VeogenCredentials | str | None, named_by: str = "credentials="
+    credentials: VeogenCredentials | str | None, named_by: str = "credentials=", settings: Settings | None = None
 ) -> VeogenCredentials | None:
     """Return the block to work with: the given one, the one of that name, or the one that `VEOGEN_CREDENTIALS` names.
 
@@ -25,7 +25,7 @@ async def resolve_credentials(
         ServiceUnavailable: the Prefect server did not respond; nothing was bought.
     """
     if credentials is None:
-        credentials, named_by = Settings().credentials, "VEOGEN_CREDENTIALS"
+        credentials, named_by = (settings or Settings()).credentials, "VEOGEN_CREDENTIALS"
     if credentials is None:
         return None
     if isinstance(credentials, str):

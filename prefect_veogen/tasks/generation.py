@@ -27,6 +27,7 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import check_timeout, wait
 from prefect_veogen.session import Session, open_session
+from prefect_veogen.settings import Settings
 from prefect_veogen.tasks.artifacts import showing
 from prefect_veogen.tasks.credentials import resolve_credentials
 from prefect_veogen.tasks.durability import check_store_is_durable
@@ -335,11 +336,13 @@ async def session_for_task(
     labels: Labels | None = None,
 ) -> Session:
     """Return what a task works with: argument → block → environment → default."""
-    block = await resolve_credentials(credentials)
+    settings = Settings()
+    block = await resolve_credentials(credentials, settings=settings)
     session = open_session(
+        settings=settings,
         token=block.api_token if block else None,
         base_url=block.base_url if block else None,
-        store=await resolve_store(store),
+        store=await resolve_store(store, settings=settings),
         caps=() if cap is None else (cap,),
         flow_run_id=flow_run.id,
         # Prefect's run logger warns at every line where there is no flow run to log to.

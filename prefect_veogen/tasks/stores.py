@@ -41,7 +41,9 @@ _KEYS = ("aws_access_key_id", "aws_secret_access_key", "aws_session_token", "min
 _ROLE_SECONDS = 3600  # how long AWS lets a role be assumed unless told otherwise
 
 
-async def resolve_store(store: StoreParameter | None, named_by: str = "store=") -> Store:
+async def resolve_store(
+    store: StoreParameter | None, named_by: str = "store=", settings: Settings | None = None
+) -> Store:
     """Return the store to work in: the given one, else that of `VEOGEN_STORE`.
 
     A block's bucket is reached with the block's credentials, and its folder is the prefix. Free: one request to the
@@ -53,7 +55,7 @@ async def resolve_store(store: StoreParameter | None, named_by: str = "store=") 
         ServiceUnavailable: the Prefect server did not respond; nothing was bought.
     """
     if store is None:
-        store, named_by = Settings().store, "VEOGEN_STORE"
+        store, named_by = (settings or Settings()).store, "VEOGEN_STORE"
     if isinstance(store, Block):
         await _check_given(store, named_by)
         return _open(store, f"the given {type(store).__name__}")
