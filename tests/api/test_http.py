@@ -30,7 +30,7 @@ async def test_a_response_that_trickles_for_ever_is_lost_in_bounded_time() -> No
         assert isinstance(await buy(client, IMAGE), Unknown)
         with pytest.raises(errors.ServiceUnavailable):
             await client.get_account()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 25
 
 
 async def test_a_file_that_trickles_for_ever_fails_in_bounded_time() -> None:
@@ -38,7 +38,7 @@ async def test_a_file_that_trickles_for_ever_fails_in_bounded_time() -> None:
         started = time.monotonic()
         with pytest.raises(errors.ConfigurationError, match=r"rows.csv can't be read: it took longer than 0.3 s"):
             await fetch_file(f"{odd.base_url}/rows.csv", 0.3)
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 25
 
 
 HUGE = b'{"data": {"id": "g"}}' + b" " * MAX_RESPONSE_BYTES

@@ -136,7 +136,7 @@ async def test_one_wait_makes_one_request_per_poll_interval(account: Account) ->
 
 async def test_no_poll_is_made_before_any_generation_of_the_model_was_ever_done(account: Account) -> None:
     first = asyncio.create_task(account.wait(await account.buy(VIDEO)))
-    await asyncio.sleep(1.0)
+    await asyncio.sleep(2.0)
     account.sandbox.advance(LONG)
     await first
     polls = account.polls().total()
@@ -203,7 +203,7 @@ async def test_a_timeout_reports_what_still_runs_and_was_paid(account: Account) 
     started = time.monotonic()
     with pytest.raises(StillRunning, match=r"still pending after 0\.3 s, paid \$0\.3") as caught:
         await account.wait(bought, 0.3)
-    assert 0.3 <= time.monotonic() - started < 5
+    assert 0.3 <= time.monotonic() - started < 30
     assert caught.value.generation_id == bought.id
     assert await account.idle()
 

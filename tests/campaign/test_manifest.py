@@ -195,9 +195,9 @@ async def test_yaml_that_unfolds_without_end_costs_nothing(level: str, tmp_path:
     text = "- &a0 {id: a, model: gpt-4o-image}\n"
     for number in range(15):
         text += f"- &a{number + 1} " + level.format(", ".join([f"*a{number}"] * 9)) + "\n"
-    began = time.perf_counter()
+    began = time.process_time()
     await problems_in(tmp_path, "rows.yaml", f"{text}- {{id: z, prompt: *a15}}")
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 10  # 9 to the power of 15 values would take years
 
 
 async def test_a_path_may_be_relative_or_begin_at_home_or_be_a_file_link(
@@ -523,12 +523,17 @@ async def test_motion_fields_override_what_the_clip_takes_from_the_picture() -> 
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl", "rows.yaml"])
-async def test_five_thousand_rows_are_read_in_a_moment(name: str, tmp_path: Path) -> None:
+async def test_five_thousand_rows_take_no_longer_than_their_number(name: str, tmp_path: Path) -> None:
     rows = [
         {"id": f"r{number}", "model": "gpt-4o-image", "prompt": f"picture {number}", "motion_prompt": "it turns"}
         for number in range(5000)
     ]
-    (tmp_path / name).write_text(FORMS[name](rows), encoding="utf-8", newline="")
-    began = time.perf_counter()
-    assert len(await read_manifest(tmp_path / name)) == 5000
-    assert time.perf_counter() - began < 5
+
+    async def seconds_for(count: int) -> float:
+        (tmp_path / name).write_text(FORMS[name](rows[:count]), encoding="utf-8", newline="")
+        began = time.process_time()
+        assert len(await read_manifest(tmp_path / name)) == count
+        return time.process_time() - began
+
+    few = min([await seconds_for(500) for _ in range(3)])
+    assert await seconds_for(5000) < 4 * 10 * few  # each compared with each other would be 100 times

@@ -131,7 +131,7 @@ def test_no_silent_server_makes_it_hang(tmp_path: Path) -> None:
     silent = [name for name, check in checks.items() if "no response within 8 s" in check["detail"]]
     assert silent == ["service", "store", "Prefect server"]
     assert {check["detail"][:13] for name, check in checks.items() if name not in silent} == {"not checked: "}
-    assert took < 40, f"{took:.1f} s"  # three waits of 8 s at the same time, and the imports of a busy machine
+    assert took < 80, f"{took:.1f} s"  # three waits of 8 s at the same time, and the imports of a busy machine
 
 
 # ---------------------------------------------------------------- the service, the store

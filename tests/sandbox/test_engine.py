@@ -150,13 +150,16 @@ def test_5000_generations_do_not_slow_responses_down(sandbox: Sandbox, api: http
 
     def seconds_for_polls() -> float:
 
-        began = time.perf_counter()
-        for _ in range(50):
-            api.get("/generations", params={"type": "image", "per_page": 1})
-            api.get("/account")
-        return time.perf_counter() - began
+        took = []
+        for _ in range(5):  # the fastest counts: what else runs on the machine slows some of them
+            began = time.perf_counter()
+            for _ in range(10):
+                api.get("/generations", params={"type": "image", "per_page": 1})
+                api.get("/account")
+            took.append(time.perf_counter() - began)
+        return min(took)
 
     few = seconds_for_polls()
     for _ in range(4999):
         engine.buy({**IMAGE, "model": "gpt-image-2"})
-    assert seconds_for_polls() < 3 * few + 0.1
+    assert seconds_for_polls() < 3 * few + 0.05

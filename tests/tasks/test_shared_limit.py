@@ -110,7 +110,7 @@ async def test_two_processes_together_keep_the_pace(
     moments = [record.at for record in sandbox.requests if record.path.endswith("/account")]
     # Each alone may send 200 a second.
     assert most_within(moments, 2.0) <= 2 * per_minute / 60 + 3 + 2
-    assert len(moments) >= 0.7 * per_minute / 60 * seconds
+    assert len(moments) >= 0.5 * per_minute / 60 * seconds
 
 
 async def reported(process: asyncio.subprocess.Process, until: float) -> int:
@@ -284,8 +284,8 @@ async def test_a_pause_holds_a_shared_backlog_and_buying_goes_first_after_it(nam
 
     polls = [asyncio.create_task(use("poll", client.get_account())) for _ in range(20)]
     await asyncio.sleep(0.5)
-    client.limiter.pause(1.5)
-    await asyncio.sleep(0.3)
+    client.limiter.pause(4)
+    await asyncio.sleep(1)
     before = len(order)
     purchase = asyncio.create_task(use("purchase", client.acquire_for_purchase()))
     await asyncio.sleep(0.7)
