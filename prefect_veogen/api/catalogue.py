@@ -6,6 +6,10 @@ import asyncio
 import time
 from typing import TYPE_CHECKING
 
+from prefect_veogen.api.pages import read_pages
+from prefect_veogen.errors import ModelNotFound, VeogenError
+from prefect_veogen.models import nearest
+
 if TYPE_CHECKING:
     from prefect_veogen.api.client import VeogenClient
     from prefect_veogen.models import CatalogueModel
@@ -21,16 +25,36 @@ class Catalogue:
         self._client = client
         self._models: dict[str, tuple[float, CatalogueModel]] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._listed: tuple[float, list[str]] | None = None
 
     async def get_model(self, slug: str) -> CatalogueModel:
         """Return a model, from the cache or the service.
 
         Raises:
-            ModelNotFound: the service does not know it.
+            ModelNotFound: the service does not know it; the message names the nearest that it lists.
         """
         async with self._locks.setdefault(slug, asyncio.Lock()):
             read_at, model = self._models.get(slug, (0.0, None))
             if model is None or time.monotonic() - read_at > MODEL_SECONDS:
-                model = await self._client.get_model(slug)
+                try:
+                    model = await self._client.get_model(slug)
+                except ModelNotFound as error:
+                    raise await self._with_nearest(error, slug) from None
                 self._models[slug] = (time.monotonic(), model)
             return model
+
+    async def _with_nearest(self, error: ModelNotFound, slug: str) -> ModelNotFound:
+        try:
+            near = nearest(slug.lower(), await self._slugs())
+        except VeogenError:
+            return error  # the endpoint of the list is linked by the documentation, and not described
+        if near is None:
+            return error
+        message = f"{error.message}; nearest: {near}"
+        return ModelNotFound(message, http_status=error.http_status, service_text=error.service_text)
+
+    async def _slugs(self) -> list[str]:
+        if self._listed is None or time.monotonic() - self._listed[0] > MODEL_SECONDS:
+            models = await read_pages(self._client.list_models, lambda model: model.slug)
+            self._listed = time.monotonic(), [model.slug for model in models]
+        return self._listed[1]

@@ -15,7 +15,7 @@ from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.records import Record
 from prefect_veogen.campaign.references import ROW, heroes_first, picture_of_row, reference_problems, used_rows
 from prefect_veogen.campaign.results import is_result, item_of
-from prefect_veogen.campaign.template import fill, missing_columns, unfilled_problem
+from prefect_veogen.campaign.template import fill, missing_columns, unfilled_problem, without_escapes
 from prefect_veogen.errors import ConfigurationError, InvalidManifest, InvalidRequest, Problem
 from prefect_veogen.models import MAX_DIGITS, Asset, GenerationRequest, nearest, text_problem
 from prefect_veogen.models.labels import checked_labels
@@ -223,7 +223,7 @@ class _Reading:
         for name in [name for name in fields if name not in FIELDS]:
             del fields[name]
         fields["variants"] = 1  # each variant has a row of its own there
-        return _Columns({**self._options.labels, **item.labels}, item.carried)
+        return _Columns({**self._options.labels, **item.labels}, item.carried, is_result=True)
 
     def _report(self, name: str, problem: str) -> None:
         if name not in self._reported:
@@ -244,6 +244,8 @@ class _Reading:
 class _Columns:
     labels: Mapping[str, Any]
     carried: Mapping[str, Any]
+    is_result: bool = False
+    """Whether the record is of a table of results, which has prompts as they were sent."""
 
 
 def _rows(fields: dict[str, Any], columns: _Columns, label: str, options: RowOptions) -> list[Row]:
@@ -255,8 +257,8 @@ def _rows(fields: dict[str, Any], columns: _Columns, label: str, options: RowOpt
     variants = fields.pop("variants", options.variants)
     if (wrong := variants_problem(variants)) is not None:
         problems.append(str(Problem("variants", variants, wrong)))
-    _fill_in(fields, "prompt", options.prompt_template, columns.carried, problems)
-    _fill_in(fields, f"{MOTION}prompt", options.motion_template, columns.carried, problems)
+    _fill_in(fields, "prompt", options.prompt_template, columns, problems)
+    _fill_in(fields, f"{MOTION}prompt", options.motion_template, columns, problems)
     motion = {name.removeprefix(MOTION): fields.pop(name) for name in list(fields) if name.startswith(MOTION)}
     labels = _labels(columns.labels, problems)
     fields = _with_pictures_of_rows(fields)
@@ -278,19 +280,21 @@ def _variant(row: Row, number: int) -> Row:
     return Row(row.id, request, row.motion, row.labels, row.carried, row.where)
 
 
-def _fill_in(
-    fields: dict[str, Any], name: str, template: str | None, columns: Mapping[str, Any], problems: list[str]
-) -> None:
+def _fill_in(fields: dict[str, Any], name: str, template: str | None, columns: _Columns, problems: list[str]) -> None:
     """Set a prompt from its template, unless the row has its own; refuse one which nothing has filled in."""
     if template is not None and name not in fields:
-        missing = missing_columns(template, columns)
+        missing = missing_columns(template, columns.carried)
         problems += [f"{name}: the column {column!r} of its template {problem}" for column, problem in missing.items()]
-        fields[name] = template if missing else fill(template, columns)
+        fields[name] = template if missing else fill(template, columns.carried)
         if missing:
             return
+    elif columns.is_result:
+        return
     prompt = fields.get(name)
-    if isinstance(prompt, str) and (problem := unfilled_problem(prompt)) is not None:
-        problems.append(str(Problem(name, prompt, problem)))
+    if isinstance(prompt, str):
+        if (problem := unfilled_problem(prompt)) is not None:
+            problems.append(str(Problem(name, prompt, problem)))
+        fields[name] = without_escapes(prompt)
 
 
 def _with_pictures_of_rows(fields: dict[str, Any]) -> dict[str, Any]:

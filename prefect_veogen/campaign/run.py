@@ -154,7 +154,9 @@ async def _add_rows(session: Session, planner: Planner, rows: Rows, *, itemised:
         caps = [session.labelled(row.labels).caps for row in batch]
         wanted = [(request, of_row) for of_row, made in zip(caps, requests, strict=True) for request in made]
         added = await planner.add(wanted)
-        items += added if itemised else []
+        if itemised:
+            where = [row.where for row, made in zip(batch, requests, strict=True) for _ in made]
+            items += [replace(item, where=row) for item, row in zip(added, where, strict=True)]
     return items
 
 

@@ -12,7 +12,9 @@ from prefect_veogen.campaign.cells import is_gap
 
 # Braces that a backslash precedes are the prompt's own, and JSON has more between its braces than one word.
 _UNFILLED = re.compile(r"(?<!\\)\{\s*(\w+)\s*\}")
-_NAMED = re.compile(r"(?<!\\)\{([^{}\\\"']+)\}")
+_NAME = r"[^{}\\\"']+"
+_NAMED = re.compile(rf"(?<!\\)\{{({_NAME})\}}")
+_ESCAPED = re.compile(rf"\\\{{({_NAME})\\?\}}")
 
 
 def names_in(template: str) -> list[str]:
@@ -41,6 +43,11 @@ def _value_problem(value: Any) -> str | None:
 def fill(template: str, columns: Mapping[str, Any]) -> str:
     """Return the template with the columns' values for their names; all of them must be there."""
     return _NAMED.sub(lambda name: _text(columns[name[1].strip()]), template)
+
+
+def without_escapes(prompt: str) -> str:
+    r"""Return a prompt as the service gets it: `{word}` where the manifest has `\{word\}`."""
+    return _ESCAPED.sub(r"{\1}", prompt)
 
 
 def unfilled_problem(prompt: str) -> str | None:

@@ -101,6 +101,7 @@ def _described(made: Plan) -> dict[str, Any]:
     return {
         "items": [
             {
+                "row": item.where,
                 "request": item.request.canonical(),
                 "take": item.request.take,
                 "usd": item.usd,
@@ -122,13 +123,15 @@ def _described(made: Plan) -> dict[str, Any]:
 def _write(made: Plan) -> None:
     seen: list[str] = []
     rows = []
-    for number, item in enumerate(made.items, start=1):
-        rows.append((str(number), item.request.model, shortened(item.request.prompt), *_price_and_note(item, seen)))
+    for item in made.items:
+        row = () if item.where is None else (shortened(item.where, 30),)
+        rows.append((*row, item.request.model, shortened(item.request.prompt), *_price_and_note(item, seen)))
         seen.append(item.request.receipt_key(""))
-    table(("#", "MODEL", "PROMPT", "PRICE", ""), rows, right=("#", "PRICE"))
-    for number, item in enumerate(made.items, start=1):
+    heads = ("ROW", "MODEL", "PROMPT", "PRICE", "")
+    table(heads[-len(rows[0]) :] if rows else heads, rows, right=("PRICE",))
+    for item in made.items:
         if item.problem is not None:
-            say("", f"Item {number} would be refused. {item.problem}", style="red")
+            say("", f"{item.where or 'It'} would be refused. {item.problem}", style="red")
     say("", f"Total: {_total(made)}", style="bold")
     say(f"Balance: {in_usd(made.balance_usd)}")
     for budget in made.budgets:

@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PlanItem:
-    """What one request would cost now; `usd` is 0 for what was bought before, `None` if nothing can be said."""
+    """What one request would cost now; `usd` is 0 for what was bought before, `None` if nothing can be said.
+
+    `where` is the row of a manifest that it is for.
+    """
 
     request: GenerationRequest
     usd: Decimal | None
     certainty: Certainty
     already_bought: bool = False
     problem: ChangeTheRequest | None = None
+    where: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -66,6 +67,14 @@ async def test_results_are_the_same_manifest_whatever_they_went_through(made: Ca
         ("007", {"team": "7"}, {"colour": "red"})
     ] * 2
     assert frame_of(Table([*rows.kept.values(), BADLY]), "pyarrow") == frame_of(TABLE, "pyarrow")
+
+
+@pytest.mark.parametrize("prompt", ["like {character}", r"like \{character\}"])
+async def test_results_have_prompts_as_they_were_sent(prompt: str) -> None:
+    item = replace(BADLY, fields={"model": "gpt-4o-image", "prompt": prompt})
+    (row,) = await read_manifest(frame_of(Table([item]), "pandas"), motion_template=r"the {colour} one \{turns\}")
+    assert row.motion is not None
+    assert (row.request.prompt, row.motion["prompt"]) == (prompt, "the red one {turns}")
 
 
 @pytest.mark.parametrize(

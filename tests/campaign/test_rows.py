@@ -163,11 +163,22 @@ async def test_a_placeholder_that_nothing_fills_in_is_refused(prompt: str, field
 
 
 @pytest.mark.parametrize(
-    "prompt", [r"a \{literal\} brace", '{"scene": "a fox", "mood": {"light": "soft"}}', "{two words}", "{}", "a } b {"]
+    "prompt",
+    ['{"scene": "a fox", "mood": {"light": "soft"}}', "{two words}", "{}", "a } b {", r"a \ b", r'\{"mood": "soft"\}'],
 )
-async def test_json_prompts_and_escaped_braces_are_bought_as_they_are(prompt: str) -> None:
+async def test_json_prompts_and_lone_braces_are_bought_as_they_are(prompt: str) -> None:
     (row,) = await rows(ROW | {"prompt": prompt})
     assert row.request.prompt == prompt
+
+
+@pytest.mark.parametrize("prompt", [r"a \{literal\} brace", r"a \{literal} brace"])
+async def test_escaped_braces_are_bought_as_braces_wherever_a_prompt_comes_from(prompt: str) -> None:
+    (row,) = await rows(ROW | {"prompt": prompt, "motion_prompt": prompt})
+    assert row.motion is not None
+    assert row.request.prompt == row.motion["prompt"] == "a {literal} brace"
+    bare = {"id": "fox", "model": "gpt-4o-image", "color": prompt}
+    (row,) = await rows(bare, prompt_template=r"{color}, and \{two words\}")
+    assert row.request.prompt == "a {literal} brace, and {two words}"
 
 
 @pytest.mark.parametrize("name", ["prompt_template", "motion_template"])

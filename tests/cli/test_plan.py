@@ -44,6 +44,17 @@ def test_a_plan_of_a_manifest_knows_what_is_bought_and_what_is_double(
     assert lines[1].endswith("already bought")
     assert lines[4].endswith("same as above")
     assert "Total: $0.50" in lines
+    assert [line.split("  ")[0] for line in lines[1:4]] == ["line 2 (a)", "line 3 (b)", "line 3 (b)"]
+    assert [item["row"] for item in items] == [f"line {line}" for line in ("2 (a)", "3 (b)", "3 (b)", "4 (c)", "5 (d)")]
+
+
+def test_a_plan_names_the_rows_that_would_be_refused(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,model,prompt\na,gpt-4o-image,a fox\nb,gpt-40-image,a fox\n")
+    code, out, _ = run("plan", str(rows))
+    assert code == 1
+    assert "line 3 (b) would be refused. " in out
+    assert "'gpt-40-image'; nearest: gpt-4o-image (HTTP 404" in out
 
 
 def test_a_plan_says_how_sure_it_is(sandbox: Sandbox, run: Run) -> None:
