@@ -117,6 +117,8 @@ class GenerationRequest(Value):
             raise ValueError("must not be empty")
         if len(prompt) > MAX_PROMPT_CHARACTERS:
             raise ValueError(f"is {len(prompt)} characters long; at most {MAX_PROMPT_CHARACTERS} are allowed")
+        if slot := re.search(r"\{scheduled:[^{}]*\}?", prompt):
+            raise ValueError(f"holds {slot[0]}, which only takes and published names may; write what is meant")
         return prompt
 
     @field_validator("image_urls", "video_urls", "audio_urls")

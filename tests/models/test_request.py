@@ -194,6 +194,7 @@ def test_takes_of_a_request_share_the_content_key_and_lookalikes_its_beginning()
         pytest.param("prompt", "half an emoji \ud83d", "surrogate", id="surrogate"),
         ("prompt", "a bell \x07", r"control character '\x07'"),
         ("prompt", "a sign \x92 read wrongly", r"control character '\x92'"),
+        ("prompt", "a fox on {scheduled:%A}", r"holds {scheduled:%A}, which only takes"),
         ("aspect_ratio", 16, "must be text"),
         ("duration", "8", "must be a whole number"),
         ("duration", 8.0, "must be a whole number"),
