@@ -19,7 +19,7 @@ def add_setup(commands: Any) -> None:
         "prefect-veogen setup --remove",
         about="Makes what is missing and says line by line what was there: the global concurrency limit that keeps all "
         "workers of one account under the API's rate limit (VEOGEN_REQUESTS_PER_MINUTE), the work pool veogen, the "
-        "credentials block default with VEOGEN_API_TOKEN if that is set, and two automations which run again what a "
+        "credentials block default with VEOGEN_API_TOKEN if that is set, and automations which run again what a "
         "dead machine left. With --results, a saved file system block becomes the default result storage of the "
         "server's flows, so that callers on other machines can read them. With --alerts, a saved notification block "
         "gets a message when something needs a person, with what to do next. Idempotent.",

@@ -1,4 +1,4 @@
-"""Automations that heal: a run which is heard of no more is marked as crashed, and a crashed run is run again."""
+"""Automations that heal: a run which is heard of no more crashed; it is run again, as is one that did not begin."""
 
 from __future__ import annotations
 
@@ -22,10 +22,17 @@ HEALED_TAG: Final = "veogen"
 MAX_HEALED: Final = 3
 """How often a run is started again: one that kills its process each time must end."""
 HEARTBEATS_MISSED: Final = 3
+UNSTARTED_SECONDS: Final = 600
+"""How long a worker may take to begin a run that it has taken: where images are pulled, that is minutes."""
 
 _HEARTBEAT = "prefect.flow-run.heartbeat"
+_BEGUN = "prefect.flow-run.Running"
+_TAKEN = {f"prefect.flow-run.{name}" for name in ("Pending", "Submitting", "InfrastructurePending")}
 # After these a run is silent, and rightly so.
-_ENDS = ("Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "Suspended", "AwaitingRetry")
+_ENDS = {
+    f"prefect.flow-run.{name}"
+    for name in ("Completed", "Failed", "Crashed", "Cancelling", "Cancelled", "Suspended", "AwaitingRetry")
+}
 # Both: a flow that a deployment's flow calls is no run of a deployment, and can't be scheduled.
 OF_HEALED: Final[list[ResourceSpecification | dict[str, str | list[str]]]] = [
     {"prefect.resource.role": "tag", "prefect.resource.id": f"prefect.tag.{HEALED_TAG}"},
@@ -40,12 +47,12 @@ def heartbeat_seconds() -> int | None:
     return get_current_settings().flows.heartbeat_frequency
 
 
-def healing_automations(every_seconds: int) -> tuple[AutomationCore, AutomationCore]:
+def healing_automations(every_seconds: int) -> tuple[AutomationCore, AutomationCore, AutomationCore]:
     """Return what heals runs that send a heartbeat every so many seconds: first what detects death, then what restarts.
 
     They apply to runs of deployments with the tag `HEALED_TAG`, and to nothing else.
     """
-    return _detect(HEARTBEATS_MISSED * every_seconds), _restart()
+    return _detect(HEARTBEATS_MISSED * every_seconds), _restart(), _restart_unstarted()
 
 
 def _detect(silent_seconds: int) -> AutomationCore:
@@ -59,8 +66,8 @@ def _detect(silent_seconds: int) -> AutomationCore:
             match={"prefect.resource.id": A_RUN},
             match_related=OF_HEALED,
             for_each={"prefect.resource.id"},
-            after={_HEARTBEAT},
-            expect={_HEARTBEAT, *(f"prefect.flow-run.{name}" for name in _ENDS)},
+            after={_HEARTBEAT, _BEGUN},
+            expect={_HEARTBEAT, *_ENDS},
             threshold=1,
             within=timedelta(seconds=silent_seconds),
         ),
@@ -90,6 +97,28 @@ def _restart() -> AutomationCore:
     )
 
 
+def _restart_unstarted() -> AutomationCore:
+    # No heartbeat can be missed yet: a run whose worker dies here stays pending, and keeps its deployment's slot.
+    message = f"A worker took it {UNSTARTED_SECONDS} s ago and it has not begun: run it again"
+    return AutomationCore(
+        name="veogen-unstarted-run-again",
+        description=f"Puts a run of a deployment with the tag {HEALED_TAG} back on the schedule when a worker took it "
+        f"and it has not begun within {UNSTARTED_SECONDS} s, as when that machine is gone. {MADE_HERE}",
+        enabled=True,
+        trigger=EventTrigger(
+            posture=Posture.Proactive,
+            match={"prefect.resource.id": A_RUN},
+            match_related=OF_HEALED,
+            for_each={"prefect.resource.id"},
+            after=_TAKEN,
+            expect={_HEARTBEAT, _BEGUN, *_ENDS},
+            threshold=1,
+            within=timedelta(seconds=UNSTARTED_SECONDS),
+        ),
+        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)],
+    )
+
+
 NAMES: Final = tuple(automation.name for automation in healing_automations(60))
 
 
@@ -109,7 +138,7 @@ class Comparison:
 
 
 async def read_healing(client: PrefectClient, every_seconds: int) -> tuple[Comparison, ...]:
-    """Return both automations, wanted and found."""
+    """Return the automations that heal, wanted and found."""
     return await compare(client, healing_automations(every_seconds))
 
 

@@ -174,7 +174,7 @@ async def _check_healing(client: PrefectClient) -> Check:
     if paused := _paused("healing", found):
         return paused
     silence = silence_of(found[0])
-    if silence is None or not healing[1].is_as_wanted:
+    if silence is None or not all(item.is_as_wanted for item in healing[1:]):
         return Check("healing", ok=False, detail="the automations are not what setup makes", advice=advice)
     if silence < timedelta(seconds=HEARTBEATS_MISSED * every):
         detail = f"healthy runs count as dead after {silence.seconds} s, with a heartbeat every {every} s"

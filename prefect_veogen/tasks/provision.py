@@ -27,6 +27,7 @@ from prefect_veogen.tasks.automations import (
     HEARTBEATS_MISSED,
     MAX_HEALED,
     NAMES,
+    UNSTARTED_SECONDS,
     Comparison,
     heartbeat_seconds,
     read_healing,
@@ -195,7 +196,8 @@ async def _provide_healing(client: PrefectClient) -> list[Step]:
     silent = f"without a heartbeat for {HEARTBEATS_MISSED * every} s: workers need a PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
     detail = (
         f"{silent} of at most {every}, as here",
-        f"at most {MAX_HEALED} times; both heal runs of deployments with the tag {HEALED_TAG}, no others",
+        f"at most {MAX_HEALED} times; all three heal runs of deployments with the tag {HEALED_TAG}, no others",
+        f"when a worker took it and it has not begun within {UNSTARTED_SECONDS} s",
     )
     healing = await read_healing(client, every)
     return [await _provide_automation(client, item, words) for item, words in zip(healing, detail, strict=True)]

@@ -19,7 +19,7 @@ from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.sandbox import Sandbox
 from tests.support.commands import Run, process
 
-AUTOMATIONS = ("veogen-silent-run-crashed", "veogen-crashed-run-again")
+AUTOMATIONS = ("veogen-silent-run-crashed", "veogen-crashed-run-again", "veogen-unstarted-run-again")
 
 
 def steps(run: Run, *words: str) -> dict[str, tuple[str, str]]:
@@ -78,7 +78,7 @@ def test_setup_makes_what_is_missing_once(empty_server: SyncPrefectClient, sandb
     assert first.keys() == again.keys() >= {"veogen", "default", *AUTOMATIONS}
     assert empty_server.read_work_pool("veogen").type == "process"
     with get_client(sync_client=True) as client:
-        assert [len(client.read_automations_by_name(name)) for name in AUTOMATIONS] == [1, 1]
+        assert [len(client.read_automations_by_name(name)) for name in AUTOMATIONS] == [1, 1, 1]
     assert saved_token() == sandbox.token
     _, out, err = run("setup")
     assert sandbox.token not in out + err
@@ -143,7 +143,7 @@ def test_remove_takes_away_what_setup_made_but_no_token_and_no_pool_in_use(
             "it has deployments: delete them first, then run this again",
         )
     assert removed["block default"][0] == "left alone"
-    assert [removed[f"automation {name}"][0] for name in AUTOMATIONS] == ["removed", "removed"]
+    assert [removed[f"automation {name}"][0] for name in AUTOMATIONS] == ["removed"] * 3
     again = done(run, "--remove")
     assert again["veogen"] == "removed"
     assert {again[name] for name in AUTOMATIONS} == {"absent"}

@@ -6,13 +6,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import yaml
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.schemas.automations import EventTrigger
+from prefect.states import Running
 
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.automations import healing_automations
 from tests.support.prefect_processes import (
     DeployedTree,
     copy_deployable,
@@ -37,8 +41,23 @@ from prefect import flow
 def deadly():
     os.kill(os.getpid(), signal.SIGKILL)
 """
+BEGINS_LATE = """
+import os, time
+from pathlib import Path
+from prefect import flow
+
+taken = Path({mark!r})
+if "PREFECT__FLOW_RUN_ID" in os.environ and not taken.exists():
+    taken.touch()
+    time.sleep(600)
+
+@flow
+def begins_late():
+    pass
+"""
 MAX_HEALED = 3
 HEARTBEAT_SECONDS = 30  # the least that Prefect takes
+SHORT_SECONDS = 20
 PATIENCE_SECONDS = 180.0
 
 
@@ -49,6 +68,20 @@ class Deployed(DeployedTree):
         with self.client() as client:
             deployment = client.read_deployment_by_name(name)
             return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+    def shorten(self, *names: str) -> None:
+        """Let automations act after some seconds, where `setup` waits for minutes."""
+        with self.client() as client:
+            for automation in healing_automations(HEARTBEAT_SECONDS):
+                if automation.name in names:
+                    assert isinstance(automation.trigger, EventTrigger)
+                    automation.trigger.within = timedelta(seconds=SHORT_SECONDS)
+                    (found,) = client.read_automations_by_name(automation.name)
+                    client.update_automation(found.id, automation)
+
+    def set_running(self, run: FlowRun) -> None:
+        with self.client() as client:
+            client.set_flow_run_state(run.id, Running(), force=True)
 
     def names_of_states(self, run: FlowRun) -> list[str | None]:
         with self.client() as client:
@@ -67,6 +100,7 @@ def deployed(sandbox: Sandbox, tmp_path: Path) -> Iterator[Deployed]:
     tree = copy_deployable(tmp_path / "tree")
     remove_tags(tree, SOMEBODY_ELSES.partition("/")[2])
     add_deployment(tree, "deadly", DEADLY)
+    add_deployment(tree, "begins_late", BEGINS_LATE.format(mark=str(tmp_path / "taken")))
     with running_server(tmp_path / "prefect") as api_url:
         environment = environment_for(api_url, tmp_path / "prefect")
         environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] = str(HEARTBEAT_SECONDS)
@@ -120,6 +154,30 @@ def test_a_run_whose_worker_and_process_are_killed_completes_by_itself_and_buys_
     assert deployed.names_of_states(other)[-1] == "Running", "a deployment without the tag is not touched"
     assert len(sandbox.bill) == len(sandbox.generations) == 3  # the picture and the clip; the other's picture
     assert took < PATIENCE_SECONDS, f"{took:.1f} s"
+
+
+def test_a_run_whose_worker_dies_before_it_begins_or_before_its_first_heartbeat_completes_by_itself(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    deployed.shorten("veogen-silent-run-crashed", "veogen-unstarted-run-again")
+    taken = deployed.start("begins-late/by-hand")
+    with running_worker(deployed.environment, deployed.tree) as log:
+        wait_until((tmp_path / "taken").exists, "its process begins", log)
+        kill_worker(deployed.tree)
+    silent = deployed.start("begins-late/by-hand")
+    deployed.set_running(silent)
+    with running_worker(deployed.environment, deployed.tree) as log:
+
+        def are_completed() -> bool:
+            return [deployed.names_of_states(run)[-1] for run in (taken, silent)] == ["Completed", "Completed"]
+
+        wait_until(are_completed, "both complete", tmp_path / "prefect" / "server.log", log)
+    assert "Running" not in (before := names_before(deployed.names_of_states(taken), "AwaitingRetry")), before
+    assert names_before(deployed.names_of_states(silent), "AwaitingRetry")[-2:] == ["Running", "Crashed"]
+
+
+def names_before(names: list[str | None], name: str) -> list[str | None]:
+    return names[: names.index(name)]
 
 
 def test_a_run_that_kills_its_process_each_time_is_given_up_in_the_end(deployed: Deployed, tmp_path: Path) -> None:
