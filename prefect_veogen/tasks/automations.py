@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
@@ -15,6 +16,7 @@ from prefect.settings import get_current_settings
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
+    from prefect.client.schemas.objects import WorkPool
     from prefect.events.schemas.automations import Automation
 
 HEALED_TAG: Final = "veogen"
@@ -22,6 +24,8 @@ HEALED_TAG: Final = "veogen"
 MAX_HEALED: Final = 3
 """How often a run is started again: one that kills its process each time must end."""
 HEARTBEATS_MISSED: Final = 3
+HEARTBEAT_VARIABLE: Final = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+_LEAST_HEARTBEAT_SECONDS = 30
 UNSTARTED_SECONDS: Final = 600
 """How long a worker may take to begin a run that it has taken: where images are pulled, that is minutes."""
 
@@ -42,9 +46,28 @@ A_RUN: Final = "prefect.flow-run.*"
 MADE_HERE: Final = "Made by prefect-veogen setup."
 
 
-def heartbeat_seconds() -> int | None:
-    """Return how often flow runs send a heartbeat, by this machine's Prefect settings; `None` if never."""
-    return get_current_settings().flows.heartbeat_frequency
+def heartbeat_seconds() -> int:
+    """Return how often runs are to send a heartbeat: as is set on this machine, by default as often as Prefect can."""
+    flows = get_current_settings().flows
+    is_set = "heartbeat_frequency" in flows.model_fields_set
+    return (is_set and flows.heartbeat_frequency) or _LEAST_HEARTBEAT_SECONDS
+
+
+def heartbeat_of(pool: WorkPool) -> int | None:
+    """Return how often the runs of a work pool send a heartbeat; `None` if that is up to each worker."""
+    properties = pool.base_job_template.get("variables", {}).get("properties", {})
+    seconds = (properties.get("env", {}).get("default") or {}).get(HEARTBEAT_VARIABLE)
+    return int(seconds) if seconds and str(seconds).isdecimal() else None
+
+
+def with_heartbeat(template: dict[str, Any], every_seconds: int) -> dict[str, Any]:
+    """Return a work pool's template by which its runs send a heartbeat so often, whatever their workers have set."""
+    template = copy.deepcopy(template)
+    # A deployment's own `env` is merged with it.
+    properties = template["variables"].setdefault("properties", {})
+    env = properties.setdefault("env", {"type": "object", "title": "Environment Variables"})
+    env["default"] = {**(env.get("default") or {}), HEARTBEAT_VARIABLE: str(every_seconds)}
+    return template
 
 
 def healing_automations(every_seconds: int) -> tuple[AutomationCore, AutomationCore, AutomationCore]:

@@ -19,11 +19,18 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType, WorkerStatus
 from prefect.exceptions import ObjectNotFound
-from prefect.settings import PREFECT_API_URL
+from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from prefect_veogen.masking import masked
 from prefect_veogen.tasks.alerts import block_in_use, read_alerts
-from prefect_veogen.tasks.automations import HEALED_TAG, HEARTBEATS_MISSED, heartbeat_seconds, read_healing, silence_of
+from prefect_veogen.tasks.automations import (
+    HEALED_TAG,
+    HEARTBEATS_MISSED,
+    heartbeat_of,
+    heartbeat_seconds,
+    read_healing,
+    silence_of,
+)
 from prefect_veogen.tasks.block_documents import name_of
 from prefect_veogen.tasks.provision import POOL
 from prefect_veogen.tasks.shared_limit import is_of_size, size_of_limit
@@ -161,12 +168,8 @@ async def _check_worker(client: PrefectClient) -> Check:
 
 
 async def _check_healing(client: PrefectClient) -> Check:
-    every = heartbeat_seconds()
     advice = f"The Prefect server: {_SETUP}"
-    if every is None:
-        detail = "flow runs send no heartbeats, by this machine's settings, so that a dead one stays Running"
-        return Check("healing", ok=False, detail=detail, advice="This machine: set PREFECT_FLOWS_HEARTBEAT_FREQUENCY.")
-    healing = await read_healing(client, every)
+    healing = await read_healing(client, heartbeat_seconds())
     if missing := [item.wanted.name for item in healing if item.found is None]:
         detail = f"there is no automation {' and no '.join(missing)}: a run whose machine died stays as it is"
         return Check("healing", ok=False, detail=detail, advice=advice)
@@ -176,11 +179,22 @@ async def _check_healing(client: PrefectClient) -> Check:
     silence = silence_of(found[0])
     if silence is None or not all(item.is_as_wanted for item in healing[1:]):
         return Check("healing", ok=False, detail="the automations are not what setup makes", advice=advice)
-    if silence < timedelta(seconds=HEARTBEATS_MISSED * every):
-        detail = f"healthy runs count as dead after {silence.seconds} s, with a heartbeat every {every} s"
+    every = await _read_heartbeat(client)
+    if every is None or silence < timedelta(seconds=HEARTBEATS_MISSED * every):
+        often = "with no heartbeat" if every is None else f"with a heartbeat every {every} s"
+        detail = f"healthy runs count as dead after {silence.seconds} s, {often}"
         return Check("healing", ok=False, detail=detail, advice=advice)
     detail = f"runs of deployments with the tag {HEALED_TAG}, after {silence.seconds} s of silence"
     return Check("healing", ok=True, detail=detail)
+
+
+async def _read_heartbeat(client: PrefectClient) -> int | None:
+    """Return how often runs of the pool send a heartbeat, as far as it can be seen from here."""
+    try:
+        of_pool = heartbeat_of(await client.read_work_pool(POOL))
+    except ObjectNotFound:
+        of_pool = None
+    return of_pool or get_current_settings().flows.heartbeat_frequency
 
 
 async def _check_alerts(client: PrefectClient) -> Check:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.actions import WorkPoolCreate, WorkPoolUpdate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterState,
@@ -24,13 +25,16 @@ from prefect_veogen.models import normal_base_url
 from prefect_veogen.tasks.alerts import ALERT_NAMES, QUIET, read_alerts
 from prefect_veogen.tasks.automations import (
     HEALED_TAG,
+    HEARTBEAT_VARIABLE,
     HEARTBEATS_MISSED,
     MAX_HEALED,
     NAMES,
     UNSTARTED_SECONDS,
     Comparison,
+    heartbeat_of,
     heartbeat_seconds,
     read_healing,
+    with_heartbeat,
 )
 from prefect_veogen.tasks.block_documents import find_block, name_of
 from prefect_veogen.tasks.shared_limit import create_limit
@@ -106,15 +110,22 @@ async def withdraw(settings: Settings) -> list[Step]:
 
 async def _provide_pool(client: PrefectClient) -> Step:
     name = f"work pool {POOL}"
+    every, usual = heartbeat_seconds(), ProcessWorker.get_default_base_job_template()
     try:
         pool = await client.read_work_pool(POOL)
     except ObjectNotFound:
-        template = ProcessWorker.get_default_base_job_template()
+        template = with_heartbeat(usual, every)
         await client.create_work_pool(
             WorkPoolCreate(name=POOL, type=ProcessWorker.type, base_job_template=template, description=_MADE_HERE)
         )
         return Step(name, "made", f"a worker takes its runs: `prefect worker start --pool {POOL}`")
     paused = f"; it is paused: `prefect work-pool resume {POOL}`" if pool.is_paused else ""
+    # A pool that was made without one gets its type's template from its first worker.
+    template = pool.base_job_template or (usual if pool.type == ProcessWorker.type else {})
+    if template and (heartbeat_of(pool) or math.inf) > every:
+        template = with_heartbeat(template, every)
+        await client.update_work_pool(POOL, WorkPoolUpdate(base_job_template=template))
+        return Step(name, "changed", f"of type {pool.type}; its runs send a heartbeat every {every} s{paused}")
     return Step(name, "exists", f"of type {pool.type}{paused}")
 
 
@@ -190,12 +201,9 @@ def _secret(token: SecretStr | None) -> str | None:
 
 async def _provide_healing(client: PrefectClient) -> list[Step]:
     every = heartbeat_seconds()
-    if every is None:
-        words = "flow runs send no heartbeats here: set PREFECT_FLOWS_HEARTBEAT_FREQUENCY, then run this again"
-        return [Step(f"automation {name}", "left alone", words) for name in NAMES]
-    silent = f"without a heartbeat for {HEARTBEATS_MISSED * every} s: workers need a PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
+    needed = f"{HEARTBEAT_VARIABLE}={every}"
     detail = (
-        f"{silent} of at most {every}, as here",
+        f"without a heartbeat for {HEARTBEATS_MISSED * every} s; runs outside the pool {POOL} need {needed}",
         f"at most {MAX_HEALED} times; all three heal runs of deployments with the tag {HEALED_TAG}, no others",
         f"when a worker took it and it has not begun within {UNSTARTED_SECONDS} s",
     )

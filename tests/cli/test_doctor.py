@@ -18,9 +18,10 @@ import pytest
 from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpdate
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
+from prefect.workers.process import ProcessWorker
 
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.upkeep.health import check_clock
@@ -276,14 +277,16 @@ def test_alerts_that_are_paused_incomplete_or_without_their_block_are_reported(
 
 
 @pytest.mark.server
-def test_healthy_runs_that_would_count_as_dead_are_reported(
-    empty_server: SyncPrefectClient, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with process("setup", PREFECT_API_URL=str(empty_server.api_url), PREFECT_FLOWS_HEARTBEAT_FREQUENCY="30") as setup:
-        setup.communicate(timeout=120)
-    _, checks = found(run)
-    assert not checks["healing"]["ok"]
-    assert checks["healing"]["detail"] == "healthy runs count as dead after 90 s, with a heartbeat every 180 s"
+def test_healthy_runs_that_would_count_as_dead_are_reported(empty_server: SyncPrefectClient, run: Run) -> None:
+    run("setup")
+    assert found(run)[1]["healing"]["ok"]
+    template = ProcessWorker.get_default_base_job_template()
+    empty_server.update_work_pool("veogen", WorkPoolUpdate(base_job_template=template))
+    healing = found(run)[1]["healing"]
+    assert not healing["ok"]
+    assert healing["detail"] == "healthy runs count as dead after 90 s, with a heartbeat every 180 s"
+    run("setup")
+    assert found(run)[1]["healing"]["ok"]
 
 
 @pytest.mark.server

@@ -14,6 +14,7 @@ from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
+from prefect.workers.process import ProcessWorker
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.sandbox import Sandbox
@@ -114,13 +115,32 @@ def test_setup_refuses_a_token_that_can_not_be_one_before_it_makes_anything(
 
 
 @pytest.mark.server
+@pytest.mark.parametrize("frequency", [None, "60"])
+def test_setup_has_the_runs_of_its_pool_send_heartbeats_as_often_as_they_are_expected(
+    frequency: str | None, empty_server: SyncPrefectClient, sandbox: Sandbox
+) -> None:
+    template = ProcessWorker.get_default_base_job_template()
+    template["variables"]["properties"]["env"]["default"] = {"REGION": "eu"}
+    empty_server.create_work_pool(WorkPoolCreate(name="veogen", type="process", base_job_template=template))
+    given = {} if frequency is None else {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": frequency}
+    for did in ("changed", "exists"):
+        with process("setup", "--json", PREFECT_API_URL=str(empty_server.api_url), **given) as setup:
+            out, _ = setup.communicate(timeout=120)
+        assert {step["name"]: step["did"] for step in json.loads(out)["steps"]}["work pool veogen"] == did
+    sent = empty_server.read_work_pool("veogen").base_job_template["variables"]["properties"]["env"]["default"]
+    assert sent == {"REGION": "eu", "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": frequency or "30"}
+    (silent,) = empty_server.read_automations_by_name(AUTOMATIONS[0])
+    assert silent.trigger.model_dump()["within"].total_seconds() == 3 * int(frequency or "30")
+
+
+@pytest.mark.server
 def test_setup_repairs_an_automation_and_leaves_it_paused_if_it_was(
     empty_server: SyncPrefectClient, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run("setup")
     (silent,) = empty_server.read_automations_by_name(AUTOMATIONS[0])
     empty_server.pause_automation(silent.id)
-    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "30")
+    monkeypatch.setenv("PREFECT_FLOWS_HEARTBEAT_FREQUENCY", "60")
     with process("setup", "--json", PREFECT_API_URL=str(empty_server.api_url)) as setup:
         out, _ = setup.communicate(timeout=120)
     (did,) = [step for step in json.loads(out)["steps"] if step["name"].endswith(AUTOMATIONS[0])]
@@ -128,7 +148,7 @@ def test_setup_repairs_an_automation_and_leaves_it_paused_if_it_was(
     assert "it is paused" in did["detail"]
     (silent,) = empty_server.read_automations_by_name(AUTOMATIONS[0])
     assert not silent.enabled
-    assert silent.trigger.model_dump()["within"].total_seconds() == 90
+    assert silent.trigger.model_dump()["within"].total_seconds() == 180
 
 
 @pytest.mark.server
@@ -161,7 +181,7 @@ def test_remove_leaves_a_pool_with_a_running_worker(empty_server: SyncPrefectCli
 @pytest.mark.server
 def test_remove_leaves_a_pool_that_somebody_else_made(empty_server: SyncPrefectClient, run: Run) -> None:
     empty_server.create_work_pool(WorkPoolCreate(name="veogen", type="process"))
-    assert done(run)["veogen"] == "exists"
+    assert done(run)["veogen"] == "changed"
     assert steps(run, "--remove")["work pool veogen"] == ("left alone", "it was not made by setup")
     empty_server.delete_work_pool("veogen")
 
