@@ -1,8 +1,8 @@
 """A campaign's pictures and clips on one page, which opens from a directory and from a bucket alike.
 
 Links are relative, so that they work wherever the page is served beside the assets: from a directory, a public prefix,
-a content delivery network. The first rows' thumbnails are embedded, so that the page shows something however private
-the bucket is; they need the `media` extra.
+a content delivery network. It shows thumbnails, for which the `media` extra is needed: the first rows' are embedded, so
+that the page shows something however private the bucket is, the others lie in the store.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from prefect_veogen.campaign.gallery_page import SCRIPT, STYLE
-from prefect_veogen.download.thumbnails import thumbnail
+from prefect_veogen.download.thumbnails import stored_thumbnail, thumbnail
 from prefect_veogen.models import Kind, in_usd
 from prefect_veogen.process.concurrency import map_bounded
 
@@ -25,33 +25,37 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
     from prefect_veogen.store import Store
 
-MAX_THUMBNAILS = 100
-_MAX_CONCURRENT = 4
+MAX_EMBEDDED = 100
+_MAX_CONCURRENT = 16
 _MAX_PROMPT_CHARACTERS = 300
 _TO_STORE = "../../"  # from campaigns/<name>/
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One row in the gallery: its outcome and, as data links, thumbnails of its assets."""
+    """One row in the gallery: its outcome and links to thumbnails of its assets, data links in the first rows."""
 
     item: CampaignItem
     thumbnails: tuple[str | None, ...] = ()
 
     @property
     def pictures(self) -> list[str]:
-        """The thumbnails that could be made."""
-        return [picture for picture in self.thumbnails if picture]
+        """The thumbnails that can be shown anywhere."""
+        return [picture for picture in self.thumbnails if picture and picture.startswith("data:")]
 
 
 async def make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
-    """Return a tile per row, the first with thumbnails; one that can't be made is left out."""
+    """Return a tile per row with its thumbnails; one that can't be made is left out."""
 
-    async def tile(item: CampaignItem) -> Tile:
+    async def embedded(item: CampaignItem) -> Tile:
         return Tile(item, tuple([await thumbnail(session.store, asset) for asset in item.assets]))
 
-    first = await map_bounded(items[:MAX_THUMBNAILS], tile, _MAX_CONCURRENT)
-    return [*first, *map(Tile, items[MAX_THUMBNAILS:])]
+    async def linked(item: CampaignItem) -> Tile:
+        keys = [await stored_thumbnail(session.store, asset) for asset in item.assets]
+        return Tile(item, tuple(key and _TO_STORE + key for key in keys))
+
+    first = await map_bounded(items[:MAX_EMBEDDED], embedded, _MAX_CONCURRENT)
+    return [*first, *await map_bounded(items[MAX_EMBEDDED:], linked, _MAX_CONCURRENT)]
 
 
 def page(report: CampaignReport, tiles: Sequence[Tile], store: Store) -> Iterator[str]:

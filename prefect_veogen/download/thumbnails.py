@@ -38,6 +38,19 @@ async def thumbnail(store: Store, asset: Asset) -> str | None:
     return None if small is None else f"data:{_TYPE};base64,{base64.b64encode(small).decode()}"
 
 
+async def stored_thumbnail(store: Store, asset: Asset) -> str | None:
+    """Return the key of such a JPEG in the store, where it is made if it is missing; `None` if it can't be made."""
+    key = _key(asset)
+    try:
+        if await store.stat(key) is None:
+            async with _decoding_limit():
+                await _stored_or_made(store, asset)
+            return key if await store.stat(key) else None
+    except VeogenError:
+        return None
+    return key
+
+
 async def _stored_or_made(store: Store, asset: Asset) -> bytes | None:
     stored = await store.read(_key(asset))
     if stored is not None:

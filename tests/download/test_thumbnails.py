@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from prefect_veogen.download.thumbnails import thumbnail
+from prefect_veogen.download.thumbnails import stored_thumbnail, thumbnail
 from prefect_veogen.models import Asset
 from prefect_veogen.store import Store, open_store
 from tests.support.media import png
@@ -41,6 +41,16 @@ async def test_a_picture_becomes_a_small_one_of_the_same_shape(store_url: str) -
     store = open_store(store_url)
     assert size_of(await thumbnail(store, await stored(store, "wide.png", wide_png(), "image/png"))) == (240, 135)
     assert size_of(await thumbnail(store, await stored(store, "tiny.png", png(), "image/png"))) == (4, 4)
+
+
+async def test_a_stored_thumbnail_is_made_once_and_is_none_of_what_can_not_be_shown(store_url: str) -> None:
+    store = open_store(store_url)
+    picture = await stored(store, "wide.png", wide_png(), "image/png")
+    key = await stored_thumbnail(store, picture)
+    assert key == f"thumbnails/{picture.sha256}.jpg"
+    await store.put("assets/wide.png", b"gone", "image/png")
+    assert await stored_thumbnail(store, picture) == key
+    assert await stored_thumbnail(store, await stored(store, "bad.png", b"no picture", "image/png")) is None
 
 
 async def test_a_clip_shows_its_first_frame(store_url: str) -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import io
+import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Page
 
 from flows.campaign import campaign
-from prefect_veogen.campaign.gallery import Tile, page
+from prefect_veogen.campaign.gallery import MAX_EMBEDDED, Tile, make_tiles, page
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.models import Asset, Kind
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.store import Store, open_store
+from prefect_veogen.session import open_session
+from prefect_veogen.store import S3Store, Store, open_store
 from tests.support.media import png
 from tests.support.pictures import save_picture
 
@@ -28,8 +34,8 @@ PATIENCE_SECONDS = 20.0
 CLIP = Path(__file__).parents[1] / "download" / "media_files" / "mp4-with-a-line-break-behind.mp4"
 
 
-def asset(store: Store, key: str, kind: str) -> Asset:
-    return Asset(uri=store.uri(key), sha256="ab", size=1, content_type=kind, generation_id=key)
+def asset(store: Store, key: str, kind: str, sha256: str = "ab", size: int = 1) -> Asset:
+    return Asset(uri=store.uri(key), sha256=sha256, size=size, content_type=kind, generation_id=key)
 
 
 def item(store: Store, identity: str, status: ItemStatus = ItemStatus.OK, **more: Any) -> CampaignItem:
@@ -95,6 +101,43 @@ def test_a_campaigns_own_gallery_shows_all_that_it_made(sandbox: Sandbox, tmp_pa
     assert shown(tab) == len(rows)
     wait_until(tab, "[...document.images].every(image => image.naturalWidth > 0)")
     save_picture(tab, "gallery")
+
+
+def test_every_row_shows_a_thumbnail_and_loads_no_original(
+    sandbox: Sandbox, store_url: str, s3_server: str, tab: Page
+) -> None:
+    session = open_session()
+
+    async def made(number: int) -> CampaignItem:
+        body = large_png(number)
+        await session.store.put(f"assets/{number}.png", body, "image/png")
+        digest = hashlib.sha256(body).hexdigest()
+        step = Step(Kind.IMAGE, "v1", asset(session.store, f"assets/{number}.png", "image/png", digest, len(body)))
+        return CampaignItem(f"row {number}", ItemStatus.OK, (step,))
+
+    async def write() -> str:
+        items = [await made(number) for number in range(MAX_EMBEDDED + 20)]
+        html = "".join(page(CampaignReport.of("spring", items), await make_tiles(session, items), session.store))
+        await session.store.put("campaigns/spring/gallery.html", html.encode(), "text/html")
+        return session.store.uri("campaigns/spring/gallery.html")
+
+    with ThreadPoolExecutor(1) as thread:  # Playwright's own loop runs in this one
+        gallery = thread.submit(lambda: asyncio.run(on_io(write()))).result()
+    if isinstance(session.store, S3Store):
+        allowed = {"Effect": "Allow", "Principal": "*", "Action": "s3:GetObject", "Resource": "arn:aws:s3:::*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [allowed]})
+        session.store.client().put_bucket_policy(Bucket=session.store.bucket, Policy=policy)
+    tab.goto(gallery.replace("s3:/", s3_server))
+    tab.evaluate("for (const image of document.images) image.loading = 'eager'")
+    wait_until(tab, "[...document.images].every(image => image.complete)")
+    widths = tab.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert widths == [240] * (MAX_EMBEDDED + 20)
+
+
+def large_png(number: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (640, 480), (number, 0, 0)).save(file, "PNG")
+    return file.getvalue()
 
 
 def test_a_thousand_rows_are_filtered_by_status_label_and_text(tmp_path: Path, tab: Page) -> None:
