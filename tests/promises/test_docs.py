@@ -8,6 +8,7 @@ import importlib
 import inspect
 import io
 import itertools
+import pkgutil
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from prefect_veogen.cli import main
 from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State, next_state
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.store import FOLDERS
+from tests.promises.test_architecture import PUBLIC_MODULES
 from tests.support.commands import COMMANDS
 from tests.support.settings_page import table_of_settings, written_table
 
@@ -244,6 +246,15 @@ def test_every_public_name_of_the_manual_is_importable() -> None:
         assert f"`{name}`" in MANUAL
         assert hasattr(package, name)
     assert Asset is package.Asset
+
+
+def test_the_reference_has_every_public_name_and_every_public_module() -> None:
+    package: Any = importlib.import_module("prefect_veogen")
+    paths = re.findall(r"^::: (\S+)", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    described = {id(pkgutil.resolve_name(path)) for path in paths}
+    assert [name for name in package.__all__ if id(getattr(package, name)) not in described] == []
+    modules = [importlib.import_module(f"prefect_veogen.{name}") for name in PUBLIC_MODULES]
+    assert [module.__name__ for module in modules if id(module) not in described] == []
 
 
 def test_the_version_is_the_same_everywhere() -> None:
