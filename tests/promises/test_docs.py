@@ -35,6 +35,7 @@ MANUAL = "\n".join([README, *(page.read_text() for page in CHAPTERS)])
 """What users read: the README and the pages of the site."""
 PAGES = [*sorted(ROOT.glob("*.md")), *CHAPTERS]
 MAX_README_LINES = 150
+MAX_ARCHITECTURE_LINES = 100
 
 
 def blocks(language: str) -> list[str]:
@@ -59,6 +60,12 @@ def test_the_readme_is_short_and_proves_its_promise_before_it_speaks_of_speed() 
     assert headings.index("Why it is safe") < headings.index("Many at once")
     assert "<!-- paid-once -->" in section(README, "## Why it is safe")
     assert README.index("<!-- /paid-once -->") < README.index("docs/benchmarks.md")
+
+
+def test_the_architecture_is_one_page_and_says_where_the_reasons_are() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert len(text.splitlines()) <= MAX_ARCHITECTURE_LINES
+    assert "](docs/decisions.md)" in text
 
 
 def links_of(page: Path) -> set[Path]:
