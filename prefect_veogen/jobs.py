@@ -51,7 +51,7 @@ class GenerationRun(JobRun[Asset]):
         store: StoreParameter | None = None,
         timeout_seconds: float | None = None,
     ) -> Self:
-        """Return the run of a generation whose id is known, wherever it was bought. Requests nothing."""
+        """Return the run of a generation whose id is known, wherever it was bought. Free: requests nothing."""
         where: dict[str, Any] = {"credentials": credentials, "store": store}
         return cls(Generation(id=generation_id), timeout_seconds=timeout_seconds, **where)
 
@@ -61,7 +61,7 @@ class GenerationRun(JobRun[Asset]):
         return self.generation.id
 
     async def await_for_completion(self) -> None:
-        """Return when the generation is completed.
+        """Return when the generation is completed. Free, and safe to repeat.
 
         Raises:
             StillRunning, GenerationFailed, ContentRejected, PersonNeeded: as `wait_for_generation`.
@@ -74,14 +74,17 @@ class GenerationRun(JobRun[Asset]):
 
     @async_dispatch(await_for_completion)
     def wait_for_completion(self) -> None:  # type: ignore[override] # awaited or not, as the caller's context is
-        """Return when the generation is completed; in async code it is awaited. See `await_for_completion`."""
+        """Return when the generation is completed; in async code it is awaited. Free: see `await_for_completion`."""
         run_coro_as_sync(self.await_for_completion())
 
     async def afetch_result(self) -> Asset:
         """Return the generation's asset, in the store and verified; waits first if nothing has yet.
 
+        Free, and safe to repeat: an asset that is already there is returned as it is.
+
         Raises:
             DownloadBroken, MediaRejected, OutputMissing: as `download_asset`.
+            StillRunning, GenerationFailed, ContentRejected, PersonNeeded: as `wait_for_generation`, where it waits.
         """
         from prefect_veogen.tasks.generation import download_asset
 
@@ -92,7 +95,7 @@ class GenerationRun(JobRun[Asset]):
 
     @async_dispatch(afetch_result)
     def fetch_result(self) -> Asset:  # type: ignore[override] # as above
-        """Return the generation's asset; in async code it is awaited. See `afetch_result`."""
+        """Return the generation's asset; in async code it is awaited. Free: see `afetch_result`."""
         asset: Asset = run_coro_as_sync(self.afetch_result())
         return asset
 
@@ -102,6 +105,9 @@ class VeogenGeneration(JobBlock):  # type: ignore[type-arg] # JobBlock[…] woul
 
     Triggering it buys what it asks for, at most once: triggered again it finds the same generation, and pays nothing.
     Another take is another purchase. In a flow it shows as the tasks submit, wait and download.
+
+    Its fields are those of a `GenerationRequest`, and `labels`, `budget_usd`, `timeout_seconds`, `store` and
+    `credentials`, which is the name of a saved block. Saving and loading it is free.
 
     Example:
         Load a stored generation, buy it and fetch its asset:
@@ -173,8 +179,8 @@ class VeogenGeneration(JobBlock):  # type: ignore[type-arg] # JobBlock[…] woul
     async def atrigger(self, **changes: Any) -> GenerationRun:
         """Buy what the block asks for, at most once, and return its run.
 
-        COSTS MONEY as `submit_generation` does. `changes` are fields of the request which differ this time, such as
-        `prompt` or `take`.
+        COSTS MONEY as `submit_generation` does; safe to repeat: what was bought before is found, and costs nothing.
+        `changes` are fields of the request which differ this time, such as `prompt` or `take`.
 
         Raises:
             ChangeTheRequest, ChangeTheSetup, TryAgainLater, UnknownSubmission: as `submit_generation`.

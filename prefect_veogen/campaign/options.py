@@ -15,6 +15,7 @@ MAX_VARIANTS = 100
 
 TakeOf = Callable[[Any], Any]
 Carry = Sequence[str] | Literal["*"]
+"""Columns that come along into results and sidecars, and are no part of what is bought; "*": all that are no field."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
 Chain = Literal["none", "last_frame"]
+"""What a shot begins with: "none", a keyframe of its own; "last_frame", the last frame of the shot before it."""
 
 _PLURAL = {Kind.IMAGE: "pictures", Kind.VIDEO: "clips"}
 # What makes streams differ so that one can't be put behind the other.
@@ -41,11 +42,17 @@ class Storyboard(Value):
     """
 
     report: CampaignReport
+    """The shots in numbers, with what they have cost."""
     film: Asset | None = None
+    """All clips in one file; `None` if it was not asked for, or a shot is missing."""
 
     @property
     def items(self) -> Sequence[CampaignItem]:
-        """The shots, in the manifest's order. Free: read from the store, unless this process has just made them."""
+        """The shots, in the manifest's order. Free: read from the store, unless this process has just made them.
+
+        Raises:
+            ConfigurationError, StoreUnavailable, StoreRefused: as `CampaignReport.items`.
+        """
         return self.report.items
 
 
@@ -69,7 +76,7 @@ class Shots:
 
     @property
     def keyframes(self) -> Rows:
-        """The pictures that are bought: one per shot, or in a chain that of the first alone."""
+        """The pictures that are bought: one per shot, or in a chain that of the first alone. Free."""
         begun = self.rows[:1] if self.chain == "last_frame" else self.rows
         return Rows(replace(row, motion=None) for row in begun)
 

@@ -94,7 +94,7 @@ async def check_fallbacks(
     budget_usd: Decimal | float | None = None,
     labels: Labels | None = None,
 ) -> int:
-    """Return at which of a request and its fallbacks to begin. Free.
+    """Return at which of a request and its fallbacks to begin: 0 is the request itself. Free, and safe to repeat.
 
     It is the one that an earlier call had begun when all before it had failed; else it is the first, and all of them
     can be bought.

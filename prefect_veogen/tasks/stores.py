@@ -66,12 +66,12 @@ async def resolve_store(
 
 
 async def store_for(manifest: object, store: StoreParameter | None) -> Store | None:
-    """Return the store by whose access a manifest is read, `None` for one in no bucket; else as `resolve_store`."""
+    """Return the store by whose access a manifest is read, `None` for one in no bucket. Free, as `resolve_store`."""
     return await resolve_store(store) if isinstance(manifest, str) and manifest.startswith("s3://") else None
 
 
 def store_name(store: StoreParameter | None) -> str:
-    """Return what a store is called in the names of runs, where no secret may be."""
+    """Return what a store is called in the names of runs, where no secret may be. Free."""
     return f"a {type(store).__name__}" if isinstance(store, Block) else str(store or "the default store")
 
 

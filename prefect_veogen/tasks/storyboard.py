@@ -124,6 +124,9 @@ async def make_shots(
 
     One shot's failure stops no other, but in a chain those behind it. Safe to repeat: only what is missing is bought.
     After each stage the price of the rest is logged, and shown in the artifact `storyboard-<name>`.
+
+    Raises:
+        InvalidManifest, ConfigurationError: a row or an option is wrong; nothing was bought.
     """
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     money: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from tests.support.prefect_processes import (
     TIMEOUT_SECONDS,
     DeployedTree,
     copy_deployable,
+    prefect,
     running_deployments,
     running_worker,
 )
@@ -128,6 +131,30 @@ def test_a_flow_started_by_its_form_ends_well_and_its_pictures_are_seen(
             save_picture(ui.tab, "artifact")
     ui.show_run(str(run.id))
     ui.tab.get_by_text("Completed").first.wait_for()
+    if deployment == "hourly":
+        ui.tab.get_by_text("they add up").wait_for()
+        ui.tab.get_by_text("Finished in state").last.scroll_into_view_if_needed()
+        save_picture(ui.tab, "sweep")
+
+
+TRIGGER = """
+from prefect_veogen import VeogenGeneration
+
+print(VeogenGeneration.load("hero").trigger().fetch_result().model)
+"""
+
+
+def test_a_generation_that_was_saved_by_its_form_is_what_its_trigger_buys(
+    ui: PrefectUi, deployed: tuple[DeployedTree, Sandbox, Path]
+) -> None:
+    server, sandbox, _ = deployed
+    prefect(server.environment, "block", "register", "-m", "prefect_veogen")
+    fields = {"Model": "gpt-4o-image", "Prompt": "a lighthouse at noon", "Aspect Ratio": "16:9"}
+    ui.save_block("veogen-generation", "hero", fields, "form-saved-generation")
+    command = [sys.executable, "-c", TRIGGER]
+    ran = subprocess.run(command, env=server.environment, capture_output=True, text=True, check=False)
+    assert ran.stdout.splitlines()[-1:] == ["gpt-4o-image"], ran.stderr
+    assert [one.model for one in sandbox.bill.purchases if one.prompt == fields["Prompt"]] == ["gpt-4o-image"]
 
 
 def test_the_approval_form_refuses_nonsense_and_what_was_not_approved_is_never_bought(

@@ -9,9 +9,12 @@ import json
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+import boto3
 import pytest
 from PIL import Image
 from playwright.sync_api import Page
@@ -80,6 +83,29 @@ def test_it_shows_pictures_and_plays_clips_by_its_relative_links(tmp_path: Path,
     tab.locator("video").click()
     wait_until(tab, "document.querySelector('video').controls && !document.querySelector('video').paused")
     assert str(tab.locator("figure.failed").text_content()).startswith("<i>bad</i> · failed · $0.00")
+
+
+def test_from_a_public_prefix_it_shows_pictures_and_from_a_private_one_by_a_presigned_link_only_the_page(
+    bucket: str, tmp_path: Path, tab: Page
+) -> None:
+    responses: dict[str, int] = {}
+    tab.on("response", lambda response: responses.update({response.url: response.status}))
+    store = open_store(f"s3://{bucket}/media")
+    gallery = write_gallery(store, tmp_path, [item(store, "still")])
+    page_key, picture_key = (f"media/{it.relative_to(tmp_path)}" for it in (gallery, tmp_path / "assets" / "a b.png"))
+    with closing(boto3.client("s3")) as client:
+        client.put_object(Bucket=bucket, Key=page_key, Body=gallery.read_bytes(), ContentType="text/html")
+        client.put_object(Bucket=bucket, Key=picture_key, Body=png(), ContentType="image/png")
+        link = client.generate_presigned_url("get_object", Params={"Bucket": bucket, "Key": page_key})
+        address = link.partition("?")[0]
+        picture = f"{address.removesuffix(page_key)}{quote(picture_key)}"
+        tab.goto(link)
+        wait_until(tab, "document.querySelector('img').complete")
+        assert (responses[link], responses[picture]) == (200, 403)
+        for key in (page_key, picture_key):
+            client.put_object_acl(Bucket=bucket, Key=key, ACL="public-read")
+    tab.goto(address)
+    wait_until(tab, "document.querySelector('img').naturalWidth > 0")
 
 
 SCENES = {

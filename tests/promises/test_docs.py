@@ -8,6 +8,7 @@ import importlib
 import inspect
 import io
 import itertools
+import pkgutil
 import re
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from prefect_veogen.cli import main
 from prefect_veogen.ledger.transitions import EventName, IllegalTransition, State, next_state
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.store import FOLDERS
+from tests.promises.test_architecture import PUBLIC_MODULES
 from tests.support.commands import COMMANDS
 from tests.support.settings_page import table_of_settings, written_table
 
@@ -33,6 +35,7 @@ MANUAL = "\n".join([README, *(page.read_text() for page in CHAPTERS)])
 """What users read: the README and the pages of the site."""
 PAGES = [*sorted(ROOT.glob("*.md")), *CHAPTERS]
 MAX_README_LINES = 150
+MAX_ARCHITECTURE_LINES = 100
 
 
 def blocks(language: str) -> list[str]:
@@ -57,6 +60,12 @@ def test_the_readme_is_short_and_proves_its_promise_before_it_speaks_of_speed() 
     assert headings.index("Why it is safe") < headings.index("Many at once")
     assert "<!-- paid-once -->" in section(README, "## Why it is safe")
     assert README.index("<!-- /paid-once -->") < README.index("docs/benchmarks.md")
+
+
+def test_the_architecture_is_one_page_and_says_where_the_reasons_are() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    assert len(text.splitlines()) <= MAX_ARCHITECTURE_LINES
+    assert "](docs/decisions.md)" in text
 
 
 def links_of(page: Path) -> set[Path]:
@@ -244,6 +253,15 @@ def test_every_public_name_of_the_manual_is_importable() -> None:
         assert f"`{name}`" in MANUAL
         assert hasattr(package, name)
     assert Asset is package.Asset
+
+
+def test_the_reference_has_every_public_name_and_every_public_module() -> None:
+    package: Any = importlib.import_module("prefect_veogen")
+    paths = re.findall(r"^::: (\S+)", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE)
+    described = {id(pkgutil.resolve_name(path)) for path in paths}
+    assert [name for name in package.__all__ if id(getattr(package, name)) not in described] == []
+    modules = [importlib.import_module(f"prefect_veogen.{name}") for name in PUBLIC_MODULES]
+    assert [module.__name__ for module in modules if id(module) not in described] == []
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from urllib.parse import unquote, urldefrag
 import pytest
 import yaml
 
+from tests.promises.test_architecture import PUBLIC_MODULES
 from tests.support.browser import chromium
 
 ROOT = Path(__file__).parents[2]
@@ -73,6 +75,15 @@ def test_every_page_of_the_folder_is_in_the_navigation(site: Path) -> None:
     named = {path for page in listed for path in page.values()}
     assert named == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
     assert len(listed) == len(named)
+
+
+def test_the_reference_shows_all_that_its_modules_offer_and_nothing_else_of_them(site: Path) -> None:
+    shown = Page(site / "reference.html").anchors
+    for name in PUBLIC_MODULES:
+        module = importlib.import_module(f"prefect_veogen.{name}")
+        listed = {f"{module.__name__}.{offered}" for offered in getattr(module, "__all__", ())}
+        found = {anchor for anchor in shown if anchor.rpartition(".")[0] == module.__name__}
+        assert found == listed or (found and not listed), module
 
 
 def test_no_page_loads_anything_from_elsewhere(site: Path) -> None:

@@ -30,16 +30,27 @@ class PrefectUi:
             pass  # the form was still being built: what was filled in is gone
 
     def _submit(self, fields: dict[str, str], picture: str | None) -> bool:
-        for field, text in fields.items():
-            label = self.tab.locator("label", has_text=re.compile(rf"^{field}( \(Optional\))?$"))
-            label.locator("xpath=following::textarea[1]").fill(text)
-        if picture is not None:
-            save_picture(self.tab, picture)
+        self._fill(fields, picture)
         self.tab.get_by_role("button", name="Submit").click()
         with contextlib.suppress(TooSlow):
             self.tab.wait_for_url(re.compile(r"tab=Runs"), wait_until="commit", timeout=_SUBMIT_PATIENCE_MS)
             return True
         return False
+
+    def save_block(self, slug: str, name: str, fields: dict[str, str], picture: str | None = None) -> None:
+        """Fill in the form of a block type and save it as `name`; `picture` is what the form's picture is called."""
+        self._go(f"blocks/catalog/{slug}/create")
+        self.tab.get_by_label("Name", exact=True).fill(name)
+        self._fill(fields, picture)
+        self.tab.get_by_role("button", name="Save").click()
+        self.tab.wait_for_url(re.compile(r"/blocks/block/"), wait_until="commit")
+
+    def _fill(self, fields: dict[str, str], picture: str | None) -> None:
+        for field, text in fields.items():
+            label = self.tab.locator("label", has_text=re.compile(rf"^{field}( \(Optional\))?$"))
+            label.locator("xpath=following::textarea[1]").fill(text)
+        if picture is not None:
+            save_picture(self.tab, picture)
 
     def show_run(self, run_id: str, part: str = "Logs") -> None:
         """Show a run, and that part of its page."""
