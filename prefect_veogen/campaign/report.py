@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import PrivateAttr
 
@@ -67,6 +67,8 @@ class CampaignReport(Value):
     def items(self) -> Sequence[CampaignItem]:
         """The rows, in the manifest's order. Free: read from the store, unless this process has just made them.
 
+        Where the credentials of the store are in a block: `prefect_veogen.tasks.stores.read_report(report, store)`.
+
         Raises:
             ConfigurationError: there is no table of results (any more).
             StoreUnavailable, StoreRefused: it can't be read.
@@ -74,6 +76,12 @@ class CampaignReport(Value):
         if self._items is None:
             self._items = read_results_now(self.results_uri)
         return self._items
+
+    def with_items(self, items: Sequence[CampaignItem]) -> Self:
+        """Return the report with these rows, so that they are not read from the store. Free."""
+        report = type(self)(**dict(self))
+        report._items = items
+        return report
 
     def records(self) -> list[dict[str, Any]]:
         """Return the table of results as a list of dicts, all with the same keys: the rows of `results_uri`. Free."""

@@ -125,8 +125,23 @@ async def read_results(store: Store, key: str) -> Packed[CampaignItem] | None:
 
 def read_results_now(uri: str) -> Packed[CampaignItem]:
     """Return the items of the table at a URI, for callers outside of any event loop too."""
-    folder, _, name = uri.rpartition("/")
-    items = wait_on_io(read_results(open_store(folder), name)) if folder else None
+    folder, _, _ = uri.rpartition("/")
+    return wait_on_io(read_results_at(uri, open_store(folder) if folder else None))
+
+
+async def read_results_at(uri: str, store: Store | None) -> Packed[CampaignItem]:
+    """Return the items of the table at a URI, which lies in the store.
+
+    Raises:
+        ConfigurationError: there is none, or not in this store.
+    """
+    key = None if store is None else store.key(uri)
+    if store is not None and key is None:
+        raise ConfigurationError(
+            f"The table of results {uri} is not in the store {store.uri('')}",
+            next_step="Give the store that the campaign had: store=…, or VEOGEN_STORE.",
+        )
+    items = None if store is None or key is None else await read_results(store, key)
     if items is None:
         raise ConfigurationError(
             f"There is no table of results at {uri or 'all: the campaign was not published'}",

@@ -16,12 +16,15 @@ from pydantic import InstanceOf, SecretStr
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import is_block_name
+from prefect_veogen.campaign.report import CampaignReport
+from prefect_veogen.campaign.results import read_results_at
 from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.settings import Settings
 from prefect_veogen.store import S3Access, Store, is_valid_key, names_block, open_store
 from prefect_veogen.tasks.saved_blocks import BlockKind, is_exposed, saved_blocks
 
-__all__ = ["LocalPath", "StoreParameter", "resolve_store", "store_for", "store_name"]
+__all__ = ["LocalPath", "StoreParameter", "read_report", "resolve_store", "store_for", "store_name"]
 
 LocalPath = SkipJsonSchema[Path]
 """A `Path` that a flow takes where it takes a string; a deployment's form asks for the string alone."""
@@ -68,6 +71,21 @@ async def resolve_store(
 async def store_for(manifest: object, store: StoreParameter | None) -> Store | None:
     """Return the store by whose access a manifest is read, `None` for one in no bucket. Free, as `resolve_store`."""
     return await resolve_store(store) if isinstance(manifest, str) and manifest.startswith("s3://") else None
+
+
+async def read_report(report: CampaignReport, store: StoreParameter | None = None) -> CampaignReport:
+    """Return a campaign's report with its rows, read from the store of the campaign: by default that of `VEOGEN_STORE`.
+
+    For a report from another process whose store is a block: `report.items` knows boto3's own credentials only. Free,
+    and may be repeated.
+
+    Raises:
+        ConfigurationError: as `resolve_store`; or the table of results is not there (any more), or in another store.
+        StoreUnavailable, StoreRefused: it can't be read.
+    """
+    found = await resolve_store(store)
+    items = await on_io(read_results_at(report.results_uri, found))
+    return report.with_items(items)
 
 
 def store_name(store: StoreParameter | None) -> str:

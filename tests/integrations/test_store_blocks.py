@@ -23,10 +23,11 @@ from flows.campaign import campaign
 from flows.image_then_animate import image_then_animate
 from flows.sweep import sweep
 from prefect_veogen import GenerationRequest, generate, submit_generation
+from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.cli import main
 from prefect_veogen.errors import ConfigurationError, StoreRefused
 from prefect_veogen.sandbox import Sandbox
-from prefect_veogen.tasks.stores import StoreParameter, resolve_store
+from prefect_veogen.tasks.stores import StoreParameter, read_report, resolve_store
 from tests.support.media import png
 from tests.support.servers import serving
 from tests.support.stores import refusing
@@ -167,6 +168,15 @@ async def test_a_campaign_reads_its_manifest_from_there_and_leaves_its_results_t
     again = await campaign(f"s3://{bucket}/rows.json", store=saved, name="spring", only="failed")
     assert again.counts == report.counts
     assert len(sandbox.bill) == 2
+
+
+async def test_the_rows_of_a_report_are_read_from_there_in_another_process(saved: str, sandbox: Sandbox) -> None:
+    rows = [{"id": name, "model": "gpt-4o-image", "prompt": name} for name in ("cat", "dog")]
+    stored = (await campaign(rows, store=saved, name="spring")).model_dump_json()
+    report = await read_report(CampaignReport.model_validate_json(stored), saved)
+    assert [item.id for item in report.items] == [record["id"] for record in report.records()] == ["cat", "dog"]
+    with pytest.raises(ConfigurationError, match=r"s3://.*results.jsonl is not in the store file:///elsewhere"):
+        await read_report(CampaignReport.model_validate_json(stored), "/elsewhere")
 
 
 async def test_keys_of_minio_and_a_bucket_without_a_folder_do_as_well(
