@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from prefect_veogen.campaign.gallery_page import SCRIPT, STYLE
-from prefect_veogen.download.thumbnails import thumbnail
+from prefect_veogen.download.thumbnails import make_thumbnail
 from prefect_veogen.models import Kind, in_usd
 from prefect_veogen.process.concurrency import map_bounded
 
@@ -47,10 +47,10 @@ class Tile:
 async def make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
     """Return a tile per row, the first with thumbnails; one that can't be made is left out."""
 
-    async def tile(item: CampaignItem) -> Tile:
-        return Tile(item, tuple([await thumbnail(session.store, asset) for asset in item.assets]))
+    async def make_tile(item: CampaignItem) -> Tile:
+        return Tile(item, tuple([await make_thumbnail(session.store, asset) for asset in item.assets]))
 
-    first = await map_bounded(items[:MAX_THUMBNAILS], tile, _MAX_CONCURRENT)
+    first = await map_bounded(items[:MAX_THUMBNAILS], make_tile, _MAX_CONCURRENT)
     return [*first, *map(Tile, items[MAX_THUMBNAILS:])]
 
 

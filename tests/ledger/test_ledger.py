@@ -170,7 +170,7 @@ def test_the_id_in_an_older_receipts_history_is_known(event: str, detail: str, g
 
 
 async def committed(store: Store) -> Decimal:
-    return (await Budgets(store).account("day")).committed_usd
+    return (await Budgets(store).read_account("day")).committed_usd
 
 
 async def in_doubt_under_a_cap(store: Store) -> Entry:
@@ -244,9 +244,9 @@ async def test_a_generation_is_claimed_once_and_for_ever(store: Store) -> None:
     assert claims.count(True) == 1
     owner = takes[claims.index(True)]
     assert await ledger.claim(owner, "gen/1 ü")
-    assert await ledger.claimant(API, "gen/1 ü") == owner.key
-    assert await ledger.claimant(API, "gen-2") is None
-    assert await ledger.claimant("https://elsewhere/api/v1", "gen/1 ü") is None
+    assert await ledger.find_claimant(API, "gen/1 ü") == owner.key
+    assert await ledger.find_claimant(API, "gen-2") is None
+    assert await ledger.find_claimant("https://elsewhere/api/v1", "gen/1 ü") is None
 
 
 async def test_the_family_is_what_looks_the_same_from_outside(store: Store) -> None:
@@ -257,16 +257,16 @@ async def test_the_family_is_what_looks_the_same_from_outside(store: Store) -> N
     for request in (*takes, with_input, stranger):
         await created(ledger, request)
     hour_ago = datetime.now(UTC) - timedelta(hours=1)
-    family = await ledger.family(receipt_for(), hour_ago)
+    family = await ledger.read_family(receipt_for(), hour_ago)
     assert {entry.receipt.key for entry in family} == {takes[1].receipt_key(API), with_input.receipt_key(API)}
-    assert await ledger.family(receipt_for(), datetime.now(UTC) + timedelta(minutes=1)) == []
-    assert len(await ledger.keys()) == len(await ledger.keys(hour_ago)) == 4
-    assert await ledger.keys(datetime.now(UTC) + timedelta(minutes=1)) == []
+    assert await ledger.read_family(receipt_for(), datetime.now(UTC) + timedelta(minutes=1)) == []
+    assert len(await ledger.list_keys()) == len(await ledger.list_keys(hour_ago)) == 4
+    assert await ledger.list_keys(datetime.now(UTC) + timedelta(minutes=1)) == []
 
 
 async def test_the_probe_of_the_store_is_no_receipt(store: Store) -> None:
     await store.check()
-    assert await Ledger(store).keys() == []
+    assert await Ledger(store).list_keys() == []
 
 
 def _whole() -> dict[str, Any]:
@@ -309,7 +309,7 @@ async def test_a_damaged_claim_is_not_taken_for_none(body: bytes, tmp_path: Path
     (claim,) = await store.list_objects("claims/")
     await store.put(claim.key, body, "application/json")
     with pytest.raises(UnreadableReceipt, match="gen-1"):
-        await ledger.claimant(API, "gen-1")
+        await ledger.find_claimant(API, "gen-1")
 
 
 def test_the_price_is_what_was_charged_else_what_was_quoted() -> None:

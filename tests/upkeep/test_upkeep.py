@@ -111,7 +111,7 @@ async def states() -> dict[str, State]:
 
 
 async def committed() -> Decimal:
-    return (await on_io(open_session().budgets.account(CAP.budget))).committed_usd
+    return (await on_io(open_session().budgets.read_account(CAP.budget))).committed_usd
 
 
 async def until(true: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
@@ -428,7 +428,7 @@ async def test_an_adopted_generation_is_used_and_not_bought_again(sandbox: Sandb
     assert (made.state, made.generation and made.generation.id) == (State.BOUGHT, generation.id)
     asset = await on_io(bought_and_stored(picture("lost")))
     assert (asset.generation_id, asset.price_usd, len(sandbox.bill)) == (generation.id, CENTS, 1)
-    account = await on_io(open_session().budgets.account(CAP.budget))
+    account = await on_io(open_session().budgets.read_account(CAP.budget))
     assert (account.spent_usd, account.reserved) == (CENTS, {})
 
 
@@ -474,7 +474,7 @@ async def test_a_generation_of_other_content_is_adopted_only_by_force_and_stays_
     with pytest.raises(ConfigurationError, match=r"prompt differ(?s:.*)--force"):
         await adopt(open_session(), key, submission.generation.id)
     assert (await receipt(key)).state is State.IN_DOUBT
-    assert await open_session().ledger.claimant(sandbox.base_url, submission.generation.id) is None
+    assert await open_session().ledger.find_claimant(sandbox.base_url, submission.generation.id) is None
     assert (await adopt(open_session(), key, submission.generation.id, force=True)).state is State.BOUGHT
 
 
