@@ -39,13 +39,13 @@ class Catalogue:
                 try:
                     model = await self._client.get_model(slug)
                 except ModelNotFound as error:
-                    raise await self._with_nearest(error, slug) from None
+                    raise await self._add_nearest(error, slug) from None
                 self._models[slug] = (time.monotonic(), model)
             return model
 
-    async def _with_nearest(self, error: ModelNotFound, slug: str) -> ModelNotFound:
+    async def _add_nearest(self, error: ModelNotFound, slug: str) -> ModelNotFound:
         try:
-            near = nearest(slug.lower(), await self._slugs())
+            near = nearest(slug.lower(), await self._read_slugs())
         except VeogenError:
             return error  # the endpoint of the list is linked by the documentation, and not described
         if near is None:
@@ -53,7 +53,7 @@ class Catalogue:
         message = f"{error.message}; nearest: {near}"
         return ModelNotFound(message, http_status=error.http_status, service_text=error.service_text)
 
-    async def _slugs(self) -> list[str]:
+    async def _read_slugs(self) -> list[str]:
         if self._listed is None or time.monotonic() - self._listed[0] > MODEL_SECONDS:
             models = await read_pages(self._client.list_models, lambda model: model.slug)
             self._listed = time.monotonic(), [model.slug for model in models]

@@ -224,7 +224,7 @@ class VeogenClient:
         return response
 
 
-async def balance_of(client: VeogenClient) -> Balance | None:
+async def find_balance(client: VeogenClient) -> Balance | None:
     """Return the account's money from the first endpoint that states it; `None` means unknown, never zero."""
     for get in (client.get_account, client.get_balance):
         try:

@@ -87,7 +87,7 @@ class Transport:
             async with asyncio.timeout(self._total_seconds):
                 response = await self._api.send(request, stream=True)
                 try:
-                    return Response(response.status_code, _lower_names(response.headers), await _limited_body(response))
+                    return Response(response.status_code, _lower_names(response.headers), await _read_limited(response))
                 finally:
                     await response.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
@@ -134,7 +134,7 @@ class Transport:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, self._delivery_milliseconds)
 
     @asynccontextmanager
-    async def media(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[MediaResponse]:
+    async def open_media(self, url: str, headers: Mapping[str, str]) -> AsyncIterator[MediaResponse]:
         """Open one media link without any credentials.
 
         Raises:
@@ -245,9 +245,9 @@ class _Payload:
             self.headers = {"Content-Type": "application/json", "Content-Length": str(len(self._bytes))}
 
     def content(self) -> bytes | AsyncIterator[bytes]:
-        return self._bytes if self._before is None else self._later(self._before)
+        return self._bytes if self._before is None else self._send_later(self._before)
 
-    async def _later(self, before: Callable[[], Awaitable[None]]) -> AsyncIterator[bytes]:
+    async def _send_later(self, before: Callable[[], Awaitable[None]]) -> AsyncIterator[bytes]:
         await before()
         self.is_held_back = False
         yield self._bytes
@@ -270,7 +270,7 @@ class MediaResponse:
         address = stream.get_extra_info("server_addr")
         return str(address[0]) if address else None
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def read_chunks(self) -> AsyncIterator[bytes]:
         """Yield the body as it arrives, undecoded.
 
         Raises:
@@ -313,7 +313,7 @@ def url_parts(url: str) -> tuple[str, str, int]:
     return (parsed.scheme, host, port) if port < 65536 else ("", "", 0)
 
 
-async def _limited_body(response: httpx.Response) -> bytes:
+async def _read_limited(response: httpx.Response) -> bytes:
     body = bytearray()
     async for chunk in response.aiter_bytes():
         body += chunk
@@ -345,7 +345,7 @@ async def fetch_file(url: str, timeout_seconds: float = 60.0) -> Response:
     try:
         # httpx limits single reads; a link that trickles for ever needs a limit too.
         async with asyncio.timeout(timeout_seconds), client, client.stream("GET", url) as response:
-            body = await _limited_body(response)
+            body = await _read_limited(response)
     except httpx.HTTPError as error:
         raise ConfigurationError(f"{failure}: {_reason(error)}") from None
     except TimeoutError:

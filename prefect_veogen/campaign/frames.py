@@ -38,7 +38,7 @@ def frame_rows(value: Any) -> Rows | None:
     if frame is native:
         return None
     if isinstance(frame, nw.LazyFrame):
-        frame = _collected(frame)
+        frame = _collect(frame)
     if frame.implementation.is_pandas_like():
         frame = nw.from_native(_with_named_index(frame.to_native()))
     _check([str(name).strip() for name in frame.columns])
@@ -92,7 +92,7 @@ def _arrow(body: bytes) -> tuple[list[str], Iterable[Any]]:
     return file.schema.names, (file.get_batch(number) for number in range(file.num_record_batches))
 
 
-def _collected(frame: Any) -> Any:
+def _collect(frame: Any) -> Any:
     try:
         return frame.collect()
     except ModuleNotFoundError as error:  # of most libraries the rows come through PyArrow

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from prefect_veogen.campaign.gallery_page import SCRIPT, STYLE
-from prefect_veogen.download.thumbnails import stored_thumbnail, thumbnail
+from prefect_veogen.download.thumbnails import make_thumbnail, store_thumbnail
 from prefect_veogen.models import Kind, in_usd
 from prefect_veogen.process.concurrency import map_bounded
 
@@ -47,15 +47,15 @@ class Tile:
 async def make_tiles(session: Session, items: Sequence[CampaignItem]) -> list[Tile]:
     """Return a tile per row with its thumbnails; one that can't be made is left out."""
 
-    async def embedded(item: CampaignItem) -> Tile:
-        return Tile(item, tuple([await thumbnail(session.store, asset) for asset in item.assets]))
+    async def embed(item: CampaignItem) -> Tile:
+        return Tile(item, tuple([await make_thumbnail(session.store, asset) for asset in item.assets]))
 
-    async def linked(item: CampaignItem) -> Tile:
-        keys = [await stored_thumbnail(session.store, asset) for asset in item.assets]
+    async def link(item: CampaignItem) -> Tile:
+        keys = [await store_thumbnail(session.store, asset) for asset in item.assets]
         return Tile(item, tuple(key and _TO_STORE + key for key in keys))
 
-    first = await map_bounded(items[:MAX_EMBEDDED], embedded, _MAX_CONCURRENT)
-    return [*first, *await map_bounded(items[MAX_EMBEDDED:], linked, _MAX_CONCURRENT)]
+    first = await map_bounded(items[:MAX_EMBEDDED], embed, _MAX_CONCURRENT)
+    return [*first, *await map_bounded(items[MAX_EMBEDDED:], link, _MAX_CONCURRENT)]
 
 
 def page(report: CampaignReport, tiles: Sequence[Tile], store: Store) -> Iterator[str]:

@@ -79,8 +79,8 @@ class CampaignReport(Value):
 
     def with_items(self, items: Sequence[CampaignItem]) -> Self:
         """Return the report with these rows, so that they are not read from the store. Free."""
-        report = type(self)(**dict(self))
-        report._items = items
+        report = self.model_copy()
+        report._items = items  # noqa: SLF001 - of this class
         return report
 
     def records(self) -> list[dict[str, Any]]:

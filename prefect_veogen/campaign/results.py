@@ -17,7 +17,7 @@ from prefect_veogen.campaign.table import Table
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import Asset, Kind, plain_name
 from prefect_veogen.process.io_loop import wait_on_io
-from prefect_veogen.store import committed, open_store
+from prefect_veogen.store import commit_at_end, open_store
 
 if TYPE_CHECKING:
     from prefect_veogen.store import Store
@@ -111,7 +111,7 @@ async def write_results(store: Store, name: str, items: Sequence[CampaignItem]) 
     columnar = parquet_of(table)
     if columnar is not None:
         await store.put(campaign_key(name, "results.parquet"), columnar, "application/vnd.apache.parquet")
-    async with committed(store.writer(campaign_key(name, RESULTS), "application/x-ndjson")) as writer:
+    async with commit_at_end(store.writer(campaign_key(name, RESULTS), "application/x-ndjson")) as writer:
         records = table.records()
         while lines := [json.dumps(record, ensure_ascii=False) + "\n" for record in islice(records, _LINES_AT_ONCE)]:
             await writer.write("".join(lines).encode())

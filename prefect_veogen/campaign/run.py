@@ -15,7 +15,7 @@ from prefect_veogen.campaign.columns import MOTION
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.references import ROW, placeholder_image, with_pictures
 from prefect_veogen.campaign.rows import Rows
-from prefect_veogen.download.deliver import deliver, intact_asset
+from prefect_veogen.download.deliver import deliver, find_intact_asset
 from prefect_veogen.errors import (
     BudgetExceeded,
     ChangeTheRequest,
@@ -30,9 +30,9 @@ from prefect_veogen.ledger import State
 from prefect_veogen.models import Asset, GenerationRequest, Kind, in_usd
 from prefect_veogen.models.signed_links import without_queries
 from prefect_veogen.process.concurrency import map_bounded
-from prefect_veogen.purchase.inputs import identify_inputs, receipt_key_of
+from prefect_veogen.purchase.inputs import find_receipt_key, identify_inputs
 from prefect_veogen.purchase.notices import note_refused
-from prefect_veogen.purchase.plan import Plan, PlanItem, Planner, check_money, priced
+from prefect_veogen.purchase.plan import Plan, PlanItem, Planner, ask_price, check_money
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
 
@@ -135,7 +135,7 @@ async def _is_outcome_of(session: Session, item: CampaignItem, row: Row, picture
             return False
         requests.append(row.motion_request(picture))
     try:
-        return [step.receipt for step in item.steps] == [await receipt_key_of(session, each) for each in requests]
+        return [step.receipt for step in item.steps] == [await find_receipt_key(session, each) for each in requests]
     except VeogenError:
         return item.fields == fields_of(row)  # an input is gone, or can't be read
 
@@ -148,9 +148,9 @@ def outcome_now(item: CampaignItem, row: Row) -> CampaignItem:
 async def _add_rows(session: Session, planner: Planner, rows: Rows, *, itemised: bool) -> list[PlanItem]:
     items: list[PlanItem] = []
     await drop_edited(session, rows)
-    pictures = await stored_pictures(session, rows)
+    pictures = await find_stored_pictures(session, rows)
     for batch in _batches(rows):
-        requests = await map_bounded(batch, lambda row: _requests_of(session, row, pictures))
+        requests = await map_bounded(batch, lambda row: _prepare_requests(session, row, pictures))
         caps = [session.labelled(row.labels).caps for row in batch]
         wanted = [(request, of_row) for of_row, made in zip(caps, requests, strict=True) for request in made]
         added = await planner.add(wanted)
@@ -160,25 +160,25 @@ async def _add_rows(session: Session, planner: Planner, rows: Rows, *, itemised:
     return items
 
 
-async def stored_pictures(session: Session, rows: Rows) -> dict[str, Asset]:
+async def find_stored_pictures(session: Session, rows: Rows) -> dict[str, Asset]:
     """Return the pictures that rows use of each other and that are in the store, by id. Free."""
     pictures: dict[str, Asset] = {}
     used = rows.used
     for number in rows.to_make if used else ():
         row = rows[number]
         if row.id in used and rows.lends(number):
-            picture = await stored_asset(session, with_pictures(row.request, pictures))
+            picture = await find_stored_asset(session, with_pictures(row.request, pictures))
             if picture is not None:
                 pictures[row.id] = picture
     return pictures
 
 
-async def _requests_of(session: Session, row: Row, pictures: Pictures) -> list[GenerationRequest]:
+async def _prepare_requests(session: Session, row: Row, pictures: Pictures) -> list[GenerationRequest]:
     request = with_pictures(row.request, pictures)
     if row.motion is None:
         return [request]
     # What a clip costs doesn't depend on its picture; whether it was bought does.
-    picture = await stored_asset(session, request) or placeholder_image(await receipt_key_of(session, request))
+    picture = await find_stored_asset(session, request) or placeholder_image(await find_receipt_key(session, request))
     return [request, row.motion_request(picture)]
 
 
@@ -192,18 +192,20 @@ def _batches(rows: Rows) -> Iterator[list[Row]]:
 async def _check_against_catalogue(session: Session, rows: Rows) -> None:
     problems: list[str] = []
     unknown: dict[str, str] = {}  # each model is requested once, not once per row
-    videos = {name for name in sorted(rows.used) if await _kind_of(session, rows.by_id(name).request) is Kind.VIDEO}
+    videos = {
+        name for name in sorted(rows.used) if await _look_up_kind(session, rows.by_id(name).request) is Kind.VIDEO
+    }
     for batch in _batches(rows):
-        inputs = await map_bounded(batch, lambda row: _input_problems(session, row))
+        inputs = await map_bounded(batch, lambda row: _find_input_problems(session, row))
         for row, of_inputs in zip(batch, inputs, strict=True):
-            found = of_inputs + await _problems_of(session, row, unknown)
+            found = of_inputs + await _find_problems(session, row, unknown)
             found += [f"image_urls: {ROW}{name} makes a video, not a picture" for name in row.uses if name in videos]
             problems += [f"{row.where}: {problem}" for problem in found]
     if problems:
         raise InvalidManifest(problems)
 
 
-async def _input_problems(session: Session, row: Row) -> list[str]:
+async def _find_input_problems(session: Session, row: Row) -> list[str]:
     """Return which of a row's own inputs can't be used."""
     try:
         await identify_inputs(session, row.request)
@@ -212,7 +214,7 @@ async def _input_problems(session: Session, row: Row) -> list[str]:
     return []
 
 
-async def _problems_of(session: Session, row: Row, unknown: dict[str, str]) -> list[str]:
+async def _find_problems(session: Session, row: Row, unknown: dict[str, str]) -> list[str]:
     """Return what the catalogue has against a row; `unknown` keeps the models that it doesn't list."""
     problems: list[str] = []
     parts = [("", row.request)]
@@ -221,7 +223,7 @@ async def _problems_of(session: Session, row: Row, unknown: dict[str, str]) -> l
     for prefix, request in parts:
         try:
             if request.model not in unknown:
-                await priced(session, request)
+                await ask_price(session, request)
         except InvalidRequest as error:
             problems += [f"{prefix}{problem}" for problem in error.problems]
         except ChangeTheRequest as error:
@@ -231,7 +233,7 @@ async def _problems_of(session: Session, row: Row, unknown: dict[str, str]) -> l
     return problems
 
 
-async def _kind_of(session: Session, request: GenerationRequest) -> Kind:
+async def _look_up_kind(session: Session, request: GenerationRequest) -> Kind:
     """Return what a request makes, as the catalogue says; a picture where it can't be asked."""
     try:
         return (await session.catalogue.get_model(request.model)).type or Kind.IMAGE
@@ -248,7 +250,7 @@ async def make_assets(
     """Return a row's assets, buying what is missing. COSTS MONEY; safe to repeat.
 
     Raises:
-        VeogenError: it could not be made; `item_of_failure` turns that into the row's outcome.
+        VeogenError: it could not be made; `describe_failure` turns that into the row's outcome.
     """
     request = with_pictures(row.request, pictures)
     made = [await _make(session, request, timeout_seconds)]
@@ -260,7 +262,7 @@ async def make_assets(
     return _item(session, row, ItemStatus.OK, steps=tuple(step for step, _ in made), reused=reused)
 
 
-async def item_of_failure(session: Session, row: Row, pictures: Pictures, error: BaseException) -> CampaignItem:
+async def describe_failure(session: Session, row: Row, pictures: Pictures, error: BaseException) -> CampaignItem:
     """Return the outcome of a row that raised an error, with its assets so far and what is paid for. Free."""
     match error:
         case StillRunning() | PersonNeeded():
@@ -274,7 +276,7 @@ async def item_of_failure(session: Session, row: Row, pictures: Pictures, error:
         "error_type": type(error).__name__,
     }
     try:
-        bought = await _bought_for(session, row, pictures)
+        bought = await _read_purchases(session, row, pictures)
     except VeogenError:
         return _item(session, row, status, **failure)
     for step in (step for step, _ in bought if step.asset is None and step.generation_id is not None):
@@ -335,24 +337,24 @@ async def _make(session: Session, request: GenerationRequest, timeout_seconds: f
     return _step(entry.receipt, asset, asset.kind), purchase.reused and not _paid_by(session, entry.receipt)
 
 
-async def _bought_for(session: Session, row: Row, pictures: Pictures) -> list[tuple[Step, bool]]:
+async def _read_purchases(session: Session, row: Row, pictures: Pictures) -> list[tuple[Step, bool]]:
     """Return what a row has bought so far, and for each purchase whether this run paid nothing for it."""
     request = with_pictures(row.request, pictures)
-    bought = await _bought(session, request)
+    bought = await _read_purchase(session, request)
     if bought is None or bought[0].asset is None or row.motion is None:
         return [] if bought is None else [bought]
-    clip = await _bought(session, row.motion_request(bought[0].asset))
+    clip = await _read_purchase(session, row.motion_request(bought[0].asset))
     return [bought] if clip is None else [bought, clip]
 
 
-async def _bought(session: Session, request: GenerationRequest) -> tuple[Step, bool] | None:
-    entry = await session.ledger.read(await receipt_key_of(session, request))
+async def _read_purchase(session: Session, request: GenerationRequest) -> tuple[Step, bool] | None:
+    entry = await session.ledger.read(await find_receipt_key(session, request))
     if entry is None:
         return None
     receipt, asset = entry.receipt, None
     if receipt.state in (State.BOUGHT, State.STORED):
-        asset = await intact_asset(session.store, receipt)
-    kind = asset.kind if asset else await _kind_of(session, request)
+        asset = await find_intact_asset(session.store, receipt)
+    kind = asset.kind if asset else await _look_up_kind(session, request)
     return _step(receipt, asset, kind), not _paid_by(session, receipt)
 
 
@@ -378,7 +380,7 @@ def _paid_by(session: Session, receipt: Receipt) -> bool:
     return session.flow_run_id is not None and receipt.flow_run_id == session.flow_run_id
 
 
-async def stored_asset(session: Session, request: GenerationRequest) -> Asset | None:
+async def find_stored_asset(session: Session, request: GenerationRequest) -> Asset | None:
     """Return the asset of a request if it is in the store, intact. Free."""
-    entry = await session.ledger.read(await receipt_key_of(session, request))
-    return None if entry is None else await intact_asset(session.store, entry.receipt)
+    entry = await session.ledger.read(await find_receipt_key(session, request))
+    return None if entry is None else await find_intact_asset(session.store, entry.receipt)

@@ -72,7 +72,7 @@ async def load(source: str, store: Store | None = None) -> Source:
     is_link = scheme in ("http", "https")
     form = _form_of(name, name)
     if is_link:
-        return await _downloaded(source, name, form)
+        return await _download(source, name, form)
     if form is None:
         raise _unknown(name, "has an unknown file extension")
     return Source(await _read(source, scheme, store), form)
@@ -96,7 +96,7 @@ def _unknown(name: str, problem: str) -> ConfigurationError:
 # ---------------------------------------------------------------- links
 
 
-async def _downloaded(source: str, name: str, form: str | None) -> Source:
+async def _download(source: str, name: str, form: str | None) -> Source:
     response = await fetch_file(source)
     content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     start = response.body[:1024].lstrip(b"\xef\xbb\xbf \t\r\n")[:14].lower()
@@ -124,11 +124,11 @@ def _file_name(headers: Mapping[str, str]) -> str:
 async def _read(source: str, scheme: str, store: Store | None) -> bytes:
     match scheme:
         case "s3":
-            body = await _object(source, store)
+            body = await _read_object(source, store)
         case "file":
-            body = await asyncio.to_thread(_file, source, unquote(urlsplit(source).path))
+            body = await asyncio.to_thread(_read_file, source, unquote(urlsplit(source).path))
         case "":
-            body = await asyncio.to_thread(_file, source, source)
+            body = await asyncio.to_thread(_read_file, source, source)
         case _:
             raise ConfigurationError(
                 f"{without_secrets(source)} is not a supported link",
@@ -139,7 +139,7 @@ async def _read(source: str, scheme: str, store: Store | None) -> bytes:
     return body
 
 
-async def _object(source: str, store: Store | None) -> bytes | None:
+async def _read_object(source: str, store: Store | None) -> bytes | None:
     bucket, _, key = source.partition("://")[2].partition("/")
     try:
         document = await open_beside(store, f"s3://{bucket}").read(key)
@@ -148,7 +148,7 @@ async def _object(source: str, store: Store | None) -> bytes | None:
     return document.body if document else None
 
 
-def _file(source: str, path: str) -> bytes | None:
+def _read_file(source: str, path: str) -> bytes | None:
     try:
         return Path(path).expanduser().read_bytes()
     except (FileNotFoundError, NotADirectoryError):

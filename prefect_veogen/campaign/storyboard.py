@@ -11,9 +11,9 @@ from prefect_veogen.campaign.items import CampaignItem, ItemStatus
 from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.rows import Row, Rows
-from prefect_veogen.campaign.run import check_rows, fields_of, plan_rows, stored_asset
+from prefect_veogen.campaign.run import check_rows, fields_of, find_stored_asset, plan_rows
 from prefect_veogen.download.clips import check_pyav
-from prefect_veogen.download.film import known_last_frame
+from prefect_veogen.download.film import find_last_frame
 from prefect_veogen.errors import ConfigurationError, InvalidManifest, VeogenError
 from prefect_veogen.models import Asset, Kind, named_by_the_package
 from prefect_veogen.models.generation import Value
@@ -116,14 +116,14 @@ async def check_shots(session: Session, shots: Shots, *, join: bool) -> Decimal:
             "A chain's frames can't be read by the service in a store that is a directory",
             next_step="Nothing was bought. Use a bucket as VEOGEN_STORE (s3://bucket/prefix), or chain='none'.",
         )
-    if problems := [*_problems_of(shots, join=join), *await _kind_problems(session, shots)]:
+    if problems := [*_problems_of(shots, join=join), *await _check_kinds(session, shots)]:
         raise InvalidManifest(problems)
-    return await check_rows(session, await _as_far_as_known(session, shots))
+    return await check_rows(session, await _link_what_is_known(session, shots))
 
 
 async def plan_rest(session: Session, shots: Shots) -> Plan:
     """Return what is still to be paid for shots, purchase by purchase, as far as they are made now. Free."""
-    return await plan_rows(session, await _as_far_as_known(session, shots), itemised=True)
+    return await plan_rows(session, await _link_what_is_known(session, shots), itemised=True)
 
 
 def _problems_of(shots: Shots, *, join: bool) -> Iterator[str]:
@@ -148,7 +148,7 @@ def _not_alike(row: Row, first: Row) -> Iterator[str]:
             yield f"{row.where}: {MOTION}{name}: {value!r} can't be joined with {wanted!r}, that of the first shot"
 
 
-async def _kind_problems(session: Session, shots: Shots) -> list[str]:
+async def _check_kinds(session: Session, shots: Shots) -> list[str]:
     """Return which models don't make what a shot needs of them; those which are unknown are reported elsewhere."""
     wanted = [(row, row.request.model, Kind.IMAGE, "model") for row in shots.keyframes]
     wanted += [(row, row.motion["model"], Kind.VIDEO, f"{MOTION}model") for row in shots.rows if row.motion]
@@ -165,17 +165,17 @@ async def _kind_problems(session: Session, shots: Shots) -> list[str]:
     ]
 
 
-async def _as_far_as_known(session: Session, shots: Shots) -> Rows:
+async def _link_what_is_known(session: Session, shots: Shots) -> Rows:
     """Return the rows that the shots are for a plan: what is bought of a chain depends on the frames that are known."""
     if shots.chain == "none":
         return shots.rows
     first, *others = shots.rows
-    picture = await stored_asset(session, first.request)
-    clip = await stored_asset(session, first.motion_request(picture)) if picture else None
+    picture = await find_stored_asset(session, first.request)
+    clip = await find_stored_asset(session, first.motion_request(picture)) if picture else None
     links = Rows([first])
     for row in others:
-        frame = await known_last_frame(session.store, clip) if clip else None
+        frame = await find_last_frame(session.store, clip) if clip else None
         link = clip_row(row, frame or placeholder_image(f"the shot before {row.id}"))
-        clip = await stored_asset(session, link.request) if frame else None
+        clip = await find_stored_asset(session, link.request) if frame else None
         links.append(link)
     return links

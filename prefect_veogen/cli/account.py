@@ -6,7 +6,7 @@ import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from prefect_veogen.api.client import balance_of
+from prefect_veogen.api.client import find_balance
 from prefect_veogen.api.pages import read_pages
 from prefect_veogen.api.pricing import quote
 from prefect_veogen.cli.connection import connect
@@ -25,7 +25,7 @@ def models(options: Namespace) -> int:
     """Write the catalogue, or one model of it."""
     client = connect(options).client
     if options.slug is None:
-        catalogue = asyncio.run(_catalogue(client))
+        catalogue = asyncio.run(_read_catalogue(client))
         if options.json:
             write_json([_described(model) for model in catalogue])
         else:
@@ -41,7 +41,7 @@ def models(options: Namespace) -> int:
 
 def balance(options: Namespace) -> int:
     """Write the account's balance."""
-    found = asyncio.run(_balance(connect(options).client))
+    found = asyncio.run(_read_balance(connect(options).client))
     if options.json:
         write_json({"remaining_usd": found.remaining_usd, "spent_usd": found.spent_usd})
         return 0
@@ -49,12 +49,12 @@ def balance(options: Namespace) -> int:
     return 0
 
 
-async def _balance(client: VeogenClient) -> Balance:
+async def _read_balance(client: VeogenClient) -> Balance:
     # Where neither endpoint states a balance, another request raises the reason, or gives a response without figures.
-    return await balance_of(client) or await client.get_account()
+    return await find_balance(client) or await client.get_account()
 
 
-async def _catalogue(client: VeogenClient) -> list[CatalogueModel]:
+async def _read_catalogue(client: VeogenClient) -> list[CatalogueModel]:
     return await read_pages(client.list_models, lambda model: model.slug)
 
 

@@ -39,9 +39,9 @@ def demo(options: Namespace) -> int:
     signal.signal(signal.SIGTERM, _stop)
     progress = _Progress()
     say("A Veogen Studio of your own, offline: nothing here costs money.", "")
-    with progress, _running_sandbox() as sandbox:
+    with progress, _run_sandbox() as sandbox:
         folder = _make_folder(options.store)
-        progress.done(f"The sandbox runs at {sandbox.base_url}, with {in_usd(sandbox.balance_usd)} of play money")
+        progress.finish(f"The sandbox runs at {sandbox.base_url}, with {in_usd(sandbox.balance_usd)} of play money")
         assets = _run(sandbox, folder, progress)
         image, video = Asset(**assets["image"]), Asset(**assets["video"])
         progress.close()
@@ -56,29 +56,32 @@ def demo(options: Namespace) -> int:
 
 def _run(sandbox: Sandbox, folder: Path, progress: _Progress) -> dict[str, Any]:
     """Run the flow twice and return its assets; leave no process behind, however this ends."""
-    progress.doing("Starting Prefect's local server, private to this demo (takes some 20 seconds)")
+    progress.begin("Starting Prefect's local server, private to this demo (takes some 20 seconds)")
     log = folder / "prefect.log"
     made: list[dict[str, Any]] = []
     problem: dict[str, Any] = {"error": "it ended without a message"}
-    with tempfile.TemporaryDirectory(prefix="veogen-demo-") as scratch, _child(sandbox, folder, scratch, log) as child:
+    with (
+        tempfile.TemporaryDirectory(prefix="veogen-demo-") as scratch,
+        _run_child(sandbox, folder, scratch, log) as child,
+    ):
         assert child.stdout is not None
         for line in child.stdout:
             match json.loads(line):
                 case {"ready": _}:
-                    progress.done("Prefect's local server is up")
-                    progress.doing(f"Running the flow {FLOW}")
+                    progress.finish("Prefect's local server is up")
+                    progress.begin(f"Running the flow {FLOW}")
                 case {"log": text}:
                     progress.note(text.replace(folder.as_uri(), _shown(folder)))
                 case {"error": _} as problem:
                     pass
                 case assets if made:
                     made.append(assets)
-                    progress.done("The same flow, run again, found both and bought nothing")
+                    progress.finish("The same flow, run again, found both and bought nothing")
                     break  # what the child still writes is not needed
                 case assets:
                     made.append(assets)
-                    progress.done(f"The flow {FLOW} is completed")
-                    progress.doing("Running the same flow again")
+                    progress.finish(f"The flow {FLOW} is completed")
+                    progress.begin("Running the same flow again")
     if len(made) < 2:
         raise ConfigurationError(
             f"The demo's flow did not finish: {problem['error']}",
@@ -88,7 +91,7 @@ def _run(sandbox: Sandbox, folder: Path, progress: _Progress) -> dict[str, Any]:
 
 
 @contextmanager
-def _child(sandbox: Sandbox, folder: Path, scratch: str, log: Path) -> Iterator[subprocess.Popen[str]]:
+def _run_child(sandbox: Sandbox, folder: Path, scratch: str, log: Path) -> Iterator[subprocess.Popen[str]]:
     with log.open("w", encoding="utf-8") as errors:
         child = subprocess.Popen(  # noqa: S603 - this Python, our module, our prompts
             [sys.executable, "-m", "prefect_veogen.cli.demo_run", *PROMPTS],
@@ -146,7 +149,7 @@ def _environment(sandbox: Sandbox, folder: Path, scratch: str) -> dict[str, str]
 
 
 @contextmanager
-def _running_sandbox() -> Iterator[Sandbox]:
+def _run_sandbox() -> Iterator[Sandbox]:
     from prefect_veogen.sandbox import Sandbox
 
     sandbox = Sandbox(speed=SPEED)
@@ -200,12 +203,12 @@ class _Progress:
         self._since = time.monotonic()
 
     def __enter__(self) -> None:
-        self.doing("Starting the sandbox")
+        self.begin("Starting the sandbox")
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def doing(self, text: str) -> None:
+    def begin(self, text: str) -> None:
         """Show the current step."""
         if not self._out.is_terminal:
             self._out.print(f"  ... {text}", soft_wrap=True)
@@ -219,7 +222,7 @@ class _Progress:
         """Show an event within the current step."""
         self._out.print(f"      {text}", style="dim", soft_wrap=True)
 
-    def done(self, text: str) -> None:
+    def finish(self, text: str) -> None:
         """Show a finished step, and how long it took."""
         now = time.monotonic()
         self._out.print(f"  ok  {text} ({now - self._since:.1f} s)", soft_wrap=True)

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 def deploy(options: Namespace) -> int:
     """Deploy the named flows, or all of them, and say what was there; nothing is bought, and no schedule is on."""
 
-    async def deployed() -> Sequence[Step]:
+    async def deploy_named() -> Sequence[Step]:
         from prefect_veogen.tasks.deploy import deploy_flows
 
         return await deploy_flows(
             options.names, pool=options.pool, store=options.store, credentials=options.credentials
         )
 
-    server, steps = on_server("the deployment", deployed)
+    server, steps = on_server("the deployment", deploy_named)
     if options.json:
         write_json({"server": server, "pool": options.pool, "steps": steps})
         return 0

@@ -58,7 +58,7 @@ async def _examine(settings: Settings, options: Namespace) -> list[Check]:
 async def _examine_service(settings: Settings, options: Namespace) -> list[Check]:
     try:
         async with asyncio.timeout(CHECK_SECONDS):
-            token, base_url = await _account(settings, options)
+            token, base_url = await _resolve_account(settings, options)
     except TimeoutError:
         return not_asked(ServiceUnavailable("The Prefect server did not return the block with the token in time"))
     except VeogenError as error:
@@ -78,7 +78,7 @@ async def _examine_store(settings: Settings, options: Namespace) -> list[Check]:
     return await on_io(check_store(place))
 
 
-async def _account(settings: Settings, options: Namespace) -> tuple[SecretStr | None, str]:
+async def _resolve_account(settings: Settings, options: Namespace) -> tuple[SecretStr | None, str]:
     from prefect_veogen.tasks.credentials import resolve_credentials
 
     block = await resolve_credentials(options.credentials, "--credentials")

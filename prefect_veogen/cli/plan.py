@@ -52,7 +52,7 @@ def plan(options: Namespace) -> int:
 async def _make(session: Session, options: Namespace) -> Plan:
     labels = _labels(options)
     if options.prompt is None:
-        return await plan_rows(session, await _rows(options, labels), itemised=True)
+        return await plan_rows(session, await _read_rows(options, labels), itemised=True)
     if given := _given(options, _OF_A_MANIFEST):
         raise ConfigurationError(
             f"{', '.join(given)} would be ignored: a single request has no columns and no rows",
@@ -76,7 +76,7 @@ def _labels(options: Namespace) -> dict[str, str]:
     return labels
 
 
-async def _rows(options: Namespace, labels: dict[str, str]) -> Rows:
+async def _read_rows(options: Namespace, labels: dict[str, str]) -> Rows:
     if given := _given(options, _FIELDS):
         raise ConfigurationError(
             f"{', '.join(given)} would be ignored: the rows of a manifest have their own",

@@ -165,7 +165,7 @@ async def _find_by_prefix(session: Session, prefix: str) -> Receipt:
     entry = await session.ledger.read(prefix)
     if entry is not None:
         return entry.receipt
-    keys = [key for key in await session.ledger.keys() if key.startswith(prefix)]
+    keys = [key for key in await session.ledger.list_keys() if key.startswith(prefix)]
     if len(keys) != 1:
         raise ConfigurationError(
             f"{len(keys) or 'No'} receipts begin with {prefix}",

@@ -34,9 +34,9 @@ def setup(options: Namespace) -> int:
 
 async def _set_up(settings: Settings, options: Namespace) -> tuple[str | None, str | None, list[Step]]:
     from prefect_veogen.tasks.provision import provision, withdraw
-    from prefect_veogen.tasks.result_storage import default_results, store_results_in
+    from prefect_veogen.tasks.result_storage import read_default_results, store_results_in
 
-    before = await default_results()
+    before = await read_default_results()
     if options.remove:
         return before, before, await withdraw(settings)
     results = before if options.results is None else await store_results_in(options.results)

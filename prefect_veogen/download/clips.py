@@ -67,7 +67,7 @@ def temporary_trouble(error: OSError) -> StoreUnavailable:
 # ---------------------------------------------------------------- the last frame
 
 
-def last_frame_of(path: Path) -> bytes:
+def read_last_frame(path: Path) -> bytes:
     """Return the last frame of a clip as a PNG; the same clip gives the same bytes with the same FFmpeg.
 
     Raises:
@@ -79,13 +79,13 @@ def last_frame_of(path: Path) -> bytes:
         if not clip.streams.video:
             raise ValueError("it has no video track")
         video = clip.streams.video[0]
-        last = _last_decoded(clip, video, near_end=True) or _last_decoded(clip, video, near_end=False)
+        last = _decode_last(clip, video, near_end=True) or _decode_last(clip, video, near_end=False)
         if last is None:
             raise ValueError("it has no frame")
         return _png(last)
 
 
-def _last_decoded(clip: InputContainer, video: Any, *, near_end: bool) -> Any:
+def _decode_last(clip: InputContainer, video: Any, *, near_end: bool) -> Any:
     start, ticks = video.start_time or 0, round(_BEFORE_END_SECONDS / video.time_base)
     end = start + (video.duration or 0)
     clip.seek(max(start, end - ticks) if near_end else start, stream=video, backward=True)

@@ -57,7 +57,7 @@ async def deliver(session: Session, generation: Generation) -> Delivery:
 
 async def _deliver(session: Session, generation: Generation) -> Delivery:
     entry = await session.ledger.read(generation.receipt) if generation.receipt else None
-    stored = await intact_asset(session.store, entry.receipt) if entry else None
+    stored = await find_intact_asset(session.store, entry.receipt) if entry else None
     receipt = entry.receipt if entry else None
     if stored is not None:
         return _describe(generation, receipt, stored, reused=True)
@@ -86,7 +86,7 @@ def _describe(generation: Generation, receipt: Receipt | None, asset: Asset, *, 
     )
 
 
-async def intact_asset(store: Store, receipt: Receipt) -> Asset | None:
+async def find_intact_asset(store: Store, receipt: Receipt) -> Asset | None:
     """Return the receipt's asset if the store still holds it; the object is read only if its etag has changed."""
     asset = receipt.asset
     if asset is None:
@@ -126,9 +126,11 @@ class _Download:
             DownloadBroken: the host kept breaking off.
             MediaRejected: what it served is not the media that was paid for.
         """
-        self._url = await self._link()
+        self._url = await self._find_link()
         quarantine_key = f"rejected/{self._stem}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        transfer = Transfer(self._session, self._generation.type or await self._kind(), self._key, quarantine_key)
+        transfer = Transfer(
+            self._session, self._generation.type or await self._look_up_kind(), self._key, quarantine_key
+        )
         try:
             try:
                 await self._transfer(transfer)
@@ -171,7 +173,7 @@ class _Download:
             except _LinkExpired as expired:
                 failures += 1
                 reason = str(expired)
-                self._url = await self._link(fresh=True)
+                self._url = await self._find_link(fresh=True)
             except ResponseLost as lost:
                 # Only bytes beyond the farthest point are progress: a download that keeps starting over, or trickles,
                 # must end.
@@ -200,7 +202,7 @@ class _Download:
                 raise ResponseLost(f"the media host responds with HTTP {response.status}")
             await transfer.receive(response)
 
-    async def _link(self, *, fresh: bool = False) -> str:
+    async def _find_link(self, *, fresh: bool = False) -> str:
         """Return a link to the output, from the service if there is none or a fresh one is needed."""
         known = output_link(self._session, self._generation)
         if known is not None and not fresh:
@@ -285,7 +287,7 @@ class _Download:
             ResponseLost: the bytes differ from those that were rejected.
         """
         digest, left = hashlib.sha256(), transfer.size + (not transfer.is_cut)
-        async for chunk in transfer.decoded(response):
+        async for chunk in transfer.decode_again(response):
             piece = chunk[:left]
             digest.update(piece)
             await writer.write(piece)
@@ -295,7 +297,7 @@ class _Download:
         if response.status != 200 or digest.hexdigest() != transfer.sha256:
             raise ResponseLost("the link serves other bytes now")
 
-    async def _kind(self) -> Kind | None:
+    async def _look_up_kind(self) -> Kind | None:
         """Return the expected kind when the generation doesn't say (the newer shape of a create response doesn't)."""
         if self._receipt is None:
             return None

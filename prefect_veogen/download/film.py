@@ -18,7 +18,7 @@ from prefect_veogen.download.clips import (
     FILM_TYPE,
     NotJoinable,
     join_clips,
-    last_frame_of,
+    read_last_frame,
     reason_of,
     temporary_trouble,
 )
@@ -27,7 +27,7 @@ from prefect_veogen.download.publication import not_as_stored
 from prefect_veogen.errors import ConfigurationError, InputUnavailable, PersonNeeded
 from prefect_veogen.models import Asset
 from prefect_veogen.process.concurrency import run_uninterrupted
-from prefect_veogen.store import AlreadyExists, committed
+from prefect_veogen.store import AlreadyExists, commit_at_end
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -45,12 +45,12 @@ _POLL_SECONDS: Final = 0.25
 # ---------------------------------------------------------------- the last frame
 
 
-async def known_last_frame(store: Store, clip: Asset) -> Asset | None:
+async def find_last_frame(store: Store, clip: Asset) -> Asset | None:
     """Return a clip's last frame if it was extracted before, whether its bytes are still there or not. Free."""
-    return await _described(store, _frame_key(clip))
+    return await _read_asset(store, _frame_key(clip))
 
 
-async def last_frame(store: Store, clip: Asset) -> Asset:
+async def extract_last_frame(store: Store, clip: Asset) -> Asset:
     """Return a clip's last frame as a picture in the store, extracted unless it was before. Free.
 
     Its digest is part of what the next clip is, so it is decided once and for all: by whoever writes the sidecar first.
@@ -60,7 +60,7 @@ async def last_frame(store: Store, clip: Asset) -> Asset:
         InputUnavailable: the frame was extracted before, is gone, and this version of FFmpeg makes other bytes of it.
         StoreUnavailable: the temporary folder is full.
     """
-    key, known = _frame_key(clip), await known_last_frame(store, clip)
+    key, known = _frame_key(clip), await find_last_frame(store, clip)
     if known is not None and await store.stat(key) is not None:
         return known
     picture = await _extract(store, clip)
@@ -68,7 +68,7 @@ async def last_frame(store: Store, clip: Asset) -> Asset:
     try:
         await store.create(f"{key}.json", _sidecar(frame, last_frame_of=_source(clip)))
     except AlreadyExists:
-        known = await known_last_frame(store, clip)
+        known = await find_last_frame(store, clip)
     if known is not None and known.sha256 != frame.sha256:
         if await _appears(store, key):
             return known
@@ -99,7 +99,7 @@ async def _extract(store: Store, clip: Asset) -> bytes:
     with _temporary_folder() as folder:
         path = await _fetch(store, clip, folder / "clip")
         try:
-            return await run_uninterrupted(asyncio.to_thread(last_frame_of, path))
+            return await run_uninterrupted(asyncio.to_thread(read_last_frame, path))
         except (OSError, ValueError) as error:
             raise PersonNeeded(
                 f"The last frame of {clip.uri} can't be extracted: {reason_of(error)}",
@@ -111,7 +111,7 @@ async def _extract(store: Store, clip: Asset) -> bytes:
 # ---------------------------------------------------------------- the film
 
 
-async def film_of(store: Store, clips: Mapping[str, Asset]) -> tuple[Asset, bool]:
+async def make_film(store: Store, clips: Mapping[str, Asset]) -> tuple[Asset, bool]:
     """Return the film of clips, one after the other, and whether it was there before. Free.
 
     The streams are copied as they are: their codecs, sizes and settings have to be the same. Errors call the clips by
@@ -123,7 +123,7 @@ async def film_of(store: Store, clips: Mapping[str, Asset]) -> tuple[Asset, bool
         StoreUnavailable: the temporary folder is full: it needs room for the clips and the film.
     """
     key = f"{_FILMS}{hashlib.sha256(' '.join(clip.sha256 for clip in clips.values()).encode()).hexdigest()}.mp4"
-    known, stat = await _described(store, key), await store.stat(key)
+    known, stat = await _read_asset(store, key), await store.stat(key)
     if known is not None and stat is not None and stat.size == known.size:
         return known, True
     with _temporary_folder() as folder:
@@ -153,7 +153,7 @@ async def _put(store: Store, key: str, path: Path) -> Asset:
     """Return a local file as an asset, after streaming it into the store."""
     digest, size = hashlib.sha256(), 0
     with await asyncio.to_thread(path.open, "rb") as file:
-        async with committed(store.writer(key, FILM_TYPE)) as writer:
+        async with commit_at_end(store.writer(key, FILM_TYPE)) as writer:
             while chunk := await asyncio.to_thread(file.read, _READ_BYTES):
                 digest.update(chunk)
                 size += len(chunk)
@@ -196,7 +196,7 @@ async def _fetch(store: Store, clip: Asset, path: Path) -> Path:
     return path
 
 
-async def _described(store: Store, key: str) -> Asset | None:
+async def _read_asset(store: Store, key: str) -> Asset | None:
     """Return the asset that the sidecar of a key describes, `None` if there is none that can be read."""
     document = await store.read(f"{key}.json")
     try:

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import ConfigurationError, PersonNeeded
-from prefect_veogen.store import FOLDERS, committed
+from prefect_veogen.store import FOLDERS, commit_at_end
 
 if TYPE_CHECKING:
     from prefect_veogen.models import Asset
@@ -85,7 +85,7 @@ async def _is_later(store: Store, key: str, scheduled: datetime) -> bool:
 async def _copy(store: Store, source: str, key: str, asset: Asset) -> None:
     """Stream an object to another key of the store; it appears there whole, and only with the right bytes."""
     loop, digest = asyncio.get_running_loop(), hashlib.sha256()
-    async with committed(store.writer(key, asset.content_type)) as writer:
+    async with commit_at_end(store.writer(key, asset.content_type)) as writer:
 
         def pass_on(piece: bytes) -> None:
             digest.update(piece)

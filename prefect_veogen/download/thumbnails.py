@@ -28,30 +28,30 @@ _TYPE = "image/jpeg"
 _decoding_limit = ConcurrencyLimit(2)
 
 
-async def thumbnail(store: Store, asset: Asset) -> str | None:
+async def make_thumbnail(store: Store, asset: Asset) -> str | None:
     """Return a small JPEG of a picture or a clip's first frame as a data link; `None` if it can't be made."""
     async with _decoding_limit():
         try:
-            small = await _stored_or_made(store, asset)
+            small = await _read_or_make(store, asset)
         except VeogenError:
             return None  # all is made and paid for: a failing store must not fail what would show it
     return None if small is None else f"data:{_TYPE};base64,{base64.b64encode(small).decode()}"
 
 
-async def stored_thumbnail(store: Store, asset: Asset) -> str | None:
+async def store_thumbnail(store: Store, asset: Asset) -> str | None:
     """Return the key of such a JPEG in the store, where it is made if it is missing; `None` if it can't be made."""
     key = _key(asset)
     try:
         if await store.stat(key) is None:
             async with _decoding_limit():
-                await _stored_or_made(store, asset)
+                await _read_or_make(store, asset)
             return key if await store.stat(key) else None
     except VeogenError:
         return None
     return key
 
 
-async def _stored_or_made(store: Store, asset: Asset) -> bytes | None:
+async def _read_or_make(store: Store, asset: Asset) -> bytes | None:
     stored = await store.read(_key(asset))
     if stored is not None:
         return stored.body

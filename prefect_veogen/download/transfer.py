@@ -111,7 +111,7 @@ class Transfer:
             NotMedia: it exceeds the limit.
         """
         self._begin(response)
-        async with contextlib.aclosing(_read_ahead(_batched(response.chunks(), self._timeout_seconds))) as batches:
+        async with contextlib.aclosing(_read_ahead(_batch(response.read_chunks(), self._timeout_seconds))) as batches:
             async for batch in batches:
                 self._received += len(batch)
                 await self._take_decoded(batch)
@@ -165,23 +165,23 @@ class Transfer:
 
     async def _take_decoded(self, batch: bytes) -> None:
         try:
-            async for piece in _decoded(self._decoder, batch):
+            async for piece in _decode(self._decoder, batch):
                 await self._take(piece)
         except Undecodable as reason:
             self._restart_undecoded(str(reason))
         if self.is_cut:  # by its encoded size
             raise self._too_much()
 
-    async def decoded(self, response: MediaResponse) -> AsyncIterator[bytes]:
+    async def decode_again(self, response: MediaResponse) -> AsyncIterator[bytes]:
         """Yield another response of the same file, decoded as the first one was.
 
         Raises:
             ResponseLost: it broke off, or can't be decoded.
         """
         decoder = self._decoder and decoder_of(self._codings)
-        async for chunk in _reject_trickle(response.chunks(), self._timeout_seconds):
+        async for chunk in _reject_trickle(response.read_chunks(), self._timeout_seconds):
             try:
-                async for piece in _decoded(decoder, chunk):
+                async for piece in _decode(decoder, chunk):
                     yield piece
             except Undecodable as reason:
                 raise ResponseLost(f"the response can't be decoded: {reason}") from None
@@ -262,7 +262,7 @@ class Transfer:
                 self._problem = problem
 
 
-async def _decoded(decoder: Decoder | None, chunk: bytes) -> AsyncIterator[bytes]:
+async def _decode(decoder: Decoder | None, chunk: bytes) -> AsyncIterator[bytes]:
     if decoder is None:
         yield chunk
         return
@@ -271,7 +271,7 @@ async def _decoded(decoder: Decoder | None, chunk: bytes) -> AsyncIterator[bytes
         yield piece
 
 
-async def _batched(chunks: AsyncIterator[bytes], timeout_seconds: float) -> AsyncIterator[bytes]:
+async def _batch(chunks: AsyncIterator[bytes], timeout_seconds: float) -> AsyncIterator[bytes]:
     """Yield larger pieces, including what arrived before a connection broke."""
     batch: list[bytes] = []
     size = 0

@@ -44,7 +44,7 @@ async def open_media(
     for _ in range(_MAX_REDIRECTS + 1):
         if not ours:
             await check_address(session, url)
-        async with session.client.transport.media(url, headers) as response:
+        async with session.client.transport.open_media(url, headers) as response:
             if response.status not in _REDIRECTS:
                 # DNS rebinding: a name may resolve to another address when it is connected to than when it was checked.
                 peer = response.peer  # read once: a connection that is reset meanwhile has none
@@ -72,13 +72,13 @@ async def check_address(session: Session, url: str) -> None:
         raise MediaRejected(
             f"The service gives {url[:80]!r} as the link to its output, which is not a valid http(s) link"
         )
-    await _check(session, host, await _addresses(host, port))
+    await _check(session, host, await _resolve(host, port))
 
 
 async def _check(session: Session, host: str, found: Sequence[_Address]) -> None:
     allowed = session.settings.allow_private_media
     if allowed is None and not any(map(_needs_setting, found)):
-        allowed = any(map(_is_private, await _addresses(*url_parts(session.client.base_url)[1:])))
+        allowed = any(map(_is_private, await _resolve(*url_parts(session.client.base_url)[1:])))
     if not allowed and any(map(_is_private, found)):
         raise MediaRejected(
             f"The service's output leads to the private address {host}",
@@ -88,7 +88,7 @@ async def _check(session: Session, host: str, found: Sequence[_Address]) -> None
         )
 
 
-async def _addresses(host: str, port: int) -> list[_Address]:
+async def _resolve(host: str, port: int) -> list[_Address]:
     try:
         found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):

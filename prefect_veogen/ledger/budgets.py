@@ -178,7 +178,7 @@ class Budgets:
         for budget in budgets:
             await self._change(budget, lambda account: _released(account, name, settled_usd))
 
-    async def account(self, budget: str) -> Account:
+    async def read_account(self, budget: str) -> Account:
         """Return what was spent and reserved under a budget."""
         document = await self._store.read(_path(budget))
         return Account(budget=budget) if document is None else _account_of(budget, document.body)

@@ -100,14 +100,14 @@ class Ledger:
         if current is None or current.version != entry.version:
             raise VersionConflict(entry.receipt.key)
 
-    async def keys(self, since: datetime | None = None) -> list[str]:
+    async def list_keys(self, since: datetime | None = None) -> list[str]:
         """Return the keys of all receipts, or of those written since a time."""
         found = await self._store.list_objects(RECEIPTS)
         return [
             _key_of(item) for item in found if item.key.endswith(".json") and (since is None or item.modified >= since)
         ]
 
-    async def family(self, receipt: Receipt, since: datetime) -> list[Entry]:
+    async def read_family(self, receipt: Receipt, since: datetime) -> list[Entry]:
         """Return the other receipts written since a time whose generations look the same from outside."""
         found = await self._store.list_objects(f"{RECEIPTS}{receipt.receipt_key.family}")
         keys = [_key_of(item) for item in found if item.modified >= since]
@@ -120,10 +120,10 @@ class Ledger:
         try:
             await self._store.create(_claim_path(receipt.api, generation_id), body)
         except AlreadyExists:
-            return await self.claimant(receipt.api, generation_id) == receipt.key
+            return await self.find_claimant(receipt.api, generation_id) == receipt.key
         return True
 
-    async def claimant(self, api: str, generation_id: str) -> str | None:
+    async def find_claimant(self, api: str, generation_id: str) -> str | None:
         """Return the key of the receipt that claimed a generation, `None` if none did."""
         document = await self._store.read(_claim_path(api, generation_id))
         return None if document is None else _claimant_of(generation_id, document.body)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from prefect_veogen.errors import BudgetExceeded
 from prefect_veogen.ledger import State
-from prefect_veogen.purchase.inputs import receipt_key_of
+from prefect_veogen.purchase.inputs import find_receipt_key
 from prefect_veogen.purchase.notices import note_refused
 from prefect_veogen.purchase.plan import check_money, make_plan
 
@@ -29,7 +29,7 @@ async def check_fallbacks(session: Session, requests: Sequence[GenerationRequest
         ChangeTheRequest: a model does not offer what one of them asks for.
         BudgetExceeded, InsufficientBalance: the money would not do for one of them.
     """
-    begin, is_begun = await _where_to_begin(session, requests)
+    begin, is_begun = await _find_beginning(session, requests)
     for request in () if is_begun else requests[begin:]:
         plan = await make_plan(session, [request])
         for item in plan.problems:
@@ -43,7 +43,7 @@ async def check_fallbacks(session: Session, requests: Sequence[GenerationRequest
     return begin
 
 
-async def _where_to_begin(session: Session, requests: Sequence[GenerationRequest]) -> tuple[int, bool]:
+async def _find_beginning(session: Session, requests: Sequence[GenerationRequest]) -> tuple[int, bool]:
     """Return the position of the one that an earlier call had come to when all before it had failed; else the first.
 
     And whether that one was begun.
@@ -51,7 +51,7 @@ async def _where_to_begin(session: Session, requests: Sequence[GenerationRequest
     A failed request may be bought again. Where another was made in its place, that would be a second purchase.
     """
     for position, request in enumerate(requests):
-        entry = await session.ledger.read(await receipt_key_of(session, request))
+        entry = await session.ledger.read(await find_receipt_key(session, request))
         state = entry.receipt.state if entry else None
         if state is not State.FAILED:
             return (position, True) if state in _BEGUN else (0, False)

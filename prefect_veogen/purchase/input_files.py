@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from prefect_veogen.download.formats import Inspector, NotMedia
 from prefect_veogen.errors import InputUnavailable
 from prefect_veogen.models import file_at, object_at
-from prefect_veogen.store import committed
+from prefect_veogen.store import commit_at_end
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -86,12 +86,12 @@ async def _read_object(session: Session, location: str) -> Content:
 
 
 def _read_file(location: str, path: Path) -> Content:
-    with _opened(location, path) as file:
+    with _open(location, path) as file:
         version, changed_at = _version_of(file)
         if (known := _known.get((location, version))) is not None:
             return known
         examiner = _Examiner()
-        for chunk in _chunks(file):
+        for chunk in _read_chunks(file):
             examiner.take(chunk)
         content = examiner.finish()
         if _version_of(file)[0] != version:
@@ -128,7 +128,7 @@ class _Examiner:
 
 
 @contextlib.contextmanager
-def _opened(location: str, path: Path) -> Iterator[BinaryIO]:
+def _open(location: str, path: Path) -> Iterator[BinaryIO]:
     try:
         # Opening anything but a regular file, such as a pipe, could block for ever.
         if not stat.S_ISREG(path.stat().st_mode):
@@ -149,7 +149,7 @@ def _version_of(file: BinaryIO) -> tuple[Hashable, float]:
     return version, max(found.st_mtime, found.st_ctime)
 
 
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
+def _read_chunks(file: BinaryIO) -> Iterator[bytes]:
     while chunk := file.read(_READ_BYTES):
         yield chunk
 
@@ -173,14 +173,14 @@ async def _put(session: Session, asset: Asset) -> str:
     key = f"{INPUTS}{content.sha256}{content.extension}"
     path = file_at(asset.uri)
     assert path is not None
-    with _opened(asset.uri, path) as file:
+    with _open(asset.uri, path) as file:
         await _upload(session, file, key, asset)
     return key
 
 
 async def _upload(session: Session, file: BinaryIO, key: str, asset: Asset) -> None:
     digest = hashlib.sha256()
-    async with committed(session.store.writer(key, asset.content_type)) as writer:
+    async with commit_at_end(session.store.writer(key, asset.content_type)) as writer:
         while chunk := await asyncio.to_thread(file.read, _READ_BYTES):
             digest.update(chunk)
             await writer.write(chunk)

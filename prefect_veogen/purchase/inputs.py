@@ -60,7 +60,7 @@ async def identify_inputs(session: Session, request: GenerationRequest) -> Gener
         return request
     fields = {name: value for name, value in request.set_fields().items() if isinstance(value, tuple)}
     places = [(name, position) for name, items in fields.items() for position in range(len(items))]
-    found = await map_bounded(places, lambda place: _identified(session, *place, fields[place[0]][place[1]]))
+    found = await map_bounded(places, lambda place: _identify(session, *place, fields[place[0]][place[1]]))
     if problems := [item for item in found if isinstance(item, Problem)]:
         raise InvalidRequest(problems, next_step=_NEXT_STEP)
     assets = dict(zip(places, found, strict=True))
@@ -69,7 +69,7 @@ async def identify_inputs(session: Session, request: GenerationRequest) -> Gener
     )
 
 
-async def receipt_key_of(session: Session, request: GenerationRequest) -> str:
+async def find_receipt_key(session: Session, request: GenerationRequest) -> str:
     """Return the ledger's key of a request, whose inputs are read for it. Free.
 
     Raises:
@@ -78,7 +78,7 @@ async def receipt_key_of(session: Session, request: GenerationRequest) -> str:
     return (await identify_inputs(session, request)).receipt_key(session.client.base_url)
 
 
-async def _identified(session: Session, field: str, position: int, item: str | Asset) -> str | Asset | Problem:
+async def _identify(session: Session, field: str, position: int, item: str | Asset) -> str | Asset | Problem:
     if isinstance(item, Asset) or is_public(item):
         return item
     if file_at(item) is not None:
@@ -110,7 +110,7 @@ def _check_store(session: Session, item: str) -> None:
 # ---------------------------------------------------------------- links
 
 
-async def offered_links(session: Session, request: GenerationRequest) -> dict[str, list[str]]:
+async def offer_links(session: Session, request: GenerationRequest) -> dict[str, list[str]]:
     """Return the request's URL fields with every asset replaced by a link to it; costs nothing.
 
     Raises:
@@ -119,12 +119,12 @@ async def offered_links(session: Session, request: GenerationRequest) -> dict[st
     """
     fields = {name: value for name, value in request.set_fields().items() if isinstance(value, tuple)}
     return {
-        name: [await link_to(session, item) if isinstance(item, Asset) else item for item in items]
+        name: [await find_link(session, item) if isinstance(item, Asset) else item for item in items]
         for name, items in fields.items()
     }
 
 
-async def link_to(session: Session, asset: Asset) -> str:
+async def find_link(session: Session, asset: Asset) -> str:
     """Return a link to an asset that works now.
 
     Raises:
@@ -132,12 +132,12 @@ async def link_to(session: Session, asset: Asset) -> str:
         ServiceUnavailable: one that doesn't work now may do so in a moment.
     """
     if not asset.generation_id and (file_at(asset.uri) is not None or object_at(asset.uri) is not None):
-        return await _link_to_file(session, asset)
+        return await _find_file_link(session, asset)
     transient = None
-    for offered in (_known, _fresh, _presigned):
+    for offer in (_recall_link, _fetch_link, _presign_asset):
         try:
-            link = await offered(session, asset)
-            if link is not None and await _shows(session, asset, link, ours=offered is _presigned):
+            link = await offer(session, asset)
+            if link is not None and await _shows(session, asset, link, ours=offer is _presign_asset):
                 return link
         except TryAgainLater as later:
             transient = later
@@ -153,7 +153,7 @@ async def link_to(session: Session, asset: Asset) -> str:
     )
 
 
-async def _link_to_file(session: Session, asset: Asset) -> str:
+async def _find_file_link(session: Session, asset: Asset) -> str:
     """Return a presigned link to what the service did not make."""
     if file_at(asset.uri) is not None:
         _check_store(session, asset.uri)
@@ -172,16 +172,16 @@ async def _link_to_file(session: Session, asset: Asset) -> str:
     return link
 
 
-async def _known(_session: Session, asset: Asset) -> str | None:
+async def _recall_link(_session: Session, asset: Asset) -> str | None:
     return asset.source_url or None
 
 
-async def _fresh(session: Session, asset: Asset) -> str | None:
+async def _fetch_link(session: Session, asset: Asset) -> str | None:
     generation = await session.client.get_generation(asset.generation_id)
     return output_link(session, generation)
 
 
-async def _presigned(session: Session, asset: Asset) -> str | None:
+async def _presign_asset(session: Session, asset: Asset) -> str | None:
     return await _presign(session, asset.uri)
 
 

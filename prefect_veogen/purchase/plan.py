@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from prefect_veogen.api.client import balance_of
+from prefect_veogen.api.client import find_balance
 from prefect_veogen.api.pricing import quote, validate
 from prefect_veogen.errors import BudgetExceeded, ChangeTheRequest, InsufficientBalance, InvalidRequest
 from prefect_veogen.ledger import State
@@ -113,14 +113,14 @@ class Planner:
 
     async def add(self, wanted: Sequence[Wanted]) -> list[PlanItem]:
         """Return what each of these costs, given all that were added before. Free."""
-        identified = await map_bounded(wanted, lambda one: _identified(self._session, one[0]))
+        identified = await map_bounded(wanted, lambda one: _identify(self._session, one[0]))
         keys = [request.receipt_key(self._session.client.base_url) for request, _ in identified]
         new = list(dict.fromkeys(key for key in keys if key not in self._counted))
         bought = await map_bounded(new, lambda key: is_bought(self._session, key))
         self._counted.update(key for key, known in zip(new, bought, strict=True) if known)
         items = []
         for key, (request, problem), (_, caps) in zip(keys, identified, wanted, strict=True):
-            items.append(problem or await _item(self._session, request, bought=key in self._counted))
+            items.append(problem or await _price_item(self._session, request, bought=key in self._counted))
             self._count(items[-1], key, caps)
         return items
 
@@ -142,10 +142,10 @@ class Planner:
         """Return the plan of all that was added; `items` are those it is to show. Free."""
         budgets = []
         for cap, wanted in self._wanted.items():
-            left = await _left(self._session, cap, {*wanted})
+            left = await _read_left(self._session, cap, {*wanted})
             unpriced = frozenset(self._unpriced_under.get(cap, ()))
             budgets.append(BudgetLeft(cap.budget, cap.usd, left, sum(wanted.values(), Decimal(0)), unpriced))
-        balance = await balance_of(self._session.client)
+        balance = await find_balance(self._session.client)
         levels = (Certainty.UNPRICED, Certainty.UPPER_BOUND)
         certainty = next((level for level in levels if level in self._certainties), Certainty.EXACT)
         return Plan(
@@ -186,24 +186,24 @@ def check_money(plan: Plan, what: str) -> None:
         )
 
 
-async def _identified(session: Session, request: GenerationRequest) -> tuple[GenerationRequest, PlanItem | None]:
+async def _identify(session: Session, request: GenerationRequest) -> tuple[GenerationRequest, PlanItem | None]:
     try:
         return await identify_inputs(session, request), None
     except InvalidRequest as problem:
         return request, PlanItem(request, None, Certainty.UNPRICED, problem=problem)
 
 
-async def _item(session: Session, request: GenerationRequest, *, bought: bool) -> PlanItem:
+async def _price_item(session: Session, request: GenerationRequest, *, bought: bool) -> PlanItem:
     if bought:
         return PlanItem(request, Decimal(0), Certainty.EXACT, already_bought=True)
     try:
-        price = await priced(session, request)
+        price = await ask_price(session, request)
     except ChangeTheRequest as problem:
         return PlanItem(request, None, Certainty.UNPRICED, problem=problem)
     return PlanItem(request, price.usd, price.certainty)
 
 
-async def priced(session: Session, request: GenerationRequest) -> Quote:
+async def ask_price(session: Session, request: GenerationRequest) -> Quote:
     """Return the quote of a request which the live model object allows.
 
     Raises:
@@ -214,9 +214,9 @@ async def priced(session: Session, request: GenerationRequest) -> Quote:
     return quote(request, model)
 
 
-async def _left(session: Session, cap: Cap, unpaid: set[str]) -> Decimal:
+async def _read_left(session: Session, cap: Cap, unpaid: set[str]) -> Decimal:
     """Return what a budget still allows these purchases, with what runs that died had reserved for them."""
-    account = await session.budgets.account(cap.budget)
+    account = await session.budgets.read_account(cap.budget)
     own = sum(
         (held.usd for name, held in account.reserved.items() if ReceiptKey.of_reservation(name) in unpaid), Decimal(0)
     )

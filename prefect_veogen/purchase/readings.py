@@ -19,10 +19,10 @@ from prefect_veogen.purchase.search import (
     CANDIDATE_AGE,
     CLOCK_TOLERANCE,
     Search,
+    find_rivals,
     is_since,
     judge,
-    kind_of,
-    rivals_of,
+    look_up_kind,
     sent_at_service,
     shared_start,
 )
@@ -55,7 +55,7 @@ async def read_list(session: Session, receipt: Receipt) -> tuple[Search, Reading
         VoidReading: the reading proves nothing.
         VeogenError: the service could not be asked.
     """
-    kind = await kind_of(session, receipt)
+    kind = await look_up_kind(session, receipt)
     if kind is None:
         raise VoidReading("whether its model makes images or videos is not known, so that no list can be read")
     private = bool(receipt.request.private)
@@ -69,14 +69,14 @@ async def read_list(session: Session, receipt: Receipt) -> tuple[Search, Reading
     recent = sent_at_service(session, receipt) - CLOCK_TOLERANCE
     outcome = await judge(session, receipt, [item for item in listed if is_since(item, recent)], recent)
     if outcome.found is None:
-        candidates = await _candidates(session, receipt, listed)
-        outcome = Search(candidates=candidates, wait=bool(candidates and await rivals_of(session, receipt, recent)))
+        candidates = await _find_candidates(session, receipt, listed)
+        outcome = Search(candidates=candidates, wait=bool(candidates and await find_rivals(session, receipt, recent)))
     return outcome, listing.reading
 
 
-async def _candidates(session: Session, receipt: Receipt, listed: Sequence[Generation]) -> tuple[str, ...]:
+async def _find_candidates(session: Session, receipt: Receipt, listed: Sequence[Generation]) -> tuple[str, ...]:
     possible = [item.id for item in listed if could_be(receipt, item) and item.id not in receipt.known_ids]
-    claimants = {name: await session.ledger.claimant(receipt.api, name) for name in possible}
+    claimants = {name: await session.ledger.find_claimant(receipt.api, name) for name in possible}
     return tuple(name for name in possible if claimants[name] in (None, receipt.key))
 
 
@@ -97,7 +97,7 @@ async def _read_pages(session: Session, kind: Kind, since: datetime, *, private:
         new = [item for item in listed.items if item.id not in found]
         oldest = _oldest(new, oldest)
         found.update((item.id, item) for item in new)
-        recognised = recognised or await _first_of_ours(session, new, private=private)
+        recognised = recognised or await _find_one_of_ours(session, new, private=private)
         if _is_last(listed, page, is_new=bool(new)) or (recognised and oldest is not None and oldest < since):
             break
     if recognised is None:
@@ -143,10 +143,10 @@ def _is_last(listed: Page[Generation], page: int, *, is_new: bool) -> bool:
     return False
 
 
-async def _first_of_ours(session: Session, listed: Sequence[Generation], *, private: bool) -> str | None:
+async def _find_one_of_ours(session: Session, listed: Sequence[Generation], *, private: bool) -> str | None:
     """Return a listed generation that this ledger bought, recognised by the comparison that candidates are found by."""
     for item in listed:
-        key = await session.ledger.claimant(session.client.base_url, item.id)
+        key = await session.ledger.find_claimant(session.client.base_url, item.id)
         entry = None if key is None else await session.ledger.read(key)
         if entry is None or item.id not in entry.receipt.known_ids or not could_be(entry.receipt, item):
             continue

@@ -49,17 +49,17 @@ async def search(session: Session, receipt: Receipt) -> Search:
     Only a generation which no receipt has claimed, and which no other unsettled receipt could mean, is taken.
     """
     since = sent_at_service(session, receipt) - CLOCK_TOLERANCE
-    kind = await kind_of(session, receipt)
+    kind = await look_up_kind(session, receipt)
     shared_since = shared_start(since)
     listed = await session.shared_reads.get(
-        ("search", session.store, kind, shared_since), lambda: _listed_since(session, kind, shared_since)
+        ("search", session.store, kind, shared_since), lambda: _list_since(session, kind, shared_since)
     )
     return await judge(session, receipt, [item for item in listed if is_since(item, since)], since)
 
 
-async def rivals_of(session: Session, receipt: Receipt, since: datetime) -> list[Receipt]:
+async def find_rivals(session: Session, receipt: Receipt, since: datetime) -> list[Receipt]:
     """Return the other unsettled receipts whose generations look the same from outside."""
-    family = await session.ledger.family(receipt, since - CANDIDATE_AGE)
+    family = await session.ledger.read_family(receipt, since - CANDIDATE_AGE)
     return [entry.receipt for entry in family if entry.receipt.state in (State.SENDING, State.IN_DOUBT)]
 
 
@@ -68,10 +68,10 @@ async def judge(session: Session, receipt: Receipt, listed: Sequence[Generation]
     listed = [item for item in listed if item.id not in receipt.known_ids]
     matching = [item for item in listed if looks_like(receipt, item)]
     # The rivals before the claims: one that is settled by then has made its claim before.
-    rivals = await rivals_of(session, receipt, since) if matching else []
+    rivals = await find_rivals(session, receipt, since) if matching else []
     free = []
     for generation in matching:
-        claimant = await session.ledger.claimant(receipt.api, generation.id)
+        claimant = await session.ledger.find_claimant(receipt.api, generation.id)
         if claimant == receipt.key:
             return Search(found=generation)
         if claimant is None:
@@ -80,7 +80,7 @@ async def judge(session: Session, receipt: Receipt, listed: Sequence[Generation]
         # A service that stores inputs at links of its own echoes those: that is no proof of absence.
         doubtful = [item.id for item in listed if receipt.links.keys() >= {*differences(receipt, item)}]
         return Search(
-            candidates=tuple([name for name in doubtful if not await session.ledger.claimant(receipt.api, name)])
+            candidates=tuple([name for name in doubtful if not await session.ledger.find_claimant(receipt.api, name)])
         )
     if any(rival.state is State.SENDING and not rival.is_abandoned for rival in rivals):
         return Search(candidates=tuple(generation.id for generation in free), wait=True)
@@ -99,7 +99,7 @@ def _choose(receipt: Receipt, free: Sequence[Generation], rivals: Sequence[Recei
     return Search(candidates=tuple(generation.id for generation in free))
 
 
-async def _listed_since(session: Session, kind: Kind | None, since: datetime) -> list[Generation]:
+async def _list_since(session: Session, kind: Kind | None, since: datetime) -> list[Generation]:
     """Return the generations of a kind created since a time, through as many pages as needed."""
     # The list of all kinds is documented to be newest first (/api-reference/generations/list), but has one page only.
     found = {item.id: item for item in (await session.client.list_generations()).items}
@@ -138,7 +138,7 @@ def shared_start(moment: datetime) -> datetime:
     return moment - (moment - datetime.min.replace(tzinfo=UTC)) % _SHARED_SPAN
 
 
-async def kind_of(session: Session, receipt: Receipt) -> Kind | None:
+async def look_up_kind(session: Session, receipt: Receipt) -> Kind | None:
     """Return what the model of a receipt makes, `None` if the catalogue doesn't say."""
     try:
         return (await session.catalogue.get_model(receipt.request.model)).type

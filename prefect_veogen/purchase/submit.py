@@ -42,7 +42,7 @@ from prefect_veogen.purchase.in_doubt import (
     still_in_doubt,
     write_down,
 )
-from prefect_veogen.purchase.inputs import identify_inputs, offered_links
+from prefect_veogen.purchase.inputs import identify_inputs, offer_links
 from prefect_veogen.purchase.note import Note
 from prefect_veogen.purchase.notices import note_bought, note_failed, note_refused, warn_of
 from prefect_veogen.purchase.search import Search, search
@@ -196,19 +196,19 @@ class _Buyer:
             self._quote = quote(self._request, model)
             if self._quote.usd is None and self._session.caps:
                 raise BudgetExceeded.without_a_price(model.slug)
-        self._body = {**self._request.set_fields(), **await offered_links(self._session, self._request)}
+        self._body = {**self._request.set_fields(), **await offer_links(self._session, self._request)}
 
     # ------------------------------------------------------------ the money
 
     async def _buy(self, entry: Entry) -> Purchase:
         give_up_at = time.monotonic() + _BUSY_SECONDS
         while True:
-            if needs_reading(entry.receipt) and (reopened := await self._reopened(entry)) is not None:
+            if needs_reading(entry.receipt) and (reopened := await self._reopen_if_listed(entry)) is not None:
                 return await self._resolve(reopened)
             entry, submission = await self._submit(entry)
             match submission:
                 case Accepted(generation):
-                    return await self._bought(entry, generation, EventName.BOUGHT)
+                    return await self._record_purchase(entry, generation, EventName.BOUGHT)
                 case Refused(refusal):
                     await self._ledger.release(entry, refusal.message)
                     raise refusal
@@ -257,7 +257,7 @@ class _Buyer:
                 await asyncio.shield(self._ledger.release(await noting, "the buyer was stopped before sending"))
             raise
 
-    async def _bought(self, entry: Entry, generation: Generation, event: EventName) -> Purchase:
+    async def _record_purchase(self, entry: Entry, generation: Generation, event: EventName) -> Purchase:
         noting = asyncio.ensure_future(self._write_down(entry, generation, event))
         try:
             written = await asyncio.shield(noting)
@@ -317,9 +317,9 @@ class _Buyer:
                     raise still_in_doubt(self._session, entry.receipt, reason) from None
             else:
                 if outcome.found is not None:
-                    return await self._bought(entry, outcome.found, EventName.ADOPTED)
+                    return await self._record_purchase(entry, outcome.found, EventName.ADOPTED)
                 if not outcome.wait and (is_over := self._is_over(doubt, search_until)) is not None:
-                    return await self._after_searching(entry, doubt, outcome, is_over=is_over)
+                    return await self._act_on_search(entry, doubt, outcome, is_over=is_over)
             attempt += 1
             await asyncio.sleep(_pause_seconds(attempt))
             await self._ledger.check_current(entry)
@@ -334,20 +334,20 @@ class _Buyer:
             return None
         return False if datetime.now(UTC) >= search_until else None
 
-    async def _after_searching(self, entry: Entry, doubt: Doubt, outcome: Search, *, is_over: bool) -> Purchase:
+    async def _act_on_search(self, entry: Entry, doubt: Doubt, outcome: Search, *, is_over: bool) -> Purchase:
         if outcome.candidates or not is_over:
             raise still_in_doubt(
                 self._session, entry.receipt, outcome.reason, outcome.candidates, may_settle=outcome.wait
             )
         entry, outcome = await prove_absent(self._session, entry, doubt)
         if outcome.found is not None:
-            return await self._bought(entry, outcome.found, EventName.ADOPTED)
+            return await self._record_purchase(entry, outcome.found, EventName.ADOPTED)
         self._session.log.warning(
             "The purchase of %s is proven absent after %s: buying it again", entry.receipt.key, doubt.delay
         )
         return await self._buy(await self._reserve(entry))
 
-    async def _reopened(self, entry: Entry) -> Entry | None:
+    async def _reopen_if_listed(self, entry: Entry) -> Entry | None:
         """Read the list once more before buying again; return the receipt in doubt again if that speaks against it.
 
         Raises:

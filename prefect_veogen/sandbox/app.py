@@ -67,7 +67,7 @@ class Api:
     def _guard(self, handler: Handler) -> Handler:
         """Let a request through to the handler only with a token and within the rate limit."""
 
-        async def guarded(request: Request) -> Response:
+        async def admit(request: Request) -> Response:
             scheme, _, token = request.headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not self._engine.accepts_token(token.strip()):
                 return unauthenticated()
@@ -79,7 +79,7 @@ class Api:
             except ClientDisconnect:
                 return Response(status_code=400)  # the client is gone and won't read it
 
-        return guarded
+        return admit
 
     async def create(self, request: Request) -> Response:
         """Buy a generation."""

@@ -56,7 +56,7 @@ class Control:
             name: {"place": kind.place, "summary": kind.summary, "parameters": dict(kind.parameters)}
             for name, kind in FAULTS.items()
         }
-        return _json({"armed": [fault.describe() for fault in self._engine.faults.armed()], "known": table})
+        return _json({"armed": [fault.describe() for fault in self._engine.faults.list_armed()], "known": table})
 
     async def arm(self, request: Request) -> Response:
         """Arm a fault: `name`, and optionally times, after, model, kind, prompt and the fault's own parameters."""
@@ -130,13 +130,13 @@ class Control:
 def _explain_mistakes(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
     """Respond 422 to an invalid argument, with the reason."""
 
-    async def explaining(request: Request) -> Response:
+    async def explain(request: Request) -> Response:
         try:
             return await handler(request)
         except (ValueError, TypeError) as error:
             return _json({"error": str(error)}, 422)
 
-    return explaining
+    return explain
 
 
 async def _read_object(request: Request) -> dict[str, Any]:
@@ -203,7 +203,7 @@ def _render_page(engine: Engine) -> str:
     cards = "".join(_render_card(record) for record in generations[:_MAX_CARDS]) or "<p>None yet.</p>"
     armed = "".join(
         f"<tr><td>{escape(fault.name)}</td><td>{escape(fault.progress())}</td><td>{escape(fault.kind.summary)}</td></tr>"
-        for fault in engine.faults.armed()
+        for fault in engine.faults.list_armed()
     )
     clock = engine.clock
     now = clock.date(clock.elapsed()).isoformat(sep=" ", timespec="seconds")

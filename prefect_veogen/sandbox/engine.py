@@ -62,7 +62,7 @@ class Engine:
     def check_balance(self, price_usd: Decimal) -> None:
         """Raise InsufficientBalanceError unless the balance covers the price."""
         with self._lock:
-            self._settled_books().check_balance(price_usd)
+            self._settle_books().check_balance(price_usd)
 
     def buy(self, request: Mapping[str, Any]) -> Generation:
         """Charge a valid request and start its generation."""
@@ -180,20 +180,20 @@ class Engine:
     def account(self) -> tuple[Decimal, Decimal]:
         """Return the balance and what was spent, in USD."""
         with self._lock:
-            books = self._settled_books()
+            books = self._settle_books()
             return books.balance_usd, books.spent_usd
 
     def statement(self, model: str | None, kind: str | None) -> list[StatementLine]:
         """List the final charges, newest first."""
         with self._lock:
-            return self._settled_books().statement(model, kind)
+            return self._settle_books().statement(model, kind)
 
     def bill(self) -> Bill:
         """Return all purchases, oldest first."""
         with self._lock:
-            return self._settled_books().bill()
+            return self._settle_books().bill()
 
-    def _settled_books(self) -> Books:
+    def _settle_books(self) -> Books:
         self._books.settle(self.clock.elapsed())
         return self._books
 

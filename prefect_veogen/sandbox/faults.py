@@ -273,7 +273,7 @@ class FaultBoard:
         with self._lock:
             self._armed.clear()
 
-    def armed(self) -> tuple[Fault, ...]:
+    def list_armed(self) -> tuple[Fault, ...]:
         """List the faults that can still strike, oldest first."""
         with self._lock:
             self._armed = [fault for fault in self._armed if not fault.is_used_up()]

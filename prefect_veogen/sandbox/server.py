@@ -254,7 +254,7 @@ class Sandbox:
     @property
     def faults(self) -> tuple[Fault, ...]:
         """The armed faults that can still strike, oldest first."""
-        return self._engine.faults.armed()
+        return self._engine.faults.list_armed()
 
 
 def _check_installed() -> None:

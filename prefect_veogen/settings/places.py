@@ -132,7 +132,7 @@ def _read(file: str) -> Mapping[str, Any]:
         return {}
     if not stat.S_ISREG(found.st_mode):
         raise _unreadable(f"{file} in the working directory", "it is not a regular file")
-    return _parsed(file, str(Path(file).absolute()), (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size))
+    return _parse_file(file, str(Path(file).absolute()), (found.st_dev, found.st_ino, found.st_mtime_ns, found.st_size))
 
 
 def _unreadable(shown: str, reason: object) -> ConfigurationError:
@@ -142,7 +142,7 @@ def _unreadable(shown: str, reason: object) -> ConfigurationError:
 
 
 @lru_cache(maxsize=16)
-def _parsed(file: str, path: str, _version: tuple[int, ...]) -> Mapping[str, Any]:
+def _parse_file(file: str, path: str, _version: tuple[int, ...]) -> Mapping[str, Any]:
     try:
         text = Path(path).read_text(encoding="utf-8")
         return _variables_in(text) if file == ".env" else tomllib.loads(text, parse_float=Decimal)

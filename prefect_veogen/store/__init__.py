@@ -20,7 +20,7 @@ from prefect_veogen.store.interface import (
     Store,
     VersionConflict,
     Writer,
-    committed,
+    commit_at_end,
 )
 from prefect_veogen.store.local import LocalStore
 from prefect_veogen.store.s3 import PROOF, S3Store
@@ -40,7 +40,7 @@ __all__ = [
     "Store",
     "VersionConflict",
     "Writer",
-    "committed",
+    "commit_at_end",
     "is_absolute",
     "is_valid_key",
     "names_block",

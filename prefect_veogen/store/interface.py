@@ -88,7 +88,7 @@ class Writer(ABC):
 
 
 @asynccontextmanager
-async def committed(writer: Writer) -> AsyncIterator[Writer]:
+async def commit_at_end(writer: Writer) -> AsyncIterator[Writer]:
     """Commit a writer at the end of the block, or abort it if that raises."""
     try:
         yield writer

@@ -121,7 +121,7 @@ class LocalStore(Store):
 
     def _prove_locks(self) -> None:
         try:
-            with self._locked(""), self._lock_file("").open("wb") as rival:
+            with self._lock(""), self._lock_file("").open("wb") as rival:
                 fcntl.flock(rival, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
@@ -152,7 +152,7 @@ class LocalStore(Store):
 
     def _create(self, key: str, body: bytes) -> str:
         target = make_parent_folders(self.root / key)
-        with self._temporary(body) as temporary:
+        with self._write_temporary(body) as temporary:
             try:
                 # A link appears whole or not at all, and only if the name is free.
                 os.link(temporary, target)
@@ -169,13 +169,13 @@ class LocalStore(Store):
 
     def _move_if_absent(self, temporary: Path, target: Path, key: str) -> None:
         """Create an object without a hard link: every creator of it holds the same lock."""
-        with self._locked(key):
+        with self._lock(key):
             if target.exists():
                 raise AlreadyExists(key)
             temporary.replace(target)
 
     def _replace(self, key: str, body: bytes, version: str) -> str:
-        with self._locked(key):
+        with self._lock(key):
             document = self._read(key)
             if document is None or document.version != version:
                 raise VersionConflict(key)
@@ -184,7 +184,7 @@ class LocalStore(Store):
 
     def _put(self, key: str, body: bytes) -> None:
         target = make_parent_folders(self.root / key)
-        with self._temporary(body) as temporary:
+        with self._write_temporary(body) as temporary:
             temporary.replace(target)
         sync_directory(target.parent)
 
@@ -221,7 +221,7 @@ class LocalStore(Store):
         return found
 
     @contextlib.contextmanager
-    def _temporary(self, body: bytes) -> Iterator[Path]:
+    def _write_temporary(self, body: bytes) -> Iterator[Path]:
         path, file = open_temporary(self.root)
         try:
             with file:
@@ -242,7 +242,7 @@ class LocalStore(Store):
         return cleared
 
     @contextlib.contextmanager
-    def _locked(self, key: str) -> Iterator[None]:
+    def _lock(self, key: str) -> Iterator[None]:
         # The kernel releases this lock when its owner dies, however it dies.
         with self._lock_file(key).open("wb") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)

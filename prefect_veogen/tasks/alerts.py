@@ -157,11 +157,11 @@ async def read_alerts(client: PrefectClient, block: BlockDocument | None = None)
 
     Empty where no block is given and there are none.
     """
-    used = await block_in_use(client) if block is None else block.id
+    used = await find_block_in_use(client) if block is None else block.id
     return () if used is None else await compare(client, alert_automations(used))
 
 
-async def block_in_use(client: PrefectClient) -> UUID | None:
+async def find_block_in_use(client: PrefectClient) -> UUID | None:
     """Return the block through which the server's alerts are sent, `None` where there are none."""
     for name in ALERT_NAMES:
         for found in await client.read_automations_by_name(name):

@@ -18,7 +18,7 @@ from prefect.input.run_input import keyset_from_base_key
 from pydantic import Field, ValidationError, create_model
 
 from prefect_veogen.blocks import VeogenCredentials
-from prefect_veogen.download.thumbnails import thumbnail
+from prefect_veogen.download.thumbnails import make_thumbnail
 from prefect_veogen.errors import ChangeTheSetup, ConfigurationError
 from prefect_veogen.models import (
     MAX_PROMPT_CHARACTERS,
@@ -29,7 +29,7 @@ from prefect_veogen.models import (
 )
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.plan import Plan, check_money
-from prefect_veogen.tasks.generation import session_for_task
+from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.requests import plan_requests
 from prefect_veogen.tasks.stores import StoreParameter
@@ -145,7 +145,7 @@ async def ask_for_approval(
         key = f"{_SHEET}-{number}-{attempt}"
         form = _form(len(images))
         if key not in asked_before:
-            await _show_pictures(await session_for_task(credentials, store), images, number)
+            await _show_pictures(await open_task_session(credentials, store), images, number)
             plans = await plan_requests(*clips, **money), await plan_requests(*again, **money)
             form = form.with_initial_data(description=_describe(images, *plans, problem))
         try:
@@ -156,7 +156,7 @@ async def ask_for_approval(
             continue  # the time was over before anybody decided, and the run was started again
         if f"{_SHEET}-{number}-{attempt + 1}" in asked_before:
             continue  # this one could not be, and was asked again
-        problem = await _problem_of(answer, clips, again, money)
+        problem = await _find_problem(answer, clips, again, money)
         if not problem:
             approved = sorted(answer.approved) if answer.decision == "animate" else []
             return answer.model_copy(update={"approved": approved})
@@ -203,7 +203,7 @@ async def _ask(form: type[Approval], key: str, timeout_seconds: float) -> Approv
         return Approval(decision="stop")
 
 
-async def _problem_of(
+async def _find_problem(
     answer: Approval,
     clips: Sequence[GenerationRequest],
     again: Sequence[GenerationRequest],
@@ -242,7 +242,7 @@ def _describe(images: Sequence[Asset], clips: Plan, again: Plan, problem: str) -
 
 async def _show_pictures(session: Session, images: Sequence[Asset], number: int) -> None:
     """Leave an artifact that shows the pictures with their numbers."""
-    pictures = await on_io(_thumbnails(session, images))
+    pictures = await on_io(_make_thumbnails(session, images))
     shown = [
         f"## {position}\n\n{f'{image(str(position), picture)}{chr(10) * 2}' if picture else ''}{code(asset.uri)}"
         for position, (asset, picture) in enumerate(zip(images, pictures, strict=True), 1)
@@ -251,5 +251,5 @@ async def _show_pictures(session: Session, images: Sequence[Asset], number: int)
     await acreate_markdown_artifact("\n\n".join([f"# {title}", *shown]), key=_SHEET, description=title)
 
 
-async def _thumbnails(session: Session, images: Sequence[Asset]) -> list[str | None]:
-    return list(await asyncio.gather(*(thumbnail(session.store, asset) for asset in images)))
+async def _make_thumbnails(session: Session, images: Sequence[Asset]) -> list[str | None]:
+    return list(await asyncio.gather(*(make_thumbnail(session.store, asset) for asset in images)))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect.artifacts import acreate_markdown_artifact
 
-from prefect_veogen.download.thumbnails import thumbnail
+from prefect_veogen.download.thumbnails import make_thumbnail
 from prefect_veogen.models import in_usd, plain_name
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.tasks.events import emit
@@ -57,7 +57,7 @@ async def courtesy(session: Session) -> AsyncIterator[None]:
 
 async def _show(session: Session, delivery: Delivery) -> None:
     """Create an artifact with a small picture."""
-    picture = await on_io(thumbnail(session.store, delivery.asset))
+    picture = await on_io(make_thumbnail(session.store, delivery.asset))
     prompt = " ".join((delivery.prompt or "").split())
     key = plain_name(f"{delivery.asset.model or 'asset'} {prompt}")
     await acreate_markdown_artifact(_card(delivery, picture), key=key, description=literal(shorten(prompt)))

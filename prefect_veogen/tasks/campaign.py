@@ -28,10 +28,10 @@ from prefect_veogen.campaign.run import (
     campaign_name,
     check_ids,
     check_rows,
+    describe_failure,
     drop_edited,
     for_row,
     item_blocked_by,
-    item_of_failure,
     make_assets,
     outcome_now,
     picture_of,
@@ -46,9 +46,9 @@ from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
 from prefect_veogen.tasks.artifacts import courtesy, showing
 from prefect_veogen.tasks.events import emit
-from prefect_veogen.tasks.generation import session_for_task
+from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.markdown import code, image, literal
-from prefect_veogen.tasks.progress import campaign_progress
+from prefect_veogen.tasks.progress import show_progress
 from prefect_veogen.tasks.runs import name_flow_run, name_task_run, shorten
 from prefect_veogen.tasks.steps import FREE, KeepsItsKind, is_retryable, reused, step
 from prefect_veogen.tasks.stores import StoreParameter, store_for
@@ -206,7 +206,7 @@ async def keep_results(
             f"only={only!r} is not valid", next_step='Nothing was bought. Give "failed", or None for all rows.'
         )
     if only is not None:
-        session = await session_for_task(credentials, store)
+        session = await open_task_session(credentials, store)
         before = await on_io(read_results(session.store, campaign_key(name, RESULTS)))
         rows.keep(before or ())
 
@@ -232,7 +232,7 @@ async def check_campaign(
         InvalidManifest: rows ask for what their models don't offer; all of them are named.
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
-    session = await session_for_task(credentials, store, campaign_cap(name, budget_usd))
+    session = await open_task_session(credentials, store, campaign_cap(name, budget_usd))
     left_to_pay = await on_io(check_rows(session, *campaigns))
     session.log.info("%s, %s to pay", _counted_all(campaigns), in_usd(left_to_pay))
     return left_to_pay
@@ -268,7 +268,7 @@ async def make_row(
     `pictures` are those of the rows whose pictures it uses. One task run for the whole row, not one per step: at
     hundreds of rows, recording runs is what costs.
     """
-    session = for_row(await session_for_task(credentials, store, campaign_cap(budget or name, budget_usd)), row, name)
+    session = for_row(await open_task_session(credentials, store, campaign_cap(budget or name, budget_usd)), row, name)
     async with showing(session) as shown:
         item = await on_io(make_assets(shown, row, pictures or {}, timeout_seconds))
     before = f"Reused: bought before for {in_usd(item.price_usd)}; nothing to pay"
@@ -300,7 +300,7 @@ async def make_campaign(
     check_timeout(timeout_seconds)
     rows = Rows.of(rows)
     check_ids(rows)
-    session = await session_for_task(credentials, store)
+    session = await open_task_session(credentials, store)
     await on_io(drop_edited(session, rows))
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     limits: dict[str, Any] = {"budget": budget, "budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
@@ -316,7 +316,7 @@ async def make_campaign(
 
     # A row begins after those whose pictures it uses, so that waiting for them can't take their places.
     order = rows.to_make
-    async with campaign_progress(session, name, len(order), items):
+    async with show_progress(session, name, len(order), items):
         await map_bounded(order, make, min(at_once, max(len(order), 1)))
     ended = (items.get(number) or outcome_now(rows.kept[row.key], row) for number, row in enumerate(rows))
     return CampaignReport.of(name, Packed(ended), session.store.uri(campaign_key(name, RESULTS)))
@@ -334,7 +334,7 @@ async def make_whatever_happens(
     try:
         made: CampaignItem = await make_row(row, pictures, name=name, **options)
     except Exception as error:  # noqa: BLE001 - whatever it was, Prefect's own trouble too: it fails one row only
-        return await on_io(item_of_failure(session, row, pictures, error))
+        return await on_io(describe_failure(session, row, pictures, error))
     return made
 
 
@@ -355,7 +355,7 @@ async def publish_campaign(
     The gallery is one page, `campaigns/<name>/gallery.html`, with relative links. The artifacts are a table and some
     pictures. The table of results is written last and whole: where one of this run is, the campaign has ended.
     """
-    session = await session_for_task(credentials, store)
+    session = await open_task_session(credentials, store)
     tiles = await on_io(make_tiles(session, report.by_need))
     gallery = campaign_key(report.name, "gallery.html")
     html = "".join(page(report, tiles, session.store)).encode()

@@ -28,7 +28,7 @@ from prefect_veogen.tasks.campaign import (
     publish_campaign,
     read_manifest,
 )
-from prefect_veogen.tasks.generation import session_for_task
+from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.runs import name_task_run
 from prefect_veogen.tasks.steps import FREE
 from prefect_veogen.tasks.stores import StoreParameter
@@ -204,7 +204,7 @@ async def publish_asset(
             media, or the asset is in another store.
         PersonNeeded: the asset is gone, or changed.
     """
-    session = await session_for_task(credentials, store)
+    session = await open_task_session(credentials, store)
     is_there = await on_io(publish(session.store, asset, key, scheduled))
     uri = session.store.uri(key)
     session.log.info("%s %s", "Published" if is_there else "Kept what is there of a later slot:", uri)

@@ -22,7 +22,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, get_current_settings
 
 from prefect_veogen.masking import masked
-from prefect_veogen.tasks.alerts import block_in_use, read_alerts
+from prefect_veogen.tasks.alerts import find_block_in_use, read_alerts
 from prefect_veogen.tasks.automations import (
     HEALED_TAG,
     HEARTBEATS_MISSED,
@@ -208,7 +208,7 @@ async def _check_alerts(client: PrefectClient) -> Check:
     if not all(alert.is_as_wanted for alert in alerts):
         detail = "they are not all there, or not as setup makes them"
         return Check("alerts", ok=False, detail=detail, advice=f"The Prefect server: {_SETUP}")
-    used = await block_in_use(client)
+    used = await find_block_in_use(client)
     assert used is not None
     try:
         block = name_of(await client.read_block_document(used, include_secrets=False))

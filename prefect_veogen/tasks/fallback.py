@@ -14,7 +14,7 @@ from prefect_veogen.models import Asset, GenerationRequest, Labels
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.fallbacks import check_fallbacks as check
 from prefect_veogen.tasks.artifacts import courtesy
-from prefect_veogen.tasks.generation import check_is_request, generate, run_cap, session_for_task
+from prefect_veogen.tasks.generation import check_is_request, generate, open_task_session, run_cap
 from prefect_veogen.tasks.requests import plan_requests
 from prefect_veogen.tasks.runs import name_task_run, request_name
 from prefect_veogen.tasks.steps import FREE
@@ -104,12 +104,12 @@ async def check_fallbacks(
     """
     for request in requests:
         check_is_request(request)
-    return await on_io(check(await session_for_task(credentials, store, run_cap(budget_usd), labels), requests))
+    return await on_io(check(await open_task_session(credentials, store, run_cap(budget_usd), labels), requests))
 
 
 async def _tell(failure: GenerationFailed, failed: GenerationRequest, instead: GenerationRequest, **money: Any) -> None:
     """Log what failed, what is made instead and for how much."""
-    session = await session_for_task(money["credentials"], money["store"])
+    session = await open_task_session(money["credentials"], money["store"])
     said = "{}. Instead of {}: {}".format(failure.message, *map(request_name, (failed, instead)))
     async with courtesy(session):
         said = f"{said}, for {(await plan_requests(instead, **money)).price}"

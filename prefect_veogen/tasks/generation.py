@@ -97,7 +97,7 @@ async def submit_generation(
         UnknownSubmission: in doubt, it may have been bought; running again after `doubt_until` searches again.
     """
     check_is_request(request)
-    session = await session_for_task(credentials, store, run_cap(budget_usd), labels)
+    session = await open_task_session(credentials, store, run_cap(budget_usd), labels)
     purchase = await on_io(buy(session, request))
     generation = purchase.generation
     if purchase.reused:
@@ -140,7 +140,7 @@ async def wait_for_generation(
     """
     _check_generation(generation)
     check_timeout(timeout_seconds)
-    session = await session_for_task(credentials, store)
+    session = await open_task_session(credentials, store)
     is_stored = generation.is_over and generation.output is None
     try:
         ended = await on_io(wait(session, generation, timeout_seconds))
@@ -183,7 +183,7 @@ async def download_asset(
         OutputMissing: the service names nothing to download.
     """
     _check_generation(generation)
-    session = await session_for_task(credentials, store)
+    session = await open_task_session(credentials, store)
     async with showing(session) as shown:
         delivery = await on_io(deliver(shown, generation))
     uri = delivery.asset.uri
@@ -227,10 +227,10 @@ class _Chain(Step[Parameters, Result]):
             if self.given.keys() - _FOR_EACH_STEP - _FOR_SOME_STEPS or get_task_viz_tracker():
                 return super().__call__(*args, return_state=return_state, wait_for=wait_for, **kwargs)
             call = get_call_parameters(self.fn, args, kwargs)
-            return self._awaited(call, return_state=return_state, wait_for=wait_for)
+            return self._run_to_end(call, return_state=return_state, wait_for=wait_for)
 
-    async def _awaited(self, call: dict[str, Any], *, return_state: bool, wait_for: Any) -> Any:
-        state = await _in_a_row(self._steps(call), **call, wait_for=wait_for)
+    async def _run_to_end(self, call: dict[str, Any], *, return_state: bool, wait_for: Any) -> Any:
+        state = await _run_steps(self._steps(call), **call, wait_for=wait_for)
         return state if return_state else await state.aresult()
 
     def _steps(self, call: dict[str, Any]) -> tuple[AnyStep, AnyStep, AnyStep]:
@@ -265,7 +265,7 @@ def _changed(step: AnyStep, label: str | None, options: Mapping[str, Any]) -> An
     return step.with_options(**options) if options else step
 
 
-async def _in_a_row(
+async def _run_steps(
     steps: tuple[AnyStep, AnyStep, AnyStep],
     request: GenerationRequest,
     *,
@@ -321,7 +321,7 @@ async def generate(
     ended; the first step waits for `wait_for`; of `with_options`, each step has the retries, the time-out, the tags.
     """
     options: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds, "labels": labels}
-    state = await _in_a_row(_STEPS, request, credentials=credentials, store=store, **options)
+    state = await _run_steps(_STEPS, request, credentials=credentials, store=store, **options)
     asset = cast("Asset", await state.aresult())
     return reused(asset, state.message or "") if state.name == "Cached" else asset
 
@@ -329,7 +329,7 @@ async def generate(
 _STEPS: tuple[AnyStep, AnyStep, AnyStep] = (submit_generation, wait_for_generation, download_asset)
 
 
-async def session_for_task(
+async def open_task_session(
     credentials: VeogenCredentials | str | None,
     store: StoreParameter | None,
     cap: Cap | None = None,

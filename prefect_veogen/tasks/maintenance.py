@@ -24,7 +24,7 @@ from prefect_veogen.session import Session
 from prefect_veogen.settings import Settings
 from prefect_veogen.tasks.artifacts import showing
 from prefect_veogen.tasks.durability import check_store_is_durable
-from prefect_veogen.tasks.generation import session_for_task
+from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.markdown import literal
 from prefect_veogen.tasks.runs import name_task_run
 from prefect_veogen.tasks.steps import FREE
@@ -54,8 +54,8 @@ async def sweep_store(
     Safe to repeat, and to run beside working flows. What needs manual review is in the returned notes. A balance that
     doesn't last for three days more, at the rate of the last seven, is warned of (`veogen.balance.low`).
     """
-    async with showing(await session_for_task(credentials, store)) as session:
-        swept = await on_io(_swept(session))
+    async with showing(await open_task_session(credentials, store)) as session:
+        swept = await on_io(_sweep_and_warn(session))
     for item in swept:
         session.log.info("%s: %s → %s. %s", item.key, item.before.label, item.after.label, item.note)
     if swept:
@@ -67,7 +67,7 @@ async def sweep_store(
     return swept
 
 
-async def _swept(session: Session) -> list[Swept]:
+async def _sweep_and_warn(session: Session) -> list[Swept]:
     swept = await sweep(session)
     await warn_of_low_balance(session)
     return swept
@@ -83,7 +83,7 @@ async def compare_with_statement(
     days: int = 30, *, credentials: VeogenCredentials | str | None = None, store: StoreParameter | None = None
 ) -> Reconciliation:
     """Return how the ledger and the account's statement compare over the last days. Free, and safe to repeat."""
-    session = await session_for_task(credentials, store)
+    session = await open_task_session(credentials, store)
     found = await on_io(reconcile(session, datetime.now(UTC) - timedelta(days=days)))
     say = session.log.info if found.adds_up else session.log.warning
     say(
@@ -107,7 +107,7 @@ async def report_unfinished(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
     """
     log = flow_run_logger(flow_run, flow)
     try:
-        receipts = await on_io(_unsettled(flow_run))
+        receipts = await on_io(_read_unsettled(flow_run))
     except VeogenError as error:
         log.warning("Can't report what this run left running: %s", error.message)
         return
@@ -123,7 +123,7 @@ async def report_unfinished(flow: Flow[Any, Any], flow_run: FlowRun, state: Stat
         )
 
 
-async def _unsettled(flow_run: FlowRun) -> list[Receipt]:
+async def _read_unsettled(flow_run: FlowRun) -> list[Receipt]:
     place = flow_run.parameters.get("store") or Settings().store
     await check_store_is_durable(place, flow_run)
     store = await resolve_store(place)

@@ -22,7 +22,7 @@ _LOGGED_EVERY_SECONDS = 15.0
 
 
 @asynccontextmanager
-async def campaign_progress(
+async def show_progress(
     session: Session, name: str, total: int, items: Mapping[int, CampaignItem]
 ) -> AsyncIterator[None]:
     """Report how far a campaign is while it runs: a progress artifact in the UI, a line in the log now and then."""

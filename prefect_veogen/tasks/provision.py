@@ -156,7 +156,7 @@ async def _withdraw_pool(client: PrefectClient) -> Step:
 async def _provide_block(client: PrefectClient, settings: Settings) -> Step:
     name = f"block {BLOCK}"
     await VeogenCredentials.aregister_type_and_schema(client=client)
-    found = await _saved_block(client)
+    found = await _load_block(client)
     if settings.api_token is None:
         words = "no VEOGEN_API_TOKEN is set here to compare it with" if found else "no VEOGEN_API_TOKEN is set here"
         return Step(
@@ -174,7 +174,7 @@ async def _provide_block(client: PrefectClient, settings: Settings) -> Step:
     return Step(name, "exists", "with this environment's token and base URL")
 
 
-async def _saved_block(client: PrefectClient) -> VeogenCredentials | None:
+async def _load_block(client: PrefectClient) -> VeogenCredentials | None:
     try:
         return await VeogenCredentials.aload(BLOCK, client=client)
     except ValueError as error:

@@ -13,13 +13,13 @@ from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.references import placeholder_image
-from prefect_veogen.campaign.run import stored_asset
+from prefect_veogen.campaign.run import find_stored_asset
 from prefect_veogen.models import Asset, GenerationRequest
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.inputs import identify_inputs
-from prefect_veogen.purchase.plan import Plan, is_bought, make_plan, priced
+from prefect_veogen.purchase.plan import Plan, ask_price, is_bought, make_plan
 from prefect_veogen.session import Session
-from prefect_veogen.tasks.generation import check_is_request, generate, run_cap, session_for_task
+from prefect_veogen.tasks.generation import check_is_request, generate, open_task_session, run_cap
 from prefect_veogen.tasks.runs import name_task_run, request_name
 from prefect_veogen.tasks.steps import FREE
 from prefect_veogen.tasks.stores import StoreParameter
@@ -51,7 +51,7 @@ async def check_requests(
     """
     for request in requests:
         check_is_request(request)
-    await on_io(_check_requests(await session_for_task(credentials, store), requests))
+    await on_io(_check_requests(await open_task_session(credentials, store), requests))
 
 
 @task(
@@ -73,7 +73,7 @@ async def plan_requests(
     """
     for request in requests:
         check_is_request(request)
-    return await on_io(make_plan(await session_for_task(credentials, store, run_cap(budget_usd)), requests))
+    return await on_io(make_plan(await open_task_session(credentials, store, run_cap(budget_usd)), requests))
 
 
 async def generate_all(*requests: GenerationRequest, **options: Any) -> tuple[Asset, ...]:
@@ -95,19 +95,19 @@ def placeholder_of(request: GenerationRequest) -> Asset:
 async def _check_requests(session: Session, requests: Sequence[GenerationRequest]) -> None:
     makers = {placeholder_of(request).sha256: request for request in requests}
     for request in requests:
-        known = await identify_inputs(session, await _with_stored_images(session, request, makers))
+        known = await identify_inputs(session, await _fill_in_stored_images(session, request, makers))
         if not await is_bought(session, known.receipt_key(session.client.base_url)):
-            await priced(session, known)
+            await ask_price(session, known)
 
 
-async def _with_stored_images(
+async def _fill_in_stored_images(
     session: Session, request: GenerationRequest, makers: Mapping[str, GenerationRequest]
 ) -> GenerationRequest:
     """Return the request with the stored picture for each placeholder: whether it was bought depends on that."""
     inputs = []
     for given in request.image_urls or ():
         maker = makers.get(given.sha256) if isinstance(given, Asset) else None
-        inputs.append((await stored_asset(session, maker) if maker else None) or given)
+        inputs.append((await find_stored_asset(session, maker) if maker else None) or given)
     return request.model_copy(update={"image_urls": tuple(inputs)}) if inputs else request
 
 

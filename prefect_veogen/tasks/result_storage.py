@@ -11,7 +11,7 @@ from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.tasks.block_documents import find_block, name_of
 
 
-async def default_results() -> str | None:
+async def read_default_results() -> str | None:
     """Return the block in which the server's flows store their results by default, as Prefect names it. Free.
 
     None where none was chosen, or where the server has no such setting.

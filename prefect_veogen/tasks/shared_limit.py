@@ -172,7 +172,7 @@ async def _acquire_slots(name: str) -> None:
     since the last request. Reading the number of active slots costs nothing.
     """
     slept, before = 0.0, None
-    async with _connected() as (client, server):
+    async with _borrow_connection() as (client, server):
         while True:
             async with asyncio.timeout(_RESPONSE_SECONDS):
                 limit = await client.read_global_concurrency_limit_by_name(name)
@@ -213,7 +213,7 @@ async def _retry_soon(response: Any) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _connected() -> AsyncIterator[tuple[PrefectClient, _Server]]:
+async def _borrow_connection() -> AsyncIterator[tuple[PrefectClient, _Server]]:
     """Give the process's connection to the server, and the server; a new connection is made after a failure."""
     server = _server()
     connection = server.connection or await server.connect()

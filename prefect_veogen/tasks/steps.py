@@ -55,10 +55,10 @@ class Step(KeepsItsKind, Task[Parameters, Result]):
 
         def __call__(self, *args: Any, return_state: bool = False, **kwargs: Any) -> Any:
             ended = super().__call__(*args, return_state=return_state, **kwargs)
-            return ended if return_state or not hasattr(ended, "__await__") else _value_of(ended)
+            return ended if return_state or not hasattr(ended, "__await__") else _await_value(ended)
 
 
-async def _value_of(ended: Any) -> Any:
+async def _await_value(ended: Any) -> Any:
     # Of a task that returns a state Prefect gives the state, where it gives the value of all others.
     result = await ended
     return await result.aresult() if isinstance(result, State) else result

@@ -64,7 +64,7 @@ async def resolve_store(
         return _open(store, f"the given {type(store).__name__}")
     if names_block(store):
         name = _name_of(str(store), named_by)
-        return _open(await saved_blocks().load(await _kind(named_by), name, named_by), f"the block {_SLUG}/{name}")
+        return _open(await saved_blocks().load(await _load_kind(named_by), name, named_by), f"the block {_SLUG}/{name}")
     return open_store(store)
 
 
@@ -108,12 +108,12 @@ def _name_of(text: str, named_by: str) -> str:
     return name
 
 
-async def _kind(named_by: str) -> BlockKind[Any]:
-    bucket = (await _prefect_aws(named_by)).S3Bucket
+async def _load_kind(named_by: str) -> BlockKind[Any]:
+    bucket = (await _import_prefect_aws(named_by)).S3Bucket
     return BlockKind(bucket, "prefect block register -m prefect_aws", "S3Bucket(bucket_name=…, credentials=…)")
 
 
-async def _prefect_aws(named_by: str) -> Any:
+async def _import_prefect_aws(named_by: str) -> Any:
     try:
         # In a thread: its import takes seconds.
         return await asyncio.to_thread(import_module, "prefect_aws")

@@ -17,7 +17,7 @@ from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.results import RESULTS, campaign_key
 from prefect_veogen.campaign.rows import Row, Rows, rows_of
-from prefect_veogen.campaign.run import for_row, item_blocked_by, item_of_failure, picture_of
+from prefect_veogen.campaign.run import describe_failure, for_row, item_blocked_by, picture_of
 from prefect_veogen.campaign.storyboard import (
     Chain,
     Shots,
@@ -29,7 +29,7 @@ from prefect_veogen.campaign.storyboard import (
     plan_rest,
     shot_item,
 )
-from prefect_veogen.download.film import film_of, last_frame
+from prefect_veogen.download.film import extract_last_frame, make_film
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import Asset, Delivery, in_usd, plain_name
 from prefect_veogen.process.io_loop import on_io
@@ -37,7 +37,7 @@ from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
 from prefect_veogen.tasks.artifacts import courtesy, showing
 from prefect_veogen.tasks.campaign import campaign_cap, make_campaign, make_whatever_happens
-from prefect_veogen.tasks.generation import session_for_task
+from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.markdown import literal
 from prefect_veogen.tasks.requests import InputsParameter
 from prefect_veogen.tasks.runs import name_task_run, shorten
@@ -105,7 +105,7 @@ async def check_storyboard(
         ConfigurationError: PyAV is missing, or the store is a directory, from which nothing can be chained.
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
-    session = await session_for_task(credentials, store, campaign_cap(name, budget_usd))
+    session = await open_task_session(credentials, store, campaign_cap(name, budget_usd))
     left_to_pay = await on_io(check_shots(session, shots, join=join))
     session.log.info("%s, %s to pay", _counted(shots.rows), in_usd(left_to_pay))
     return left_to_pay
@@ -130,10 +130,10 @@ async def make_shots(
     """
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     money: dict[str, Any] = {"budget_usd": budget_usd, "timeout_seconds": timeout_seconds}
-    session = await session_for_task(credentials, store, campaign_cap(name, budget_usd))
+    session = await open_task_session(credentials, store, campaign_cap(name, budget_usd))
     making = _Making(session, shots, name, {**money, **where})
-    await making.keyframes()
-    await (making.clips() if shots.chain == "none" else making.chain())
+    await making.make_keyframes()
+    await (making.make_clips() if shots.chain == "none" else making.make_chain())
     return CampaignReport.of(name, making.items, session.store.uri(campaign_key(name, RESULTS)))
 
 
@@ -150,25 +150,25 @@ class _Making:
         """How the shots ended, in their order."""
         return [shot_item(row, *self._parts[row.id]) for row in self._shots.rows if self._parts[row.id]]
 
-    async def keyframes(self) -> None:
+    async def make_keyframes(self) -> None:
         await self._make(self._shots.keyframes)
         await self._tell_rest("The keyframes are made")
 
-    async def clips(self) -> None:
+    async def make_clips(self) -> None:
         """Make all clips, each from its own keyframe, at the same time."""
         pictures = {identity: picture_of(part) for identity, (part,) in self._parts.items()}
         rows = [(row, picture) for row in self._shots.rows if (picture := pictures[row.id]) is not None]
         await self._make(Rows(clip_row(row, picture) for row, picture in rows))
         await self._tell_rest("The clips are made")
 
-    async def chain(self) -> None:
+    async def make_chain(self) -> None:
         """Make one clip after the other, each from the last frame of the one before."""
         first, *_ = self._shots.rows
         begins = picture_of(self._parts[first.id][0])
         before: CampaignItem | None = None
         for row in self._shots.rows:
             if before is not None:
-                begins = await self._last_frame(row, before)
+                begins = await self._take_last_frame(row, before)
             if begins is not None:
                 clip = clip_row(row, begins)
                 made = await make_whatever_happens(self._session, clip, {}, name=self._name, **self._options)
@@ -176,7 +176,7 @@ class _Making:
                 await self._tell_rest(f"Shot {row.id} is {made.status.value}")
             before = self._parts[row.id][-1]
 
-    async def _last_frame(self, row: Row, before: CampaignItem) -> Asset | None:
+    async def _take_last_frame(self, row: Row, before: CampaignItem) -> Asset | None:
         """Return what a shot begins with; `None` if that can't be had, which is then how the shot ended."""
         session = for_row(self._session, row, self._name)
         if (clip := clip_of(before)) is None:
@@ -186,7 +186,7 @@ class _Making:
             frame: Asset = await take_last_frame(clip, **self._where)
         except Exception as error:  # noqa: BLE001 - whatever it was, the shots that are finished stay
             unknown = clip_row(row, placeholder_image())  # of which nothing is bought
-            self._parts[row.id].append(await on_io(item_of_failure(session, unknown, {}, error)))
+            self._parts[row.id].append(await on_io(describe_failure(session, unknown, {}, error)))
             return None
         return frame
 
@@ -218,8 +218,8 @@ async def take_last_frame(
     clip: Asset, *, credentials: VeogenCredentials | str | None = None, store: StoreParameter | None = None
 ) -> Asset:
     """Return a clip's last frame as a picture in the store. Free, and safe to repeat."""
-    session = await session_for_task(credentials, store)
-    return await on_io(last_frame(session.store, clip))
+    session = await open_task_session(credentials, store)
+    return await on_io(extract_last_frame(session.store, clip))
 
 
 def _line(row: Row, parts: Sequence[CampaignItem]) -> str:
@@ -248,13 +248,13 @@ async def join_film(
         ConfigurationError: a clip differs from the first one, so that they can't be joined.
         PersonNeeded: a clip is gone, or has changed.
     """
-    session = await session_for_task(credentials, store)
+    session = await open_task_session(credentials, store)
     clips = {item.id: clip_of(item) for item in report.items}
     if missing := [name for name, clip in clips.items() if clip is None]:
         session.log.warning("The film is not joined: missing are %s", ", ".join(missing))
         return None
     film, was_there = await on_io(
-        film_of(session.store, {name: clip for name, clip in clips.items() if clip is not None})
+        make_film(session.store, {name: clip for name, clip in clips.items() if clip is not None})
     )
     session.log.info("%s %s", "Already joined:" if was_there else "Joined", film.uri)
     async with showing(session) as shown:

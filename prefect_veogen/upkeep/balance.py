@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Final
 
-from prefect_veogen.api.client import balance_of
+from prefect_veogen.api.client import find_balance
 from prefect_veogen.api.pages import read_pages
 from prefect_veogen.errors import VeogenError
 from prefect_veogen.models import in_usd
@@ -65,13 +65,13 @@ async def warn_of_low_balance(session: Session) -> None:
 
 async def read_outlook(session: Session) -> Outlook | None:
     """Return how long the balance lasts at the rate of the last seven days; `None` if it isn't stated. Free."""
-    balance = await balance_of(session.client)
+    balance = await find_balance(session.client)
     if balance is None or balance.remaining_usd is None:
         return None
-    return Outlook(balance.remaining_usd, await _daily_usd(session))
+    return Outlook(balance.remaining_usd, await _read_daily_usd(session))
 
 
-async def _daily_usd(session: Session) -> Decimal:
+async def _read_daily_usd(session: Session) -> Decimal:
     """Return what the statement shows per day; of an account that buys thousands a day, the newest two thousand."""
     now, read = datetime.now(UTC), 0
 

@@ -105,7 +105,7 @@ async def read_costs(ledger: Ledger, grouping: Grouping, since: datetime | None 
             if entry is not None:
                 sums.add(entry.receipt)
 
-    await map_bounded(await ledger.keys(since and since - _CLOCK_TOLERANCE), add)
+    await map_bounded(await ledger.list_keys(since and since - _CLOCK_TOLERANCE), add)
     by_key = sorted(sums.rows.values(), key=lambda row: row.key)
     if grouping.by != "day":
         by_key.sort(key=lambda row: row.committed_usd, reverse=True)

@@ -22,7 +22,7 @@ async def adopt(session: Session, key: str, generation_id: str, *, force: bool =
         ConfigurationError: there is no such receipt, it isn't unknown, or another one has that generation; or the
             generation shows another model, prompt or option than was asked for, which only `force` overrides.
     """
-    entry = await _entry_in_doubt(session, key)
+    entry = await _read_in_doubt(session, key)
     generation = await session.client.get_generation(generation_id)
     unlike = differences(entry.receipt, generation)
     if unlike and not force:
@@ -31,7 +31,7 @@ async def adopt(session: Session, key: str, generation_id: str, *, force: bool =
             next_step="Check the id, for this can't be undone. If it is the one all the same, add --force.",
         )
     if not await session.ledger.claim(entry.receipt, generation.id):
-        owner = await session.ledger.claimant(entry.receipt.api, generation.id)
+        owner = await session.ledger.find_claimant(entry.receipt.api, generation.id)
         raise ConfigurationError(
             f"Generation {generation.id} belongs to the receipt {owner}",
             next_step="Check the id: `prefect-veogen receipts show` shows what each receipt has.",
@@ -50,7 +50,7 @@ async def release(session: Session, key: str) -> Receipt:
     Raises:
         ConfigurationError: there is no such receipt, or it isn't unknown.
     """
-    entry = await _entry_in_doubt(session, key)
+    entry = await _read_in_doubt(session, key)
     try:
         return (await session.ledger.release(entry, "by a person's decision")).receipt
     except VersionConflict:
@@ -61,7 +61,7 @@ def _changed_meanwhile(key: str) -> ConfigurationError:
     return ConfigurationError(f"The receipt {key} has just been changed by a run", next_step="Look at it again.")
 
 
-async def _entry_in_doubt(session: Session, key: str) -> Entry:
+async def _read_in_doubt(session: Session, key: str) -> Entry:
     entry = await session.ledger.read(key)
     if entry is None:
         raise ConfigurationError(

@@ -28,6 +28,6 @@ async def read_receipts(ledger: Ledger, since: datetime | None = None) -> Receip
         except UnreadableReceipt as error:
             return error
 
-    found = await map_bounded(await ledger.keys(since), read)
+    found = await map_bounded(await ledger.list_keys(since), read)
     damaged = [item for item in found if isinstance(item, UnreadableReceipt)]
     return Receipts([item.receipt for item in found if isinstance(item, Entry)], damaged)

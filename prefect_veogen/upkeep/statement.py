@@ -53,7 +53,7 @@ async def reconcile(session: Session, since: datetime) -> Reconciliation:
         and _sent_at(receipt) >= before
         and receipt.api == session.client.base_url
     ]
-    charges = await _charges(session, before)
+    charges = await _read_charges(session, before)
     found = [
         _compared(
             sorted((receipt for receipt in receipts if _amount(receipt) == amount), key=_sent_at),
@@ -111,7 +111,7 @@ def _may_be_running(receipt: Receipt) -> bool:
     return receipt.state is State.BOUGHT and _sent_at(receipt) > datetime.now(UTC) - _STATEMENT_TOLERANCE
 
 
-async def _charges(session: Session, since: datetime) -> list[Charge]:
+async def _read_charges(session: Session, since: datetime) -> list[Charge]:
     def is_since(charge: Charge) -> bool:
         return charge.created_at is None or charge.created_at >= since
 

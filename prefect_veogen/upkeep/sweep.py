@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from prefect_veogen.download.deliver import deliver, intact_asset
+from prefect_veogen.download.deliver import deliver, find_intact_asset
 from prefect_veogen.errors import (
     GenerationFailed,
     StillRunning,
@@ -52,7 +52,7 @@ async def sweep(session: Session) -> list[Swept]:
         await session.store.clear_unfinished(_UNFINISHED_SECONDS)
     except VeogenError as error:  # no right to list uploads, for instance: what is paid for is worth more than tidiness
         session.log.warning("Unfinished uploads could not be cleared: %s", error.message)
-    swept = await map_bounded(await session.ledger.keys(), lambda key: _sweep_one(session, key))
+    swept = await map_bounded(await session.ledger.list_keys(), lambda key: _sweep_one(session, key))
     return [item for item in swept if item is not None]
 
 
@@ -102,7 +102,7 @@ async def _search_lost(session: Session, entry: Entry) -> str | None:
 async def _finish(session: Session, entry: Entry) -> str | None:
     receipt = entry.receipt
     match receipt.state:
-        case State.STORED if await intact_asset(session.store, receipt) is not None:
+        case State.STORED if await find_intact_asset(session.store, receipt) is not None:
             await session.ledger.settle(receipt)
             return None
         case State.STORED | State.BOUGHT | State.IN_DOUBT | State.SENDING if receipt.api != session.client.base_url:

@@ -20,7 +20,7 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_veogen import errors
-from prefect_veogen.api.client import VeogenClient, balance_of, client_of
+from prefect_veogen.api.client import VeogenClient, client_of, find_balance
 from prefect_veogen.api.outcome import Accepted, Busy, Refused, Unknown
 from prefect_veogen.errors import VeogenError
 from prefect_veogen.models import Kind, Status
@@ -251,7 +251,7 @@ async def test_a_balance_that_no_endpoint_states_is_unknown_and_not_zero(
 ) -> None:
     for name, times in faults:
         sandbox.fault(name, times=times)
-    found = await balance_of(client)
+    found = await find_balance(client)
     assert (found and found.remaining_usd) == expected
 
 

@@ -75,8 +75,8 @@ async def test_a_media_host_never_sees_the_token() -> None:
         await client.get_account()
 
         async def download() -> bytes:
-            async with client.transport.media(f"{host.base_url}/a.png", {"Range": "bytes=0-"}) as media:
-                return b"".join([chunk async for chunk in media.chunks()])
+            async with client.transport.open_media(f"{host.base_url}/a.png", {"Range": "bytes=0-"}) as media:
+                return b"".join([chunk async for chunk in media.read_chunks()])
 
         assert await on_io(download()) == b"{}"
     assert TOKEN in host.requests[0]
@@ -89,8 +89,8 @@ async def test_no_error_of_the_http_library_leaves_the_transport(url: str) -> No
     transport = Transport(1)
 
     async def download() -> AsyncIterator[bytes]:
-        async with transport.media(url, {}) as media:
-            return media.chunks()
+        async with transport.open_media(url, {}) as media:
+            return media.read_chunks()
 
     with pytest.raises(ResponseLost):
         await on_io(download())
@@ -103,7 +103,7 @@ async def test_cookies_of_the_service_do_not_reach_the_media_host() -> None:
         await client.get_account()
 
         async def download() -> None:
-            async with client.transport.media(f"{odd.base_url}/a.png", {}):
+            async with client.transport.open_media(f"{odd.base_url}/a.png", {}):
                 pass
 
         await on_io(download())

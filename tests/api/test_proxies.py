@@ -93,7 +93,7 @@ async def test_requests_go_through_the_proxy_or_past_it(network: str, monkeypatc
         await client.get_account()
 
         async def peer() -> str | None:
-            async with client.transport.media(f"{service_url}/a.png", {}) as response:
+            async with client.transport.open_media(f"{service_url}/a.png", {}) as response:
                 return response.peer
 
         # The peer's address is the media host's own only without a proxy.
@@ -152,7 +152,7 @@ async def test_requests_carry_the_name_of_the_product(ask: str) -> None:
         client = client_at(f"{url}/api/v1")
 
         async def media() -> None:
-            async with client.transport.media(f"{url}/a.png", {}):
+            async with client.transport.open_media(f"{url}/a.png", {}):
                 pass
 
         asks: dict[str, Callable[[], object]] = {

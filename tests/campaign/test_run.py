@@ -11,7 +11,7 @@ import pytest
 
 from prefect_veogen.campaign.items import ItemStatus
 from prefect_veogen.campaign.rows import Row
-from prefect_veogen.campaign.run import check_rows, item_of_failure, make_assets
+from prefect_veogen.campaign.run import check_rows, describe_failure, make_assets
 from prefect_veogen.errors import InvalidManifest, StoreUnavailable, UnexpectedAnswer, UnknownSubmission, VeogenError
 from prefect_veogen.models import GenerationRequest
 from prefect_veogen.process.io_loop import on_io
@@ -34,7 +34,7 @@ ROW = Row("a", GenerationRequest(model="gpt-4o-image", prompt="a red fox"))
 async def test_only_a_purchase_in_doubt_leaves_a_row_unsettled_without_a_price(
     sandbox: Sandbox, error: VeogenError, status: ItemStatus
 ) -> None:
-    item = await on_io(item_of_failure(open_session(), ROW, {}, error))
+    item = await on_io(describe_failure(open_session(), ROW, {}, error))
     assert (item.status, item.price_usd, item.undelivered_usd) == (status, Decimal(0), {})
 
 
@@ -44,7 +44,7 @@ async def test_a_transient_failure_after_the_purchase_leaves_the_row_unsettled_w
 ) -> None:
     session = open_session()
     bought = (await on_io(buy(session, ROW.request))).generation
-    item = await on_io(item_of_failure(session, ROW, {}, kind("It happened while waiting")))
+    item = await on_io(describe_failure(session, ROW, {}, kind("It happened while waiting")))
     assert (item.status, item.price_usd) == (ItemStatus.UNSETTLED, Decimal("0.02"))
     assert item.undelivered_usd == {bought.id: Decimal("0.02")}
     assert "nothing was bought" not in str(item.error).lower()

@@ -14,7 +14,7 @@ import av
 import pytest
 from PIL import Image
 
-from prefect_veogen.download.clips import NotJoinable, check_pyav, join_clips, last_frame_of
+from prefect_veogen.download.clips import NotJoinable, check_pyav, join_clips, read_last_frame
 from prefect_veogen.errors import ConfigurationError, StoreUnavailable
 from tests.support.clips import frame_times, sound_seconds, write_clip
 
@@ -35,11 +35,11 @@ def encoded_packets(path: Path, kind: str) -> list[bytes]:
 
 def test_the_last_frame_is_the_last_that_is_shown_and_has_the_same_bytes_each_time(tmp_path: Path) -> None:
     (clip,) = clips(tmp_path, 3)
-    frame = last_frame_of(clip)
+    frame = read_last_frame(clip)
     picture = Image.open(io.BytesIO(frame))
     assert (picture.format, picture.size) == ("PNG", (160, 90))
     assert picture.tobytes() == pictures_of(clip)[-1]
-    assert last_frame_of(clip) == frame
+    assert read_last_frame(clip) == frame
 
 
 def test_the_colours_of_a_large_clip_that_does_not_say_how_they_are_encoded_are_those_of_hd(tmp_path: Path) -> None:
@@ -49,14 +49,14 @@ def test_the_colours_of_a_large_clip_that_does_not_say_how_they_are_encoded_are_
         as_hd = last.reformat(format="rgb24", src_colorspace="ITU709").to_ndarray().tobytes()
         as_sd = last.reformat(format="rgb24", src_colorspace="ITU601").to_ndarray().tobytes()
     assert as_hd != as_sd
-    assert Image.open(io.BytesIO(last_frame_of(clip))).tobytes() == as_hd
+    assert Image.open(io.BytesIO(read_last_frame(clip))).tobytes() == as_hd
 
 
 @pytest.mark.parametrize("body", [b"", b"no clip at all" * 100])
 def test_what_is_no_clip_has_no_last_frame(body: bytes, tmp_path: Path) -> None:
     (tmp_path / "odd.mp4").write_bytes(body)
     with pytest.raises((OSError, ValueError)):
-        last_frame_of(tmp_path / "odd.mp4")
+        read_last_frame(tmp_path / "odd.mp4")
 
 
 def test_a_film_is_its_clips_one_after_the_other_without_a_gap_and_copied_as_they_are(tmp_path: Path) -> None:

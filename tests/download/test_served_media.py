@@ -19,7 +19,6 @@ from prefect_veogen.errors import DownloadBroken, MediaRejected
 from prefect_veogen.models import Generation, Kind, Output, Status
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
-from tests.download.test_formats import saved, signed
 from tests.support.deliveries import (
     CLIP_BYTES,
     bought,
@@ -29,6 +28,7 @@ from tests.support.deliveries import (
     leftovers,
     serving_without_a_length,
 )
+from tests.support.formats import saved, signed
 from tests.support.servers import Once, Reply, Request, serving
 
 FILES = Path(__file__).parent / "media_files"

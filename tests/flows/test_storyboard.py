@@ -22,7 +22,7 @@ from prefect.settings import PREFECT_API_URL
 
 from flows.storyboard import storyboard
 from prefect_veogen import Asset, Storyboard
-from prefect_veogen.download.clips import last_frame_of
+from prefect_veogen.download.clips import read_last_frame
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidManifest
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.store import open_store
@@ -195,7 +195,7 @@ async def test_in_a_chain_each_clip_begins_with_the_last_frame_of_the_one_before
         path.write_bytes(await bytes_of(before))
         frame = f"{in_bucket}/assets/last-frames/{before.sha256}.png"
         assert frame.removeprefix("s3:/") in link
-        assert await bytes_of(before.model_copy(update={"uri": frame})) == last_frame_of(path)
+        assert await bytes_of(before.model_copy(update={"uri": frame})) == read_last_frame(path)
     assert made.film is not None
     assert await pictures_in(made.film) == sum([await pictures_in(clip) for clip in clips])
     assert await storyboard(SHOTS, chain="last_frame", join=True) == made

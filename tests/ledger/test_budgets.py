@@ -29,7 +29,7 @@ def store(store_url: str) -> Store:
 
 
 async def committed(store: Store, budget: str = "day") -> Decimal:
-    return (await Budgets(store).account(budget)).committed_usd
+    return (await Budgets(store).read_account(budget)).committed_usd
 
 
 async def reserved(store: Store, count: int, usd: str, cap: Cap = DOLLAR) -> int:
@@ -113,7 +113,7 @@ def test_no_order_of_steps_breaks_the_cap_or_loses_money(steps: list[tuple[str, 
                 else:
                     await budgets.release(["day"], name)
                     held.pop(name, None)
-            account = await budgets.account("day")
+            account = await budgets.read_account("day")
             assert account.spent_usd == sum(settled.values())
             assert {key: item.usd for key, item in account.reserved.items()} == held
 

@@ -59,7 +59,7 @@ async def bought(prompt: str, labels: Mapping[str, str] | None = SPRING) -> Purc
 
 
 async def committed(budget: str = "label-project:spring") -> Decimal:
-    return (await on_io(open_session().budgets.account(budget))).committed_usd
+    return (await on_io(open_session().budgets.read_account(budget))).committed_usd
 
 
 async def receipt_of(prompt: str) -> Receipt:

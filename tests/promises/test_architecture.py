@@ -95,6 +95,12 @@ STATE = {
     "ledger/lease.py:_active",
     "purchase/input_files.py:_known",  # digests of files by their versions: values that hold anywhere
 }
+# What a name begins with that says how things are, not what is done; most of these words end in "ed".
+PARTICIPLES = {
+    *("begun", "bought", "built", "chosen", "done", "drawn", "found", "given", "gone", "held", "kept", "known", "left"),
+    *("lost", "made", "paid", "said", "seen", "sent", "shown", "spent", "taken", "told", "written"),
+}
+VERBS_IN_ED = {"embed", "exceed", "feed", "need", "proceed", "seed", "shed", "succeed"}
 
 
 DOCUMENTED = (ast.Module, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -283,6 +289,22 @@ def test_no_function_is_longer_than_a_screen() -> None:
         long[name] -= lines_of_docstring(node) if name.startswith("flows/") else 0
     assert {name: lines for name, lines in long.items() if lines > MOST_LINES and name not in TABLES} == {}
     assert all(long[name] > MOST_LINES for name in TABLES)
+
+
+def has_effects(node: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Return whether a function waits for something, or brackets what is done in its context."""
+    decorators = {ast.unparse(decorator).rpartition(".")[2] for decorator in node.decorator_list}
+    return isinstance(node, ast.AsyncFunctionDef) or "contextmanager" in decorators
+
+
+def begins_with_participle(name: str) -> bool:
+    first = name.lstrip("_").partition("_")[0]
+    return first in PARTICIPLES or (first.endswith("ed") and first not in VERBS_IN_ED)
+
+
+def test_a_function_with_effects_is_named_for_what_it_does() -> None:
+    # A pure function may be named for its value; of `_bought`, nobody would expect that it writes the ledger.
+    assert [name for name, node in functions() if has_effects(node) and begins_with_participle(node.name)] == []
 
 
 def test_the_library_prints_nothing() -> None:

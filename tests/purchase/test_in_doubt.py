@@ -105,7 +105,7 @@ async def test_what_is_proven_absent_is_bought_again_and_the_receipt_says_why(
     assert first.recognised == sandbox.generations[0].id
     assert "proven absent" in (receipt.history[-3].detail or "")
     assert bought(sandbox) == 1
-    account = await open_session().budgets.account(day_budget())
+    account = await open_session().budgets.read_account(day_budget())
     assert account.committed_usd == 3 * PRICE  # the lost attempt counts for one more day
 
 
@@ -474,7 +474,7 @@ async def test_what_turns_up_within_a_week_is_claimed_counted_and_reported(
     receipt = await receipt_of()
     assert f"BOUGHT TWICE: generation {first.id}" in swept[receipt.key].note
     assert [item.id for item in receipt.also_bought] == [first.id]
-    assert (await open_session().budgets.account(day_budget())).spent_usd == 3 * PRICE
+    assert (await open_session().budgets.read_account(day_budget())).spent_usd == 3 * PRICE
     await sweep(open_session())
     assert (await receipt_of()).state is State.STORED
     assert await sweep(open_session()) == []

@@ -24,7 +24,7 @@ from prefect_veogen.errors import (
 from prefect_veogen.models import Asset
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase import input_files
-from prefect_veogen.purchase.inputs import PRESIGNED_SECONDS, identify_inputs, link_to
+from prefect_veogen.purchase.inputs import PRESIGNED_SECONDS, find_link, identify_inputs
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
@@ -349,7 +349,7 @@ async def test_an_object_that_changes_before_it_is_offered_is_refused(sandbox: S
     asset = await identified(put(store, "fox.png", png("red")))
     put(store, "fox.png", png("blue"))
     with pytest.raises(InputUnavailable, match="has changed since it was read"):
-        await on_io(link_to(open_session(), asset))
+        await on_io(find_link(open_session(), asset))
 
 
 async def test_a_file_that_changes_before_it_is_offered_is_refused(
@@ -358,7 +358,7 @@ async def test_a_file_that_changes_before_it_is_offered_is_refused(
     asset = await identified(file(tmp_path / "fox.png", png("red")))
     file(tmp_path / "fox.png", png("blue"))
     with pytest.raises(InputUnavailable, match="has changed since it was read"):
-        await on_io(link_to(open_session(), asset))
+        await on_io(find_link(open_session(), asset))
     assert copies(store) == []
 
 

@@ -11,7 +11,7 @@ from prefect_veogen.download.deliver import deliver
 from prefect_veogen.errors import InputUnavailable, ServiceUnavailable
 from prefect_veogen.models import Asset, GenerationRequest
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.purchase.inputs import PRESIGNED_SECONDS, link_to, offered_links
+from prefect_veogen.purchase.inputs import PRESIGNED_SECONDS, find_link, offer_links
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
 from prefect_veogen.sandbox import Sandbox
@@ -29,7 +29,7 @@ async def picture(sandbox: Sandbox, request: GenerationRequest = PICTURE) -> Ass
 
 
 async def link(asset: Asset) -> str:
-    return await on_io(link_to(open_session(), asset))
+    return await on_io(find_link(open_session(), asset))
 
 
 async def test_the_services_own_link_comes_first(sandbox: Sandbox, store_url: str) -> None:
@@ -179,8 +179,8 @@ async def test_only_assets_are_replaced_and_their_order_stays(sandbox: Sandbox) 
     asset = await picture(sandbox)
     url = "https://example.com/a.png?signature=1"
     request = GenerationRequest(model="gpt-4o-image", prompt="Both", image_urls=(url, asset, url))
-    assert await on_io(offered_links(open_session(), request)) == {"image_urls": [url, asset.source_url, url]}
-    assert await on_io(offered_links(open_session(), PICTURE)) == {}
+    assert await on_io(offer_links(open_session(), request)) == {"image_urls": [url, asset.source_url, url]}
+    assert await on_io(offer_links(open_session(), PICTURE)) == {}
 
 
 async def test_another_link_to_the_same_asset_is_the_same_purchase(sandbox: Sandbox) -> None:

@@ -82,7 +82,7 @@ def events(receipt: Receipt) -> list[str]:
 
 
 async def committed() -> Decimal:
-    return (await open_session().budgets.account(day_budget())).committed_usd
+    return (await open_session().budgets.read_account(day_budget())).committed_usd
 
 
 def posts(sandbox: Sandbox) -> int:

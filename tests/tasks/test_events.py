@@ -72,7 +72,7 @@ def sidecar_of(asset: Asset) -> dict[str, Any]:
 
 async def labels_in_receipts() -> list[dict[str, str]]:
     session = open_session()
-    entries = [await session.ledger.read(key) for key in await session.ledger.keys()]
+    entries = [await session.ledger.read(key) for key in await session.ledger.list_keys()]
     return [entry.receipt.labels for entry in entries if entry is not None]
 
 

@@ -54,7 +54,7 @@ async def spent(grouping: Grouping = BY_PROJECT, since: datetime | None = None) 
 
 
 async def committed() -> Decimal:
-    return (await on_io(open_session().budgets.account(CAP.budget))).committed_usd
+    return (await on_io(open_session().budgets.read_account(CAP.budget))).committed_usd
 
 
 def today() -> str:
