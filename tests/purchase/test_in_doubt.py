@@ -240,6 +240,9 @@ VOID: dict[str, tuple[Callable[[Reply], Reply], str]] = {
 }
 
 
+FOR_GOOD = ("no time", "another order", "no times of creation")
+
+
 @pytest.mark.parametrize("what", VOID)
 async def test_a_reading_that_proves_nothing_buys_nothing(
     what: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
@@ -258,6 +261,11 @@ async def test_a_reading_that_proves_nothing_buys_nothing(
     with through(void, sandbox), pytest.raises(UnknownSubmission, match=reason) as caught:
         await purchase()
     assert caught.value.doubt_until is not None
+    needs = {"an empty list": "another image has to be bought"} | dict.fromkeys(FOR_GOOD, "list in another way")
+    assert ("Time alone" in caught.value.next_step, needs.get(what, "") in caught.value.next_step) == (
+        what in needs,
+        True,
+    )
     assert ((await receipt_of()).state, bought(sandbox)) == (State.IN_DOUBT, 0)
     assert not (await purchase()).reused
     assert bought(sandbox) == 1
@@ -273,8 +281,10 @@ async def test_a_list_that_shows_nothing_of_ours_proves_nothing(
     await client.create_generation({"model": OURS.model, "prompt": "somebody else's"})
     await lose(sandbox)
     when_it_is_over(sandbox, monkeypatch)
-    with pytest.raises(UnknownSubmission, match="silence proves nothing"):
+    with pytest.raises(UnknownSubmission, match="silence proves nothing") as caught:
         await purchase()
+    told = "Time alone won't end this: another image has to be bought with this store. Then run it again after 20"
+    assert caught.value.next_step.startswith(told)
     await purchase(OURS)
     assert not (await purchase()).reused
 
@@ -302,7 +312,7 @@ async def test_a_private_purchase_is_absent_only_from_a_list_that_shows_private_
         if private_before:
             assert not (await purchase(lost)).reused
         else:
-            with pytest.raises(UnknownSubmission, match="no private image"):
+            with pytest.raises(UnknownSubmission, match=r"no private image(?s:.*)end this: another private image has"):
                 await purchase(lost)
 
 
