@@ -157,6 +157,16 @@ def test_a_cap_by_another_prefix_of_ours_is_refused(
         Settings()
 
 
+def test_a_misspelt_cap_among_the_arguments_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^Settings\(budget=…\) is not a setting, .*\n.* to budget_usd= \("):
+        Settings(budget=5)
+
+
+def test_caps_by_label_in_dotenv_need_no_quotes() -> None:
+    Path(".env").write_text('PREFECT_INTEGRATIONS_VEOGEN_BUDGETS={"project:spring": 20}\n')
+    assert Settings().budgets == {"project:spring": LabelBudget(Decimal(20))}
+
+
 def test_a_cap_in_a_table_that_is_not_read_is_refused() -> None:
     Path("prefect.toml").write_text("[integrations.veogen.limits]\nbudget_usd = 5\n")
     with pytest.raises(ConfigurationError, match=r"integrations\.veogen\.limits in prefect\.toml is not a setting"):

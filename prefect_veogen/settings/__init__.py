@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
@@ -85,6 +85,9 @@ class Settings(BaseSettings):
         places = read_places()
         for place in places:
             _check_names(place)
+        for name in values:
+            if name not in Settings.model_fields and seems_a_cap(name):
+                raise _no_cap(f"Settings({name}=…)", lambda field: f"{field}=")
         known = {name: given for name, given in _first_given(places).items() if name not in values}
         found: dict[str, Any] = {**values, **{name: given.value for name, given in known.items()}}
         try:
@@ -153,13 +156,17 @@ def _check_names(place: Place) -> None:
         if name in Settings.model_fields:
             continue
         if seems_a_cap(name, given.value):
-            raise ConfigurationError(
-                f"{given.shown} is not a setting, so it would be no cap",
-                next_step=f"Rename it to {names_of_caps(place.name_of)}, or unset it.",
-            )
+            raise _no_cap(given.shown, place.name_of)
         hint = _what_replaced(name, given, place.name_of("in_doubt_seconds"))
         near = nearest(name, Settings.model_fields)
         _warn(given.shown, hint or (f"is {place.name_of(near)} meant?" if near else None))
+
+
+def _no_cap(shown: str, name_of: Callable[[str], str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"{shown} is not a setting, so it would be no cap",
+        next_step=f"Rename it to {names_of_caps(name_of)}, or unset it.",
+    )
 
 
 def _what_replaced(name: str, given: Given, in_doubt: str) -> str | None:
