@@ -33,7 +33,7 @@ TOKEN = "vg-secret-4711"
         ("VEOGEN_WAIT_TIMEOUT_SECONDS", "1", 1.0),
         ("VEOGEN_BUDGET_USD", "0", Decimal(0)),
         ("VEOGEN_BUDGET_USD", "12.3456", Decimal("12.3456")),
-        ("VEOGEN_IN_DOUBT_SECONDS", "0", 0.0),
+        ("VEOGEN_IN_DOUBT_SECONDS", "0.2", 0.2),
         ("VEOGEN_IN_DOUBT_SECONDS", " Never ", "never"),
         ("VEOGEN_BUDGETS", "{}", {}),
         (
@@ -82,15 +82,118 @@ def test_a_cap_a_service_or_a_store_set_to_nothing_is_refused(
         Settings()
 
 
-@pytest.mark.parametrize(
-    "misspelt", ["VEOGEN_BUDGET", "VEOGEN_BUDGET_US", "veogen_budgetusd", "VEOGEN_DAY_BUDGET_USD", "VEOGEN_BUDGTES"]
-)
-def test_a_misspelt_cap_is_refused_for_it_would_be_none(misspelt: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(misspelt, "5")
-    with pytest.raises(
-        ConfigurationError, match=rf"{misspelt} is not a setting\n.*VEOGEN_BUDGET_USD \(per day\) or VEOGEN_BUDGETS"
-    ):
+MISSPELT_CAPS = [
+    "BUDGET",
+    "BUDGET_US",
+    "budgetusd",
+    "DAY_BUDGET_USD",
+    "BUDGTES",
+    "DAILY_BUDGET",
+    "BUDGET_PER_DAY",
+    "MONTHLY_BUDGET",
+    "BUDGETS_USD",
+    "MAX_BUDGET_USD",
+    "BUDGET_EUR",
+    "_BUDGET_USD",
+    "DAILY_BUGET",
+    "SPEND_LIMIT",
+    "MAX_SPENDING",
+    "LIMIT_USD",
+    "DAILY_CAP",
+    "CAPS",
+]
+PREFIXES = ("VEOGEN_", "PREFECT_INTEGRATIONS_VEOGEN_")
+
+
+@pytest.mark.parametrize("misspelt", MISSPELT_CAPS)
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_a_misspelt_cap_is_refused_for_it_would_be_none(
+    prefix: str, misspelt: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{prefix}{misspelt}", "5")
+    right = rf"{prefix}BUDGET_USD \(.*per UTC day\) or {prefix}BUDGETS \(by label"
+    told = rf"^{prefix}{misspelt} is not a setting, .* no cap\n.*{right}"
+    with pytest.raises(ConfigurationError, match=told):
         Settings()
+
+
+@pytest.mark.parametrize("misspelt", MISSPELT_CAPS)
+@pytest.mark.parametrize("place", ["prefect.toml", "pyproject.toml", ".env", "as advised in .env"])
+def test_a_misspelt_cap_is_refused_in_every_file_and_the_names_in_its_advice_are_caps_there(
+    place: str, misspelt: str
+) -> None:
+    if place in TABLES:
+        Path(place).write_text(f"[{TABLES[place]}]\n{misspelt.lower()} = 5\n")
+    else:
+        Path(".env").write_text(f"{PREFIXES[place != '.env']}{misspelt}=5\n")
+    with pytest.raises(
+        ConfigurationError, match=r"no cap\n.*(?i:budget_usd).*\(.*per UTC day\) or .*(?i:budgets).*\(by label"
+    ) as no:
+        Settings()
+    names = re.findall(r"[\w.]*(?:BUDGET_USD|BUDGETS|budget_usd|budgets)(?= )", str(no.value).partition("\n")[2])
+    assert len(names) == 2
+    for name in names:
+        Path(".env").unlink(missing_ok=True)
+        if place in TABLES:
+            table, _, field = name.rpartition(".")
+            Path(place).write_text(f"[{table}]\n{field} = {5 if 'usd' in field else {}}\n")
+        else:
+            Path(".env").write_text(f"{name}={5 if 'USD' in name else {}}\n")
+        assert Settings().budget_usd == (5 if "usd" in name.lower() else None)
+
+
+@pytest.mark.parametrize("prefix", ["PREFECT_VEOGEN_", "PREFECT_INTEGRATION_VEOGEN_", "PREFECT_INTEGRATIONS__VEOGEN_"])
+@pytest.mark.parametrize("name", ["BUDGET_USD", "DAILY_BUDGET"])
+@pytest.mark.parametrize("is_in_dotenv", [False, True])
+def test_a_cap_by_another_prefix_of_ours_is_refused(
+    prefix: str, name: str, is_in_dotenv: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if is_in_dotenv:
+        Path(".env").write_text(f"{prefix}{name}=5\n")
+    else:
+        monkeypatch.setenv(f"{prefix}{name}", "5")
+    meant = PREFIXES[is_in_dotenv] + "BUDGET_USD"
+    with pytest.raises(ConfigurationError, match=rf"^{prefix}{name}.* is not read, .*\n.*Rename it to {meant}\b"):
+        Settings()
+
+
+def test_a_misspelt_cap_among_the_arguments_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"^Settings\(budget=…\) is not a setting, .*\n.* to budget_usd= \("):
+        Settings(budget=5)
+
+
+def test_caps_by_label_in_dotenv_need_no_quotes() -> None:
+    Path(".env").write_text('PREFECT_INTEGRATIONS_VEOGEN_BUDGETS={"project:spring": 20}\n')
+    assert Settings().budgets == {"project:spring": LabelBudget(Decimal(20))}
+
+
+def test_a_cap_in_a_table_that_is_not_read_is_refused() -> None:
+    Path("prefect.toml").write_text("[integrations.veogen.limits]\nbudget_usd = 5\n")
+    with pytest.raises(ConfigurationError, match=r"integrations\.veogen\.limits in prefect\.toml is not a setting"):
+        Settings()
+
+
+@pytest.mark.parametrize("name", ["VEOGEN_BUDGET_SERVICE_HOST", "VEOGEN_BUDGET_PORT", "VEOGEN_BUDGET_PORT_80_TCP_ADDR"])
+def test_what_kubernetes_derives_from_a_services_name_is_no_cap(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "tcp://10.0.0.1:80")
+    assert Settings().budget_usd is None
+
+
+@pytest.mark.parametrize(
+    "name", ["OTHER_BUDGET_USD", "MY_VEOGEN_BUDGET_USD", "PREFECT_BUDGET_USD", "VEOGENBUDGET", "VEOGEN_CAPACITY"]
+)
+def test_another_programs_cap_is_none_of_ours(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(name, "5")
+    Path(".env").write_text(f"{name}=5\n")
+    assert Settings().budget_usd is None
+
+
+def test_every_setting_that_there_is_passes_as_none_that_is_misspelt() -> None:
+    lines = [
+        f"PREFECT_INTEGRATIONS_VEOGEN_{name.upper()}=" for name in Settings.model_fields if name not in NEVER_EMPTY
+    ]
+    Path(".env").write_text("\n".join([*lines, "VEOGEN_REQUESTS_LIMIT_NAME=x"]))
+    assert Settings() == Settings()
 
 
 def test_another_misspelt_variable_is_reported_with_the_name_it_should_have(
@@ -102,14 +205,30 @@ def test_another_misspelt_variable_is_reported_with_the_name_it_should_have(
     assert "is VEOGEN_WAIT_TIMEOUT_SECONDS meant?" in caplog.text
 
 
-@pytest.mark.parametrize("replaced", ["VEOGEN_UNKNOWN_GRACE_SECONDS", "VEOGEN_BUY_AGAIN_WHEN_UNKNOWN"])
-def test_a_variable_that_was_replaced_is_warned_of_and_not_refused(
-    replaced: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("text", ["0", "false", "1", ""])
+@pytest.mark.parametrize(
+    "name", ["VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "PREFECT_INTEGRATIONS_VEOGEN_BUY_AGAIN_WHEN_UNKNOWN"]
+)
+def test_a_replaced_switch_is_refused_for_its_value_would_buy_twice_and_what_to_write_instead_is_said(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(replaced, "30")
+    monkeypatch.setenv(name, text)
+    delay = name.replace("BUY_AGAIN_WHEN_UNKNOWN", "IN_DOUBT_SECONDS")
+    told = rf'^{name} is not a setting any more\n.*off, set {delay} to "never": .* it was on, set nothing'
+    with pytest.raises(ConfigurationError, match=told):
+        Settings()
+    monkeypatch.delenv(name)
+    monkeypatch.setenv(delay, "never")
+    assert Settings().in_doubt_seconds == "never"
+
+
+def test_a_replaced_delay_is_warned_of_and_its_value_not_taken_over(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("VEOGEN_UNKNOWN_GRACE_SECONDS", "30")
     assert Settings().in_doubt_seconds == 900
-    assert f"{replaced} is not a setting of prefect-veogen, and ignored; it was replaced by" in caplog.text
-    assert "VEOGEN_IN_DOUBT_SECONDS" in caplog.text
+    assert "VEOGEN_UNKNOWN_GRACE_SECONDS is not a setting of prefect-veogen, and ignored; unset it" in caplog.text
+    assert "don't give its value to VEOGEN_IN_DOUBT_SECONDS" in caplog.text
 
 
 def test_a_variable_that_may_be_another_programs_is_reported_once(
@@ -146,6 +265,8 @@ def test_a_variable_that_may_be_another_programs_is_reported_once(
         ("VEOGEN_BUDGET_USD", "5 USD"),
         ("VEOGEN_IN_DOUBT_SECONDS", "inf"),
         ("VEOGEN_IN_DOUBT_SECONDS", "-1"),
+        ("VEOGEN_IN_DOUBT_SECONDS", "0"),
+        ("VEOGEN_IN_DOUBT_SECONDS", "0.0"),
         ("VEOGEN_IN_DOUBT_SECONDS", "perhaps"),
         ("VEOGEN_MAX_ASSET_BYTES", "0"),
     ],
@@ -163,6 +284,7 @@ def test_an_impossible_value_is_refused_by_name(variable: str, text: str, monkey
     [
         ("project:spring=20", "must be JSON such as"),
         ('{"project:spring": 20', "must be JSON such as"),
+        ("{project:spring: 20}", "a shell needs '…' around it"),
         ("[" * 10_000, "must be JSON such as"),
         ("20", "must be a JSON object"),
         ('["project:spring"]', "must be a JSON object"),
@@ -333,7 +455,7 @@ def test_a_cap_that_is_misspelt_or_empty_is_refused_there_too_and_the_place_name
         Path(text).write_text(f"PREFECT_INTEGRATIONS_VEOGEN_{name.upper()}={'' if is_empty else '5'}\n")
     else:
         monkeypatch.setenv(f"PREFECT_INTEGRATIONS_VEOGEN_{name.upper()}", "" if is_empty else "5")
-    told = f"{meant}.* is empty" if is_empty else f"{shown or text} is not a setting\n.*{meant}"
+    told = f"{meant}.* is empty" if is_empty else f"{shown or text} is not a setting, .*\n.*{meant}"
     with pytest.raises(ConfigurationError, match=told):
         Settings()
 
@@ -343,6 +465,27 @@ def test_an_impossible_value_in_a_file_is_refused_by_its_place() -> None:
     where = "tool.prefect.integrations.veogen.budget_usd in pyproject.toml="
     with pytest.raises(ConfigurationError, match=re.escape(where)):
         Settings()
+
+
+@pytest.mark.parametrize("file", TABLES)
+@pytest.mark.parametrize(
+    "written", ["20", "[20]", '"project:spring=20"', "'20'", '{"project:spring" = {usd = 1, per = "week"}}']
+)
+def test_caps_by_label_of_a_wrong_form_in_a_table_are_refused_with_lines_that_work_there(
+    file: str, written: str
+) -> None:
+    Path(file).write_text(f"[{TABLES[file]}]\nbudgets = {written}\n")
+    with pytest.raises(
+        ConfigurationError, match=rf"^{re.escape(TABLES[file])}\.budgets in {re.escape(file)}="
+    ) as caught:
+        Settings()
+    told = re.fullmatch(r".*lines below (\[.*\]): (.*), or (.*)\.", caught.value.next_step)
+    assert told is not None
+    Path(file).write_text("\n".join(told.groups()))
+    assert Settings().budgets == {
+        "project:spring": LabelBudget(Decimal(20)),
+        "team:web": LabelBudget(Decimal(20), "month"),
+    }
 
 
 def test_an_impossible_token_in_a_file_is_not_shown() -> None:
@@ -392,8 +535,8 @@ def test_a_table_of_ours_that_is_not_read_is_refused_for_a_cap_in_it_would_be_no
 def test_a_cap_in_dotenv_by_a_name_that_is_not_read_there_is_refused(variable: str) -> None:
     Path(".env").write_text(f"{variable}=5\n")
     name = variable.removeprefix("export ")
-    meant = f"PREFECT_INTEGRATIONS_{name.upper()}"
-    with pytest.raises(ConfigurationError, match=rf"^{name} in \.env is not read.*\n.*Rename it to {meant} there"):
+    told = rf"^{name} in \.env is not read.*\n.*Rename it to PREFECT_INTEGRATIONS_VEOGEN_BUDGET(S|_USD) in \.env"
+    with pytest.raises(ConfigurationError, match=told):
         Settings()
 
 

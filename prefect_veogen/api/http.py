@@ -35,6 +35,7 @@ _KEEPALIVE_SECONDS = 2.0
 _LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _PROXIED = "veogen_proxied"
+_UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
 _MAX_MILLISECONDS = 2**31 - 1  # the maximum of TCP_USER_TIMEOUT
 # The start of a URL without a scheme: a host, unlike the name of a folder, and maybe a port.
 _HOST = re.compile(r"(localhost|\[[0-9a-f:.]+\]|([\w-]+\.)+([a-z][a-z-]*[a-z]|\d+))(:\d+)?/", re.IGNORECASE)
@@ -56,6 +57,7 @@ class Transport:
         self._total_seconds = connect_seconds + timeout_seconds
         self._delivery_milliseconds = min(max(1, round(timeout_seconds * 1000)), _MAX_MILLISECONDS)
         context = _trusted_authorities()
+        self._proxies = Proxies.from_environment()
         self._api = _http_client(context, httpx.Timeout(timeout_seconds, connect=connect_seconds, pool=None))
         # A separate client, so that no header of the API can ever reach a media host.
         self._media = _http_client(context, httpx.Timeout(MEDIA_SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None))
@@ -91,16 +93,31 @@ class Transport:
                 finally:
                     await response.aclose()
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
-            message = f"Could not connect to {_origin(request.url)}: {_reason(error)}"
-            raise NotSent(message, next_step=_UNTRUSTED_STEP if _UNTRUSTED in message else None) from None
+            message = f"Could not connect to {self._target(request.url)}: {_reason(error)}"
+            step = _UNTRUSTED_STEP if _UNTRUSTED in message else self._proxy_step(request.url)
+            raise NotSent(message, next_step=step) from None
         except (httpx.UnsupportedProtocol, httpx.InvalidURL, httpx.ProxyError) as error:
-            raise ConfigurationError(f"Can't send anything to {_origin(request.url)}: {_reason(error)}") from None
+            step = self._proxy_step(request.url) if isinstance(error, httpx.ProxyError) else None
+            message = f"Can't send anything to {self._target(request.url)}: {_reason(error)}"
+            raise ConfigurationError(message, next_step=step) from None
         except (httpx.HTTPError, TimeoutError) as error:
             if payload.is_held_back:
-                raise NotSent(
-                    f"{_origin(request.url)} disconnected before anything was sent: {_reason(error)}"
-                ) from None
+                message = f"{self._target(request.url)} disconnected before anything was sent: {_reason(error)}"
+                raise NotSent(message, next_step=self._proxy_step(request.url)) from None
             raise ResponseLost(_reason(error)) from None
+
+    def _target(self, url: httpx.URL) -> str:
+        return f"{_origin(url)}{self._proxies.way_to(*url_parts(str(url)))}"
+
+    def _proxy_step(self, url: httpx.URL) -> str | None:
+        """Return what to do where a proxy is what fails: it is not the service's address that is wrong."""
+        if self._proxies.proxy_for(*url_parts(str(url))) is None:
+            return None
+        variable = self._proxies.variables[url.scheme]
+        return (
+            f"Nothing was sent. Check {variable} (its host, port, user and password), or add {url.host} to NO_PROXY if "
+            "it is reached without a proxy; then run it again."
+        )
 
     def _request(
         self,
@@ -145,6 +162,8 @@ class Transport:
                 "GET", url, headers={**headers, "Accept": "*/*", "Accept-Encoding": "identity"}
             ) as response:
                 yield MediaResponse(response)
+        except _UNREACHED as error:
+            raise ResponseLost(f"{_reason(error)}{self._proxies.way_to(*url_parts(url))}") from None
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ResponseLost(_reason(error)) from None
 
@@ -164,7 +183,8 @@ class _Routes(httpx.AsyncBaseTransport):
         self._proxies = Proxies.from_environment()
         self._direct = httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS)
         self._by_proxy = {
-            url: _proxied(url, Proxies.variable(scheme), context) for scheme, url in self._proxies.by_scheme.items()
+            url: _proxied(url, self._proxies.variables[scheme], context)
+            for scheme, url in self._proxies.by_scheme.items()
         }
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
@@ -346,6 +366,10 @@ async def fetch_file(url: str, timeout_seconds: float = 60.0) -> Response:
         # httpx limits single reads; a link that trickles for ever needs a limit too.
         async with asyncio.timeout(timeout_seconds), client, client.stream("GET", url) as response:
             body = await _read_limited(response)
+    except _UNREACHED as error:
+        # A redirect may have led to another scheme, and so to another proxy.
+        way = Proxies.from_environment().way_to(*url_parts(str(error.request.url)))
+        raise ConfigurationError(f"{failure}{way}: {_reason(error)}") from None
     except httpx.HTTPError as error:
         raise ConfigurationError(f"{failure}: {_reason(error)}") from None
     except TimeoutError:

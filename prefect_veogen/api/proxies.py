@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.request import getproxies
+
+from prefect_veogen.masking import masked
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -20,6 +22,8 @@ class Proxies:
 
     by_scheme: Mapping[str, str]
     exceptions: tuple[_Exception, ...] = ()
+    variables: Mapping[str, str] = field(default_factory=dict)
+    """Which variable sets the proxy for a scheme."""
 
     @classmethod
     def from_environment(cls) -> Proxies:
@@ -28,18 +32,19 @@ class Proxies:
         exceptions = tuple(_exceptions(variables.get("no", "")))
         found = {scheme: variables.get(scheme) or variables.get("all") for scheme in _SCHEMES}
         by_scheme = {scheme: url if "://" in url else f"http://{url}" for scheme, url in found.items() if url}
-        return cls(by_scheme, exceptions)
-
-    @staticmethod
-    def variable(scheme: str) -> str:
-        """Return the variable that sets the proxy for a scheme."""
-        return f"{scheme.upper()}_PROXY" if getproxies().get(scheme) else "ALL_PROXY"
+        names = {scheme: f"{scheme.upper()}_PROXY" if variables.get(scheme) else "ALL_PROXY" for scheme in by_scheme}
+        return cls(by_scheme, exceptions, names)
 
     def proxy_for(self, scheme: str, host: str, port: int) -> str | None:
         """Return the proxy's URL, `None` for a direct connection."""
         if any(exception.matches(scheme, host, port) for exception in self.exceptions):
             return None
         return self.by_scheme.get(scheme)
+
+    def way_to(self, scheme: str, host: str, port: int) -> str:
+        """Return which proxy a request goes through, as an error names it; empty for a direct connection."""
+        proxy = self.proxy_for(scheme, host, port)
+        return "" if proxy is None else f" through the proxy {self.variables[scheme]}={masked(proxy)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,7 @@ _SWEEP_STOPPED = "Stopped. Nothing was bought and nothing is lost: run it again 
 _DEMO_STOPPED = (
     "Stopped. The sandbox and Prefect's local server are gone; nothing is still running, nothing cost money."
 )
+_KEY_HELP = "its key, or a unique prefix of it"
 _DECISION_STOPPED = "Stopped. `prefect-veogen receipts show KEY` shows whether the decision was recorded."
 
 
@@ -169,14 +170,14 @@ def _receipts(commands: Any) -> None:
     )
     listing.add_argument("--state", metavar="STATE", help="only these, such as in-doubt")
     show = _command(actions, "show", "one receipt, with its history", "prefect-veogen receipts show v1-4be1c2")
-    show.add_argument("key", metavar="KEY", help="its key, or a unique prefix of it")
+    show.add_argument("key", metavar="KEY", help=_KEY_HELP)
     adopt = _command(
         actions,
         "adopt",
         "record which generation a purchase in doubt was; the next run uses it",
-        "prefect-veogen receipts adopt v1-4be1c2…-take-1 0193…",
+        "prefect-veogen receipts adopt v1-4be1c2 0193…",
     )
-    adopt.add_argument("key", metavar="KEY")
+    adopt.add_argument("key", metavar="KEY", help=_KEY_HELP)
     adopt.add_argument("generation_id", metavar="GENERATION_ID")
     adopt.add_argument("--force", action="store_true", help="even if the generation's content differs from the request")
     adopt.set_defaults(stopped=_DECISION_STOPPED)
@@ -184,10 +185,10 @@ def _receipts(commands: Any) -> None:
         actions,
         "release",
         "record that a purchase in doubt was never made; the next run BUYS",
-        "prefect-veogen receipts release v1-4be1c2…-take-1",
+        "prefect-veogen receipts release v1-4be1c2",
         about="COSTS MONEY if it is wrong: the next run buys again. Check the account's generations first.",
     )
-    release.add_argument("key", metavar="KEY")
+    release.add_argument("key", metavar="KEY", help=_KEY_HELP)
     release.set_defaults(stopped=_DECISION_STOPPED)
     _shared(adopt, "--credentials", "--base-url")
     for action in (listing, show, adopt, release):

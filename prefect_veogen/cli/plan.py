@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.campaign.manifest import read_manifest
@@ -88,8 +91,18 @@ async def _read_rows(options: Namespace, labels: dict[str, str]) -> Rows:
     try:
         return await read_manifest(options.what, options.take, _fill_in_take, labels=labels, **columns)
     except ConfigurationError as error:
-        error.next_step = f"{error.next_step} If it is a model: give a prompt, too.".lstrip()
+        if _may_be_a_model(options.what):
+            error.next_step = f"{error.next_step} If it is a model: give a prompt, too.".lstrip()
         raise
+
+
+def _may_be_a_model(what: str) -> bool:
+    """Tell whether a single word may be a model's: it is neither a link nor a file, nor does it end as files do."""
+    if "://" in what or re.fullmatch(r"\.[a-z]+", Path(what).suffix.lower()):
+        return False
+    with contextlib.suppress(OSError):  # too long for a file's name
+        return not Path(what).exists()
+    return True
 
 
 def _fill_in_take(take: int | str) -> int | str:

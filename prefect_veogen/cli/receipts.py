@@ -16,7 +16,7 @@ from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.in_doubt import still_in_doubt
 from prefect_veogen.session import Session
 from prefect_veogen.upkeep import decisions
-from prefect_veogen.upkeep.receipts import read_receipts
+from prefect_veogen.upkeep.receipts import find_receipt, read_receipts
 from prefect_veogen.upkeep.statement import reconcile as reconcile_statement
 from prefect_veogen.upkeep.sweep import sweep as sweep_store
 
@@ -128,7 +128,7 @@ def _list(options: Namespace) -> int:
 
 def _show(options: Namespace) -> int:
     session = open_offline(options)
-    found = asyncio.run(on_io(_find_by_prefix(session, options.key)))
+    found = asyncio.run(on_io(find_receipt(session.ledger, options.key))).receipt
     if options.json:
         write_json(found)
         return 0
@@ -159,21 +159,6 @@ def _show(options: Namespace) -> int:
     if found.state is State.IN_DOUBT:
         say("", still_in_doubt(session, found, "").next_step)
     return 0
-
-
-async def _find_by_prefix(session: Session, prefix: str) -> Receipt:
-    entry = await session.ledger.read(prefix)
-    if entry is not None:
-        return entry.receipt
-    keys = [key for key in await session.ledger.list_keys() if key.startswith(prefix)]
-    if len(keys) != 1:
-        raise ConfigurationError(
-            f"{len(keys) or 'No'} receipts begin with {prefix}",
-            next_step="`prefect-veogen receipts` lists them; check VEOGEN_STORE.",
-        )
-    entry = await session.ledger.read(keys[0])
-    assert entry is not None  # receipts are never deleted
-    return entry.receipt
 
 
 def _state(text: str) -> State:

@@ -24,6 +24,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_.-]{0,62}")
 _NAME_RULE = "must be 1 to 63 of a-z, 0-9, '_', '.' and '-', and begin with a letter or a digit"
 _MAX_USD = 1_000_000_000
 _MAX_FILE_NAME = 200  # of the 255 bytes that file systems allow, the rest of a budget's file name left out
+_SUCH_AS = 'such as {"project:spring": 20}'
 _FORMS = f'must be an amount in USD, from 0 to {_MAX_USD}, alone or as {{"usd": 20, "per": "month"}} (or "day")'
 
 
@@ -71,7 +72,9 @@ def label_budgets(budgets: object) -> dict[str, LabelBudget]:
     """
     known = _decoded(budgets) if isinstance(budgets, str) else budgets
     if not isinstance(known, Mapping):
-        raise ValueError('must be a JSON object such as {"project:spring": 20}')
+        raise ValueError(
+            f"must be {'a JSON object' if isinstance(budgets, str) else 'labels with their caps'} {_SUCH_AS}"
+        )
     return {label: _budget_of(label, value) for label, value in known.items()}
 
 
@@ -119,7 +122,7 @@ def _decoded(text: str) -> object:
         return json.loads(text, parse_float=Decimal, parse_constant=_refuse_constant, object_pairs_hook=_without_twins)
     except (json.JSONDecodeError, RecursionError) as error:
         where = f" ({error})" if isinstance(error, json.JSONDecodeError) else ""
-        raise ValueError(f'must be JSON such as {{"project:spring": 20}}{where}') from None
+        raise ValueError(f"must be JSON {_SUCH_AS}; a shell needs '…' around it{where}") from None
 
 
 def _refuse_constant(name: str) -> None:

@@ -41,6 +41,11 @@ class ReceiptKey(NamedTuple):
         return f"{self.family}{self.content}"
 
     @staticmethod
+    def reaches_take(prefix: str) -> bool:
+        """Tell whether the beginning of a key goes as far as its take: `…-take-1` also begins `…-take-10`."""
+        return len([part for part in prefix.split("-", 3) if part]) > 3
+
+    @staticmethod
     def reservation(key: str, attempt: int) -> str:
         """Return the name under which an attempt of that purchase reserves money in the budgets."""
         return f"{key}#{attempt}"

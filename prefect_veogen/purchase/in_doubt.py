@@ -168,7 +168,7 @@ async def read_repeatedly(session: Session, receipt: Receipt) -> tuple[Search, R
         try:
             return await read_list(session, receipt)
         except VoidReading as void:
-            raise still_in_doubt(session, receipt, f"{void}") from None
+            raise still_in_doubt(session, receipt, f"{void}", ended_by=void.ended_by) from None
         except TryAgainLater as error:
             failure = error
         await asyncio.sleep(_pause_seconds(attempt))
@@ -234,9 +234,18 @@ async def write_down(session: Session, entry: Entry, generation: Generation, eve
 
 
 def still_in_doubt(
-    session: Session, receipt: Receipt, reason: str, candidates: Sequence[str] = (), *, may_settle: bool = False
+    session: Session,
+    receipt: Receipt,
+    reason: str,
+    candidates: Sequence[str] = (),
+    *,
+    may_settle: bool = False,
+    ended_by: str | None = None,
 ) -> UnknownSubmission:
-    """Return the error of a purchase in doubt: until when that lasts, what happens then, and how to decide now."""
+    """Return the error of a purchase in doubt: until when that lasts, what happens then, and how to decide now.
+
+    `ended_by` is what has to happen first, where time alone would not end it.
+    """
     doubt = Doubt.of(session, receipt)
     retry_at = None if candidates and not may_settle else doubt.retry_at(session)
     adopt = f"`prefect-veogen receipts adopt {receipt.key} GENERATION_ID`"
@@ -247,9 +256,11 @@ def still_in_doubt(
             "run it again. Until then nothing is bought for this request."
         )
     else:
+        when = f"after {retry_at:%Y-%m-%d %H:%M:%S} UTC"
+        first = f"Time alone won't end this: {ended_by}. Then run" if ended_by else "Run"
         step = (
-            f"Run it again after {retry_at:%Y-%m-%d %H:%M:%S} UTC: if the service has listed it by then, it is used; "
-            f"if it is proven absent, it is bought again. To decide now: {adopt}, or, if it was never made, {release}."
+            f"{first} it again {when}: if the service has listed it by then, it is used; if it is proven absent, it is "
+            f"bought again. To decide now: {adopt}, or, if it was never made, {release}."
         )
     if doubt.why_never and not candidates:
         reason = f"{reason}; {doubt.why_never}"

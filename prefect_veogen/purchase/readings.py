@@ -34,8 +34,18 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
 
+_OTHER_LISTS = "the service has to list in another way"
+
+
 class VoidReading(Exception):
-    """A reading of the service's list that proves nothing; the text says why."""
+    """A reading of the service's list that proves nothing; the text says why.
+
+    `ended_by` is what another reading needs before it can prove anything, where time alone does not bring it about.
+    """
+
+    def __init__(self, reason: str, *, ended_by: str | None = None) -> None:
+        super().__init__(reason)
+        self.ended_by = ended_by
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,10 @@ async def read_list(session: Session, receipt: Receipt) -> tuple[Search, Reading
     """
     kind = await look_up_kind(session, receipt)
     if kind is None:
-        raise VoidReading("whether its model makes images or videos is not known, so that no list can be read")
+        raise VoidReading(
+            "whether its model makes images or videos is not known, so that no list can be read",
+            ended_by=f"the catalogue has to have {receipt.request.model} again",
+        )
     private = bool(receipt.request.private)
     since = sent_at_service(session, receipt) - CANDIDATE_AGE
     shared_since = shared_start(since)
@@ -90,7 +103,7 @@ async def _read_pages(session: Session, kind: Kind, since: datetime, *, private:
     for page in itertools.count(1):
         listed = await session.client.list_generations(kind, page=page, uncached=True)
         if listed.at is None:
-            raise VoidReading("the service does not say when it responded")
+            raise VoidReading("the service does not say when it responded", ended_by=_OTHER_LISTS)
         began_at = began_at or listed.at
         last_page = max(last_page, listed.last_page or 0)
         _check_page(listed, page, last_page)
@@ -101,9 +114,10 @@ async def _read_pages(session: Session, kind: Kind, since: datetime, *, private:
         if _is_last(listed, page, is_new=bool(new)) or (recognised and oldest is not None and oldest < since):
             break
     if recognised is None:
-        which = "private " if private else ""
+        which = f"{'private ' if private else ''}{kind.value}"
         raise VoidReading(
-            f"the list shows no {which}{kind.value} that this store has bought: its silence proves nothing"
+            f"the list shows no {which} that this store has bought: its silence proves nothing",
+            ended_by=f"another {which} has to be bought with this store",
         )
     assert began_at is not None
     assert listed.at is not None
@@ -126,10 +140,10 @@ def _oldest(new: Sequence[Generation], before: datetime | None) -> datetime | No
     """
     times = [item.created_at for item in new if item.created_at is not None]
     if len(times) < len(new):
-        raise VoidReading("the list does not say when its generations were made")
+        raise VoidReading("the list does not say when its generations were made", ended_by=_OTHER_LISTS)
     ordered = times if before is None else [before, *times]
     if ordered != sorted(ordered, reverse=True):
-        raise VoidReading("the list is not newest first")
+        raise VoidReading("the list is not newest first", ended_by=_OTHER_LISTS)
     return ordered[-1] if ordered else None
 
 
@@ -139,7 +153,7 @@ def _is_last(listed: Page[Generation], page: int, *, is_new: bool) -> bool:
     if len(listed.items) < MAX_PER_PAGE:
         return True
     if not is_new:
-        raise VoidReading("the pages of the list repeat themselves")
+        raise VoidReading("the pages of the list repeat themselves", ended_by=_OTHER_LISTS)
     return False
 
 

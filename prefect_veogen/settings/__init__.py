@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from functools import cache
 from importlib.metadata import version
@@ -17,14 +16,12 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.masking import masked
 from prefect_veogen.models import LabelBudget, label_budgets, nearest, normal_base_url
-from prefect_veogen.settings.places import Given, Place, read_places
+from prefect_veogen.settings.places import Given, Place, names_of_caps, read_places, seems_a_cap
 
 _YEAR_SECONDS = 366 * 86400
 Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
-_TYPO_CUTOFF = 0.7
 # Treated as unset, these would allow purchases without a cap, at the real service, or again with another ledger.
 _NEVER_EMPTY = ("budget_usd", "budgets", "base_url", "store")
-_REPLACED = {"unknown_grace_seconds": "in_doubt_seconds", "buy_again_when_unknown": "in_doubt_seconds"}
 
 
 class Settings(BaseSettings):
@@ -72,8 +69,8 @@ class Settings(BaseSettings):
     `{"project:spring": 20}`, or `{"project:spring": {"usd": 20, "per": "month"}}` (or `"day"`; of UTC)."""
     in_doubt_seconds: float | Literal["never"] = 900
     """How long a purchase whose response was lost may stay in doubt before a proven absence lets the next run buy
-    again: within this time the service is assumed to have dropped, or accepted and listed, what was sent to it.
-    `never`: every doubt needs manual review."""
+    again: within this time the service is assumed to have dropped, or accepted and listed, what was sent to it, so that
+    too short a one buys twice. `never`: every doubt needs manual review."""
     allow_private_media: bool | None = None
     """Whether media may come from private addresses; unset: only if the API itself is at one, and never
     from link-local ones."""
@@ -88,12 +85,15 @@ class Settings(BaseSettings):
         places = read_places()
         for place in places:
             _check_names(place)
+        for name in values:
+            if name not in Settings.model_fields and seems_a_cap(name):
+                raise _no_cap(f"Settings({name}=…)", lambda field: f"{field}=")
         known = {name: given for name, given in _first_given(places).items() if name not in values}
         found: dict[str, Any] = {**values, **{name: given.value for name, given in known.items()}}
         try:
             super().__init__(**found)
         except ValidationError as error:
-            raise ConfigurationError(_explanation(error, known), next_step="Correct it, or remove it there.") from None
+            raise ConfigurationError(_explanation(error, known), next_step=_correction(error, known)) from None
 
     @field_validator("in_doubt_seconds", mode="before")
     @classmethod
@@ -102,11 +102,14 @@ class Settings(BaseSettings):
         if text == "never":
             return text
         try:
-            is_delay = 0 <= float(text) <= _YEAR_SECONDS
+            is_delay = 0 < float(text) <= _YEAR_SECONDS
         except ValueError:
             is_delay = False
         if not is_delay:
-            raise ValueError('must be a number of seconds, from 0 to a year, or "never"')
+            raise ValueError(
+                "must be a number of seconds, above 0 (what the service has yet to list would be bought again) and at "
+                'most a year, or "never", which leaves every doubt to a person'
+            )
         return float(text)
 
     @field_validator("budgets", mode="before")
@@ -152,17 +155,31 @@ def _check_names(place: Place) -> None:
             raise ConfigurationError(f"{given.shown} is empty", next_step="Give it a value, or unset it.")
         if name in Settings.model_fields:
             continue
-        if difflib.get_close_matches(name, ["budget_usd", "budgets"], 1, _TYPO_CUTOFF):
-            raise ConfigurationError(
-                f"{given.shown} is not a setting",
-                next_step=f"Unset it, or rename it to {place.name_of('budget_usd')} (per day) or "
-                f"{place.name_of('budgets')} (by label).",
-            )
-        if name in _REPLACED:
-            _warn(given.shown, f"it was replaced by {place.name_of(_REPLACED[name])}")
-            continue
+        if seems_a_cap(name, given.value):
+            raise _no_cap(given.shown, place.name_of)
+        hint = _what_replaced(name, given, place.name_of("in_doubt_seconds"))
         near = nearest(name, Settings.model_fields)
-        _warn(given.shown, f"is {place.name_of(near)} meant?" if near else None)
+        _warn(given.shown, hint or (f"is {place.name_of(near)} meant?" if near else None))
+
+
+def _no_cap(shown: str, name_of: Callable[[str], str]) -> ConfigurationError:
+    return ConfigurationError(
+        f"{shown} is not a setting, so it would be no cap",
+        next_step=f"Rename it to {names_of_caps(name_of)}, or unset it.",
+    )
+
+
+def _what_replaced(name: str, given: Given, in_doubt: str) -> str | None:
+    """Return what to do with a setting of an older version; refuse one whose value would mean the opposite."""
+    if name == "buy_again_when_unknown":
+        raise ConfigurationError(
+            f"{given.shown} is not a setting any more",
+            next_step=f'Unset it. If it was off, set {in_doubt} to "never": every doubt is then left to a person. If '
+            "it was on, set nothing: what is proven absent after 15 minutes is bought again.",
+        )
+    if name == "unknown_grace_seconds":
+        return f"unset it, and don't give its value to {in_doubt}, which says when to buy again"
+    return None
 
 
 @cache
@@ -180,3 +197,13 @@ def _explanation(error: ValidationError, known: Mapping[str, Given]) -> str:
         shown = "(hidden)" if field == "api_token" else reprlib.repr(masked(str(item["input"])))
         lines.append(f"{name}={shown}: {item['msg'].removeprefix('Value error, ')}")
     return "; ".join(lines)
+
+
+def _correction(error: ValidationError, known: Mapping[str, Given]) -> str:
+    """Return what to do; the messages show values as JSON, which TOML is not."""
+    step = "Correct it, or remove it there."
+    table = known["budgets"].table if "budgets" in known else ""
+    if not table or all(item["loc"][0] != "budgets" for item in error.errors(include_url=False)):
+        return step
+    month = '"team:web" = {usd = 20, per = "month"}'
+    return f'{step} In TOML, caps by label are lines below [{table}.budgets]: "project:spring" = 20, or {month}.'

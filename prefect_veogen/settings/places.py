@@ -11,7 +11,7 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +24,13 @@ _PREFECTS = "PREFECT_INTEGRATIONS_VEOGEN_"
 _TABLE = ("integrations", "veogen")
 _TOOLS_TABLE = ("tool", "prefect", *_TABLE)
 _TYPO_CUTOFF = 0.8
-_OWN_CAP = re.compile(rf"{_OWN}\w*BUDG", re.IGNORECASE)
+# A variable of ours, with whatever of Prefect's before it.
+_OURS = re.compile(rf"(?P<prefix>(PREFECT\w*_)?{_OWN})(?P<field>\w+)", re.IGNORECASE)
+_SAYS_CAP = re.compile(r"budg|spend|usd|(?<![a-z])caps?(?![a-z])")
+_CAP_CUTOFF = 0.8
+_CAPS = ("budget_usd", "budgets")
+# What Kubernetes derives from a service's name.
+_OF_A_SERVICE = re.compile(r"_(service_(host|port\w*)|port(_\d+_\w+)?)\Z")
 
 
 class Given(NamedTuple):
@@ -32,6 +38,8 @@ class Given(NamedTuple):
 
     shown: str
     value: Any
+    table: str = ""
+    """The table of TOML that it is in."""
 
     @property
     def is_empty(self) -> bool:
@@ -47,18 +55,41 @@ class Place(NamedTuple):
     """What a field is called there."""
 
 
+def seems_a_cap(name: str, value: Any = None) -> bool:
+    """Tell whether a setting is meant as a cap, by its name or by one in its table; an unknown one would be none."""
+    if isinstance(value, Mapping) and any(seems_a_cap(str(inner).lower(), value[inner]) for inner in value):
+        return True
+    if _OF_A_SERVICE.search(name):
+        return False
+    words = re.split(r"[\W_]+", name)
+    return bool(_SAYS_CAP.search(name)) or any(
+        difflib.get_close_matches(word, ("budget", "budgets"), 1, _CAP_CUTOFF) for word in words
+    )
+
+
+def names_of_caps(name_of: Callable[[str], str]) -> str:
+    """Return what caps are called at a place, each with what it means."""
+    daily, by_label = map(name_of, _CAPS)
+    return f"{daily} (in USD, per UTC day) or {by_label} (by label: for good, per day or per month)"
+
+
 def read_places() -> tuple[Place, ...]:
     """Return all places as they are now; what an earlier one says comes before what a later one says.
 
     Raises:
         ConfigurationError: a file can't be read, and a cap may be in it; or a cap is where none is looked for.
     """
+    own, prefects = _variables(_OWN, os.environ), _variables(_PREFECTS, os.environ)
     dotenv = _read(".env")
-    _check_caps_of(dotenv)
+    in_dotenv = _variables(_PREFECTS, dotenv, " in .env")
+    _check_prefixes(os.environ, (_OWN, _PREFECTS), own)
+    # Where the environment has it as well, something has loaded the file, and the cap holds, or is refused, there.
+    loaded = {variable.upper() for variable in os.environ}
+    _check_prefixes([name for name in dotenv if name.upper() not in loaded], (_PREFECTS,), in_dotenv, " in .env")
     return (
-        _variables(_OWN, os.environ),
-        _variables(_PREFECTS, os.environ),
-        _variables(_PREFECTS, dotenv, " in .env"),
+        own,
+        prefects,
+        in_dotenv,
         _table("prefect.toml", _TABLE),
         _table("pyproject.toml", _TOOLS_TABLE),
     )
@@ -74,17 +105,19 @@ def _variables(prefix: str, variables: Mapping[str, Any], where: str = "") -> Pl
     return Place(given, lambda field: f"{prefix}{field.upper()}{where}")
 
 
-def _check_caps_of(dotenv: Mapping[str, Any]) -> None:
-    """Refuse a cap that only .env has by our own prefix: Prefect's is the one that is read there."""
-    known = {variable.upper() for variable in os.environ}
-    for variable in dotenv:
-        # Where the environment has it as well, something has loaded the file, and the cap holds.
-        if _OWN_CAP.match(variable) and variable.upper() not in known:
-            meant = f"{_PREFECTS}{variable[len(_OWN) :].upper()}"
-            raise ConfigurationError(
-                f"{variable} in .env is not read, so it would be no cap",
-                next_step=f"Rename it to {meant} there, or set it in the environment.",
-            )
+def _check_prefixes(variables: Iterable[str], read: tuple[str, ...], place: Place, where: str = "") -> None:
+    """Refuse a cap whose name has another prefix than those that are read there."""
+    for variable in variables:
+        found = _OURS.fullmatch(variable)
+        field = "" if found is None or found["prefix"].upper() in read else found["field"].lower()
+        if not seems_a_cap(field):
+            continue
+        meant = place.name_of(field) if field in _CAPS else names_of_caps(place.name_of)
+        if where and field in _CAPS:
+            meant = f"{meant}, or set {_OWN}{field.upper()} in the environment"
+        raise ConfigurationError(
+            f"{variable}{where} is not read, so it would be no cap", next_step=f"Rename it to {meant}."
+        )
 
 
 def _table(file: str, keys: tuple[str, ...]) -> Place:
@@ -100,7 +133,7 @@ def _table(file: str, keys: tuple[str, ...]) -> Place:
         table = table.get(key, {}) if isinstance(table, Mapping) else None
     if not isinstance(table, Mapping):
         raise ConfigurationError(f"{path} in {file} is not a table", next_step=f"Write it as [{path}], or remove it.")
-    given = {name.lower(): Given(f"{path}.{name} in {file}", value) for name, value in table.items()}
+    given = {name.lower(): Given(f"{path}.{name} in {file}", value, path) for name, value in table.items()}
     return Place(given, lambda field: f"{path}.{field} in {file}")
 
 
@@ -151,7 +184,8 @@ def _parse_file(file: str, path: str, _version: tuple[int, ...]) -> Mapping[str,
 
 
 def _variables_in(text: str) -> Mapping[str, Any]:
-    if _PREFECTS not in text.upper() and not _OWN_CAP.search(text):
+    ours = list(_OURS.finditer(text))
+    if not any(found["prefix"].upper() == _PREFECTS or seems_a_cap(found["field"].lower()) for found in ours):
         return {}
     from io import StringIO
 

@@ -8,9 +8,9 @@ import pytest
 from pydantic import SecretStr
 
 from prefect_veogen.api.client import VeogenClient
-from prefect_veogen.api.http import fetch_file, url_parts
+from prefect_veogen.api.http import ResponseLost, fetch_file, url_parts
 from prefect_veogen.api.proxies import Proxies
-from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.errors import ConfigurationError, NotSent
 from prefect_veogen.process.io_loop import on_io
 from tests.support.servers import Reply, Request, serving
 
@@ -135,6 +135,66 @@ async def test_an_unusable_network_setting_is_reported_by_its_name(
         caught.match(says)
         assert caught.value.next_step
         assert "hunter2" not in f"{caught.value} {caught.value.__dict__}"
+
+
+# ---------------------------------------------------------------- what fails
+
+DEAD = "http://user:hunter2@127.0.0.1:9"
+
+
+def refused_by_proxy(_: Request) -> Reply:
+    return Reply(407, {}, b"")
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "url"),
+    [
+        ("HTTP_PROXY", "foo.invalid", "http://127.0.0.1:1/api/v1"),
+        ("HTTP_PROXY", DEAD, "http://127.0.0.1:1/api/v1"),
+        ("HTTPS_PROXY", DEAD, "https://127.0.0.1:1/api/v1"),
+        ("ALL_PROXY", DEAD, "https://127.0.0.1:1/api/v1"),
+        ("https_proxy", DEAD, "https://127.0.0.1:1/api/v1"),
+    ],
+)
+async def test_a_proxy_that_is_not_reached_is_what_the_error_names(
+    variable: str, value: str, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, value)
+    client = client_at(url)
+    way = rf"through the proxy {variable.upper()}=http://"
+    with pytest.raises(NotSent, match=rf"^Could not connect to \S+ {way}") as at_the_api:
+        await client.create_generation({"model": "a", "prompt": "b"})
+    assert f"Check {variable.upper()} (" in at_the_api.value.next_step
+    assert "VEOGEN_BASE_URL" not in str(at_the_api.value)
+
+    async def media() -> None:
+        async with client.transport.open_media(f"{url}/a.png", {}):
+            pass
+
+    with pytest.raises(ResponseLost, match=way) as at_the_media:
+        await on_io(media())
+    with pytest.raises(ConfigurationError, match=way) as at_a_link:
+        await fetch_file(f"{url}/rows.csv")
+    for caught in (at_the_api, at_the_media, at_a_link):
+        assert "hunter2" not in f"{caught.value} {caught.value.__dict__}"
+    # As advised: the host is reached without it, and what fails is the host itself.
+    assert "or add 127.0.0.1 to NO_PROXY" in at_the_api.value.next_step
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with pytest.raises(NotSent) as without:
+        await client_at(url).create_generation({"model": "a", "prompt": "b"})
+    assert "proxy" not in str(without.value)
+
+
+async def test_a_proxy_that_refuses_is_what_the_error_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(refused_by_proxy) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.replace("//", "//user:hunter2@"))
+        client = client_at("https://veogen.studio/api/v1")
+        with pytest.raises(
+            ConfigurationError, match=r"through the proxy HTTPS_PROXY=(?s:.*)user and password"
+        ) as caught:
+            await client.get_account()
+    assert "407" in caught.value.message
+    assert "hunter2" not in f"{caught.value} {caught.value.__dict__}"
 
 
 # ---------------------------------------------------------------- by what name

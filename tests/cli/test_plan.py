@@ -71,10 +71,41 @@ def test_a_plan_that_would_be_refused_is_1_and_names_what_is_allowed(sandbox: Sa
     assert "`prefect-veogen models`" in item["next_step"]
 
 
-def test_a_plan_without_its_prompt_says_what_is_missing(sandbox: Sandbox, run: Run) -> None:
-    code, out, err = run("plan", "gpt-4o-image")
+MODEL_HINT = "If it is a model: give a prompt, too."
+
+
+@pytest.mark.parametrize("model", ["gpt-4o-image", "veo-3.1-fast", "veo-3.1", "x" * 300])
+def test_a_plan_of_what_may_be_a_model_says_what_it_lacks(sandbox: Sandbox, run: Run, model: str) -> None:
+    code, out, err = run("plan", model)
+    assert (code, out, MODEL_HINT in err) == (1, "", True)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["missing.csv"],
+        ["missing.xlsx"],
+        ["https://127.0.0.1:9/rows"],
+        ["s3://no-such-bucket-here/rows"],
+        ["rows.csv", "--variants", "200"],
+        ["rows.csv", "--label", "Project=a"],
+        ["rows.csv", "--label", "project=a", "--label", "project=b"],
+        ["rows"],
+        ["folder"],
+        ["file://missing.csv"],
+    ],
+    ids=" ".join,
+)
+def test_a_plan_of_a_file_or_link_is_not_told_that_it_may_be_a_model(
+    sandbox: Sandbox, run: Run, words: list[str]
+) -> None:
+    Path("folder").mkdir()
+    for name in ("rows", "rows.csv"):
+        Path(name).write_text("id,model,prompt\na,gpt-4o-image,a fox\n")
+    code, out, err = run("plan", *words)
     assert (code, out) == (1, "")
-    assert "If it is a model: give a prompt, too." in err
+    assert "What to do: " in err
+    assert "model" not in err.partition("What to do: ")[2]
 
 
 def test_a_plan_of_a_manifest_ignores_no_option(sandbox: Sandbox, run: Run) -> None:

@@ -59,7 +59,7 @@ def test_a_lost_purchase_is_adopted_by_hand(sandbox: Sandbox, run: Run, monkeypa
     body = {"model": "gpt-4o-image", "prompt": "something that doesn't look like it"}
     made = httpx.post(f"{sandbox.base_url}/generations", json=body, headers=bearer(sandbox)).json()
     assert f"prefect-veogen receipts adopt {key} GENERATION_ID" in run("receipts", "show", key)[1]
-    code, _, shown = run("receipts", "adopt", key, made["data"]["id"])
+    code, _, shown = run("receipts", "adopt", key[:10], made["data"]["id"])
     assert (code, "--force" in shown) == (1, True)
     code, out, _ = run("receipts", "adopt", key, made["data"]["id"], "--force")
     assert code == 0
@@ -72,7 +72,7 @@ def test_a_lost_purchase_is_released_by_hand_and_then_bought(
     sandbox: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = lost(sandbox, monkeypatch)
-    code, out, _ = run("receipts", "release", key, "--json")
+    code, out, _ = run("receipts", "release", key[:10], "--json")
     assert (code, json.loads(out)["state"]) == (0, "released")
     assert not bought().reused
     assert run("receipts", "release", key)[0] == 1  # it is bought now, and stays so

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from prefect_veogen.api.outcome import Accepted
-from prefect_veogen.errors import ConfigurationError, VeogenError
+from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.ledger import Receipt, State
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.sandbox import Sandbox
@@ -55,10 +55,41 @@ async def test_only_an_unknown_receipt_waits_for_a_decision(what: str, sandbox: 
     assert (await receipt(key)).state is State.BOUGHT
 
 
-async def test_a_generation_of_another_receipt_is_not_adopted(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("what", ["adopt", "release"])
+@pytest.mark.parametrize("reaches", ["v1-", "-", "-take"])
+async def test_a_decision_takes_the_beginning_of_a_key_up_to_its_take(
+    reaches: str, what: str, sandbox: Sandbox
+) -> None:
+    key = await lost(sandbox, charged=True)
+    end = {"v1-": 10, "-": key.index("-take") + 1, "-take": len(key) - 1}[reaches]
+    if reaches == "-take":
+        with pytest.raises(ConfigurationError, match=rf"no receipt {key[:end]}, .* {key} begins like it") as caught:
+            await decide(what, key[:end], sandbox.generations[0].id)
+        assert "give its whole key" in caught.value.next_step
+        assert (await receipt(key)).state is State.IN_DOUBT
+    else:
+        assert (await decide(what, key[:end], sandbox.generations[0].id)).key == key
+
+
+@pytest.mark.parametrize("what", ["adopt", "release"])
+async def test_a_decision_is_for_one_receipt(what: str, sandbox: Sandbox) -> None:
+    await bought(picture())
+    key = await lost(sandbox, charged=True)
+    with pytest.raises(ConfigurationError, match="2 receipts begin with v1-") as caught:
+        await decide(what, "v1-", sandbox.generations[1].id)
+    assert "`prefect-veogen receipts` lists them" in caught.value.next_step
+    with pytest.raises(ConfigurationError, match="There is no receipt"):
+        await decide(what, "", sandbox.generations[1].id)
+    assert (await receipt(key)).state is State.IN_DOUBT
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_a_generation_of_another_receipt_is_not_adopted_nor_force_advised(force: bool, sandbox: Sandbox) -> None:
     owner, key = await bought(picture()), await lost(sandbox, charged=False)
-    with pytest.raises(ConfigurationError, match=owner):
-        await adopt(open_session(), key, sandbox.generations[0].id, force=True)
+    with pytest.raises(ConfigurationError, match=f"belongs to the receipt {owner}") as caught:
+        await adopt(open_session(), key, sandbox.generations[0].id, force=force)
+    assert f"`prefect-veogen receipts show {owner}`" in caught.value.next_step
+    assert "force" not in str(caught.value)
     assert (await receipt(key)).state is State.IN_DOUBT
 
 
@@ -77,9 +108,21 @@ async def test_a_generation_of_other_content_is_adopted_only_by_force_and_stays_
 
 async def test_a_generation_the_service_does_not_know_is_not_adopted(sandbox: Sandbox) -> None:
     key = await lost(sandbox, charged=False)
-    with pytest.raises(VeogenError):
+    with pytest.raises(ConfigurationError, match=r"knows no generation gone/\.\./gone(?s:.*)Check the id") as caught:
         await adopt(open_session(), key, "gone/../gone")
+    assert "VEOGEN_BASE_URL" not in str(caught.value)
     assert (await receipt(key)).state is State.IN_DOUBT
+
+
+async def test_a_generation_asked_for_at_another_service_names_the_one_that_has_it(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = await lost(sandbox, charged=True)
+    with Sandbox() as other:
+        monkeypatch.setenv("VEOGEN_BASE_URL", other.base_url)
+        monkeypatch.setenv("VEOGEN_API_TOKEN", other.token)
+        with pytest.raises(ConfigurationError, match=f"purchase was made at {sandbox.base_url}: set VEOGEN_BASE_URL"):
+            await adopt(open_session(), key, sandbox.generations[0].id)
 
 
 @pytest.mark.parametrize("rounds", range(3))

@@ -199,7 +199,7 @@ async def test_what_a_lost_attempt_had_set_aside_counts_for_a_day(
 ) -> None:
     key = await lost(sandbox, charged=False)
     await bought(picture("ours"))
-    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "0")
+    monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "0.1")
     await on_io(buy(capped(), picture("lost")))
     sandbox.advance(60)
     await sweep(open_session())
