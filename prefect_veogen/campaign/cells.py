@@ -54,6 +54,8 @@ TWICE = Wrong("is set twice")
 """The value of a duplicate key."""
 UNNAMED = "(no heading)"
 """The name of what has none."""
+OUT_OF_RANGE = "outside of the years 1 to 9999; write it as text"
+"""What is wrong with a date or time that Python hasn't."""
 
 
 class WrongCell(ValueError):
@@ -186,7 +188,10 @@ def _of_library(name: str, value: Any) -> Any:
     for method in ("to_pylist", "to_list", "tolist", "as_py"):
         convert: Callable[[], Any] | None = getattr(value, method, None)
         if convert is not None:
-            return _plain(name, convert())
+            try:
+                return _plain(name, convert())
+            except OverflowError:
+                raise WrongCell(f"{name or UNNAMED}: is {OUT_OF_RANGE}") from None
     return value
 
 
@@ -195,8 +200,11 @@ def _of_numpy(name: str, value: Any) -> Any:
         case "m":
             raise _unreadable(name, value)
         case "M":
-            # As Python has no nanoseconds, numpy would give their count since 1970.
-            return value.astype("datetime64[us]").tolist() if "ns" in str(value.dtype) else value.tolist()
+            # Of what Python has not, nanoseconds and years beyond 9999, numpy would give the count since 1970.
+            found = value.astype("datetime64[us]").tolist() if "ns" in str(value.dtype) else value.tolist()
+            if any(isinstance(item, int) for item in (found if isinstance(found, list) else [found])):
+                raise WrongCell(f"{name or UNNAMED}: is {OUT_OF_RANGE}")
+            return found
         case "f" if not value.shape:
             return float(value)  # a long double's own value is a long double
     return value.tolist()

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from prefect_veogen.campaign.cells import UNNAMED
+from prefect_veogen.campaign.cells import OUT_OF_RANGE, UNNAMED
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 
 _BATCH_ROWS = 1000
@@ -115,7 +115,21 @@ def _check(names: list[str]) -> None:
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Rows:
-    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", row
+    except (OverflowError, NotImplementedError):  # the latter is pandas', of times with a zone
+        raise _out_of_range(number) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Polars' own, which is no Exception
+            raise
+        raise _out_of_range(number) from None
+
+
+def _out_of_range(number: int) -> InvalidManifest:
+    # Rows are read in batches, so that the one is not known, nor its column.
+    return InvalidManifest([f"row {number + 1} or one below it: a date or time is {OUT_OF_RANGE}"])
 
 
 def _dicts(batches: Iterable[Any], form: str) -> Iterator[dict[str, Any]]:

@@ -195,6 +195,26 @@ def test_another_column_is_plain_python(value: Any, meant: Any) -> None:
     assert type(cleaned("city", value)) is type(meant)
 
 
+FAR = 9223372036854775  # milliseconds, until the year 294247
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.datetime64(FAR, "ms"),
+        np.datetime64(10**9, "D"),
+        np.array([0, FAR], "datetime64[ms]"),
+        pa.scalar(FAR, pa.timestamp("ms")),
+        pa.array([FAR], pa.timestamp("ms")),
+    ],
+    ids=["numpy", "numpy's day", "numpy's array", "pyarrow", "pyarrow's array"],
+)
+@pytest.mark.parametrize("name", ["city", "take"])
+def test_a_time_that_python_has_not_is_refused(value: Any, name: str) -> None:
+    with pytest.raises(WrongCell, match=f"^{name}: is outside of the years 1 to 9999; write it as text"):
+        cleaned(name, value)
+
+
 # ---------------------------------------------------------------- words for gaps
 
 GAPS = ["nan", "NaN", "NULL", "null", "None", "N/A", "n/a", "NA", "#N/A", "NaT", "<NA>", "undefined", " nan\n", r"\N"]

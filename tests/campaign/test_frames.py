@@ -142,6 +142,38 @@ async def test_a_query_that_fails_is_told_as_that(frame: Any) -> None:
         await read(frame())
 
 
+FAR = [0, 9223372036854775]  # the second is in the year 294247
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ms"), pa.timestamp("ms", "UTC"), pa.date64()], ids=str)
+@pytest.mark.parametrize("library", ["parquet", "feather", "pyarrow", "polars", "duckdb", "pandas with Arrow's types"])
+async def test_a_time_that_python_has_not_is_told_whatever_holds_it(
+    library: str, kind: pa.DataType, tmp_path: Path
+) -> None:
+    table = pa.table({"id": ["a", "b"], "when": pa.array(FAR, pa.int64()).cast(kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "far.parquet")
+    pyarrow.feather.write_feather(table, tmp_path / "far.feather")
+    manifests: dict[str, Callable[[], Any]] = {
+        "parquet": lambda: tmp_path / "far.parquet",
+        "feather": lambda: tmp_path / "far.feather",
+        "pyarrow": lambda: table,
+        "polars": lambda: pl.from_arrow(table),
+        "duckdb": lambda: duckdb.from_arrow(table),
+        "pandas with Arrow's types": lambda: table.to_pandas(types_mapper=pd.ArrowDtype),
+    }
+    with pytest.raises(InvalidManifest) as caught:
+        await read(manifests[library]())
+    (problem,) = caught.value.problems
+    assert problem.startswith("row ")
+    assert problem.endswith(": a date or time is outside of the years 1 to 9999; write it as text")
+
+
+async def test_and_a_time_with_a_zone_that_pandas_can_not_give() -> None:
+    frame = pa.table({"id": ["a", "b"], "when": pa.array(FAR, pa.timestamp("ms", "Europe/Zurich"))}).to_pandas()
+    with pytest.raises(InvalidManifest, match="outside of the years 1 to 9999; write it as text"):
+        await read(frame)
+
+
 @pytest.mark.parametrize("manifest", [pd.Series(["a"]), np.array(["a"]), pl.Series(["a"])])
 async def test_a_series_of_texts_is_no_manifest(manifest: Any) -> None:
     with pytest.raises(InvalidManifest, match=r"is str_?, where a mapping of fields is expected"):
