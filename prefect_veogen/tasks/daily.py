@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -15,8 +14,7 @@ from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.items import ItemStatus
 from prefect_veogen.campaign.records import Manifest
 from prefect_veogen.campaign.report import CampaignReport
-from prefect_veogen.campaign.rows import Rows
-from prefect_veogen.download.publication import check_publication_key, publish
+from prefect_veogen.download.publication import publish
 from prefect_veogen.errors import ConfigurationError, VeogenError
 from prefect_veogen.models import Asset
 from prefect_veogen.process.io_loop import on_io
@@ -30,32 +28,13 @@ from prefect_veogen.tasks.campaign import (
 )
 from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.runs import name_task_run
+from prefect_veogen.tasks.slots import Option, Slot, check_names, check_template
 from prefect_veogen.tasks.steps import FREE
 from prefect_veogen.tasks.stores import StoreParameter
 
 __all__ = ["Slot", "is_late", "make_slot", "publish_asset", "read_slots"]
 
 _MAX_SLOTS = 366
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One slot of a schedule: the campaign that is made for it, and under which names its assets are published."""
-
-    scheduled: datetime
-    name: str
-    rows: Rows
-    publish_as: str | None = None
-    latest: str | None = None
-
-    def keys_of(self, identity: str, take: str, ending: str = ".ext") -> dict[str, datetime | None]:
-        """Return where the asset of a row is published; with a time, only if there is nothing of a later slot."""
-        keys: dict[str, datetime | None] = {}
-        for template, scheduled in ((self.publish_as, None), (self.latest, self.scheduled)):
-            if template is not None:
-                named = template.replace("{ext}", ending).replace("{id}", identity).replace("{take}", take)
-                keys[str(take_of_slot(named, self.scheduled))] = scheduled
-        return keys
 
 
 def is_late(late_after_seconds: float) -> bool:
@@ -104,13 +83,18 @@ async def read_slots(
             next_step='Nothing was bought. Leave take="{scheduled:%Y-%m-%d}", and give a day as both start and end to '
             "make it again; or leave out publish_as and latest.",
         )
+    names: dict[Option, str | None] = {"publish_as": publish_as, "latest": latest}
+    templates = [(option, template) for option, template in names.items() if template is not None]
+    for option, template in templates:
+        check_template(option, template)
     slots = []
     for scheduled in _days(take, start, end) or [scheduled_start() or datetime.now(UTC)]:
         filled = take_of_slot(take, scheduled)
         rows = await read_manifest(manifest, take, scheduled=scheduled, store=store, **options)
         slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest))
         await keep_results(rows, only, name=slots[-1].name, credentials=credentials, store=store)
-    _check_publication(slots)
+    for option, template in templates:
+        check_names(option, template, slots)
     return slots
 
 
@@ -133,23 +117,6 @@ def _days(take: int | str, start: date | None, end: date | None) -> list[datetim
         f"start={start}, end={end}: {problem}",
         next_step='Nothing was bought. Give the first and the last day, and take="{scheduled:%Y-%m-%d}".',
     )
-
-
-def _check_publication(slots: Sequence[Slot]) -> None:
-    """Validate the names under which assets are published, before anything is bought."""
-    published: dict[str, str] = {}
-    for slot in slots:
-        latest: dict[str, str] = {}
-        for identity, take in (row.key for row in slot.rows):
-            for key, scheduled in slot.keys_of(identity, take).items():
-                check_publication_key(key)
-                seen, owner = latest if scheduled else published, f"{identity} (take {take})"
-                for written in (key, f"{key}.json"):  # the copy, and its sidecar
-                    if seen.setdefault(written, owner) != owner:
-                        raise ConfigurationError(
-                            f"{seen[written]} and {owner} would both be published as {written}",
-                            next_step="Nothing was bought. Put {id}, {take} or the slot into the name.",
-                        )
 
 
 async def make_slot(
@@ -200,8 +167,8 @@ async def publish_asset(
     stays. Safe to repeat.
 
     Raises:
-        ConfigurationError: the key belongs to the store itself, is not valid or has the ending of another kind of
-            media, or the asset is in another store.
+        ConfigurationError: the key belongs to the store itself, is not valid (it is taken as it is, so braces are not)
+            or has the ending of another kind of media, or the asset is in another store.
         PersonNeeded: the asset is gone, or changed.
     """
     session = await session_for_task(credentials, store)
