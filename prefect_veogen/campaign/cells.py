@@ -22,6 +22,7 @@ _OWN = frozenset(FIELDS)
 _WHOLE_NUMBERS, _TRUTHS = ("duration", f"{MOTION}duration", "variants"), ("watermark", "private")
 _LINKS = ("image_urls", "video_urls", "audio_urls")
 _PROMPTS = ("prompt", f"{MOTION}prompt")
+_REQUIRED = ("id", "model", "prompt")
 _YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
 # 007 is not another spelling of 7: it is another take, and another purchase.
 _WHOLE = re.compile(rf"(0|-?[1-9][0-9]{{0,{MAX_DIGITS - 1}}})")
@@ -99,7 +100,8 @@ def _own_text(name: str, text: str) -> Any:
         return None
     if is_gap(word := text.lower()) and word not in _IN_EARNEST.get(name, ()):
         meant = "a prompt" if name in _PROMPTS else "what is meant"
-        raise WrongCell(str(Problem(name, text, f"reads like a gap; leave the cell empty, or write {meant}")))
+        step = f"write {meant}" if name in _REQUIRED else f"leave the cell empty, or write {meant}"
+        raise WrongCell(str(Problem(name, text, f"reads like a gap; {step}")))
     if name in _WHOLE_NUMBERS:
         number = _WHOLE_AS_DECIMAL.fullmatch(text)
         return int(number[1]) if number else text

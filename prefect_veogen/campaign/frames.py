@@ -7,6 +7,8 @@ from types import ModuleType
 from typing import Any
 
 from prefect_veogen.campaign.cells import OUT_OF_RANGE, UNNAMED
+from prefect_veogen.campaign.misnamed import NAME_IT, other_form
+from prefect_veogen.campaign.parse import known_beginning
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 
 _BATCH_ROWS = 1000
@@ -72,7 +74,18 @@ def _file_rows(form: str, read: Callable[[bytes], tuple[list[str], Iterable[Any]
         _check(names)
         return _numbered(_dicts(batches, form))
     except (arrow.ArrowException, OSError) as error:
-        raise _invalid(form, error) from None
+        raise _misnamed(form, body) or _invalid(form, error) from None
+
+
+def _misnamed(form: str, body: bytes) -> InvalidManifest | None:
+    """Return the error of a file that is something else; `None` if it isn't known to be."""
+    if not body:
+        return InvalidManifest(["it is empty"])
+    known = known_beginning(body)
+    if known is not None and form not in known[0]:
+        return InvalidManifest([f"it {known[0]}, where {form} is expected"], next_step=known[1])
+    other = other_form(body.decode("utf-8-sig", "replace"), form.lower())
+    return None if other is None else InvalidManifest([f"it is not valid {form}; {other}"], next_step=NAME_IT)
 
 
 def _parquet(body: bytes) -> tuple[list[str], Iterable[Any]]:

@@ -125,7 +125,7 @@ async def test_a_value_that_no_row_holds_is_told_with_row_and_field() -> None:
         await read_manifest(frame)
     assert [problem.partition(" (got")[0] for problem in caught.value.problems] == [
         "row 1 (a): style: is bytes, which a row can't hold; write it as text",
-        "row 2 (b): prompt: reads like a gap; leave the cell empty, or write a prompt",
+        "row 2 (b): prompt: reads like a gap; write a prompt",
     ]
 
 
@@ -216,12 +216,29 @@ async def test_such_a_file_may_be_behind_a_link(name: str, tmp_path: Path) -> No
         assert await read(f"{origin}/{name}?sig=1") == RECORDS
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "rows.feather"])
-@pytest.mark.parametrize("body", [b"", b"id,prompt\na,x\n", b"PAR1", b"ARROW1\0\0", b"ARROW1\0\0" + b"x" * 99])
-async def test_what_is_none_is_refused(name: str, body: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("rows.parquet", b"PAR1", "it is not valid Parquet: "),
+        ("rows.parquet", b"something else", "it is not valid Parquet: "),
+        ("rows.arrow", b"ARROW1\0\0", "it is not valid Arrow: "),
+        ("rows.feather", b"ARROW1\0\0" + b"x" * 99, "it is not valid Arrow: "),
+        ("rows.parquet", b"", "it is empty"),
+        ("rows.arrow", b"", "it is empty"),
+        ("rows.parquet", b"id,prompt\na,x\n", "it looks like CSV, whose name ends in .csv"),
+        ("rows.feather", b"\xef\xbb\xbfid;model\na;x\n", "it looks like CSV, whose name ends in .csv"),
+        ("rows.parquet", b'{"id": 1}\n{"id": 2}\n', "it looks like JSON Lines, whose name ends in .jsonl"),
+        ("rows.parquet", b"ARROW1\0\0" + b"x" * 99, "it is an Arrow file, whose name ends in .arrow or .feather"),
+        ("rows.arrow", b"PAR1", "it is a Parquet file, whose name ends in .parquet"),
+        ("rows.feather", b"\x1f\x8b\x08", "it is compressed"),
+    ],
+)
+async def test_what_is_none_is_refused_and_told_what_it_is(name: str, body: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(body)
-    with pytest.raises(InvalidManifest, match=r"it is not valid (Parquet|Arrow)"):
+    with pytest.raises(InvalidManifest) as caught:
         await read(tmp_path / name)
+    (problem,) = caught.value.problems
+    assert said in problem
 
 
 async def test_a_file_that_is_cut_or_damaged_is_refused(tmp_path: Path) -> None:
