@@ -92,16 +92,19 @@ def _form_of(file_name: str, name: str) -> str | None:
             "File > Download > Comma-separated values), and give that file, whose name ends in .csv.",
         )
     if ending in _COMPRESSED:
+        within = Path(file_name).stem
+        is_known = Path(within).suffix.lower() in ENDINGS
         raise ConfigurationError(
             f"The manifest {name} is compressed, and isn't read so",
-            next_step=f"Decompress it, and give that file, whose name ends in {', '.join(ENDINGS)}.",
+            next_step=f"Decompress it, and give that file, such as {within if is_known else 'rows.csv'}.",
         )
     return ENDINGS.get(ending)
 
 
 def _unknown(name: str, problem: str) -> ConfigurationError:
+    endings = ", ".join(ENDINGS)
     return ConfigurationError(
-        f"The manifest {name} {problem}", next_step=f"Let its name end in {', '.join(ENDINGS)}: rows.csv."
+        f"The manifest {name} {problem}", next_step=f"Give it a name that ends in {endings}, such as rows.csv."
     )
 
 
@@ -120,8 +123,8 @@ def _check_file_link(source: str) -> None:
     """Refuse `file://rows.csv`: what stands there is a machine, and the path would be empty."""
     if (machine := source[len("file://") :].partition("/")[0]) not in ("", "localhost"):
         raise ConfigurationError(
-            f"{source} is a file on a machine called {machine}",
-            next_step="Give the path alone, or file:/// and an absolute path.",
+            f"{source} can't be read: a path begins with a third slash, and {machine} would be a machine",
+            next_step="Give the path without file://, or file:/// with an absolute one.",
         )
 
 

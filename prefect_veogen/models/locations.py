@@ -29,7 +29,7 @@ def location_of(text: str) -> str:
     if _PATH.match(text):
         return location_of_file(Path(text))
     if re.search(r"[,;\s](https?|s3|file)://", text):
-        raise ValueError("contains two links; give each by itself: in a cell with a space between, without a comma")
+        raise ValueError("contains two links; give each by itself, in a cell separated by spaces, without commas")
     if _OBJECT.fullmatch(text):
         return text
     if text.startswith(f"{_FILE}/"):

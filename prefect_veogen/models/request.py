@@ -180,7 +180,7 @@ def _located(position: int, value: Input, *, is_list: bool) -> Input:
     problem = text_problem(value)
     # A link may hold commas, so one alone may end in one; of several, it would be bought with the separator.
     if problem is None and is_list and value.strip(",;") != value:
-        problem = "begins or ends with a comma or semicolon; links in a cell have a space between them, without a comma"
+        problem = "begins or ends with a comma or semicolon; separate links in a cell by nothing but spaces"
     if problem is None:
         try:
             return location_of(value)

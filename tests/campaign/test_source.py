@@ -142,14 +142,15 @@ async def test_a_workbook_behind_a_link_without_an_ending_is_told_too() -> None:
 @pytest.mark.parametrize(
     ("source", "problem", "step"),
     [
-        (".csv", "has an unknown file extension", "Let its name end in .csv, .tsv"),
-        ("rows.txt", "has an unknown file extension", "feather: rows.csv."),
+        (".csv", "has an unknown file extension", "Give it a name that ends in .csv, .tsv"),
+        ("rows.txt", "has an unknown file extension", "such as rows.csv."),
         ("folder", "is a directory", "Give the path of a file in it"),
         ("folder.csv", "is a directory", "Give the path of a file in it"),
-        ("rows.csv.gz", "is compressed, and isn't read so", "Decompress it"),
+        ("shop.csv.gz", "is compressed, and isn't read so", "Decompress it, and give that file, such as shop.csv."),
+        ("rows.zst", "is compressed, and isn't read so", "such as rows.csv."),
         ("https://127.0.0.1:9/rows.csv.zip", "is compressed, and isn't read so", "Decompress it"),
-        ("file://rows.csv", "is a file on a machine called rows.csv", "Give the path alone, or file:/// and"),
-        ("file://folder/rows.csv", "is a file on a machine called folder", "Give the path alone, or file:/// and"),
+        ("file://rows.csv", "a path begins with a third slash", "Give the path without file://"),
+        ("file://folder/rows.csv", "folder would be a machine", "or file:/// with an absolute one"),
     ],
 )
 async def test_a_name_that_can_not_be_read_is_told_what_would_do(

@@ -209,7 +209,7 @@ def test_takes_of_a_request_share_the_content_key_and_lookalikes_its_beginning()
         ("video_urls", ["https://example.org/a b.mp4"], "item 0"),
         ("audio_urls", ["https://example.org/a.mp3", 7], "item 1: must be a URL, a local file or an Asset"),
         ("audio_urls", [{"uri": "https://example.org/a.mp3"}], "item 0: must be a URL, a local file or an Asset"),
-        ("image_urls", ["https://a/1.png,https://a/2.png"], "a space between, without a comma"),
+        ("image_urls", ["https://a/1.png,https://a/2.png"], "in a cell separated by spaces, without commas"),
         ("image_urls", ["https://a/1.png, https://a/2.png"], "contains two links; give each by itself"),
         ("image_urls", ["s3://bucket/1.png s3://bucket/2.png"], "contains two links; give each by itself"),
         ("image_urls", ["https://a/1.png,", "https://a/2.png"], "item 0 ('https://a/1.png,') begins or ends"),
