@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -14,9 +15,10 @@ from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.items import ItemStatus
 from prefect_veogen.campaign.records import Manifest
 from prefect_veogen.campaign.report import CampaignReport
+from prefect_veogen.campaign.rows import Rows
 from prefect_veogen.download.publication import publish
 from prefect_veogen.errors import ConfigurationError, VeogenError
-from prefect_veogen.models import Asset
+from prefect_veogen.models import Asset, Kind
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.schedule import scheduled_start, take_of_slot
 from prefect_veogen.tasks.campaign import (
@@ -28,7 +30,7 @@ from prefect_veogen.tasks.campaign import (
 )
 from prefect_veogen.tasks.generation import session_for_task
 from prefect_veogen.tasks.runs import name_task_run
-from prefect_veogen.tasks.slots import Option, Slot, check_names, check_template
+from prefect_veogen.tasks.slots import Slot, check_kinds, check_names, kind_of_ending, templates_of
 from prefect_veogen.tasks.steps import FREE
 from prefect_veogen.tasks.stores import StoreParameter
 
@@ -73,7 +75,8 @@ async def read_slots(
     ended well in it is left out.
 
     Raises:
-        InvalidManifest, ConfigurationError: rows or options are wrong, or two would be published under one name.
+        InvalidManifest, ConfigurationError: rows or options are wrong, two would be published under one name, or one
+            under the name of another kind of media.
     """
     if isinstance(manifest, Iterator):
         manifest = list(manifest)  # it is read once per slot
@@ -83,10 +86,7 @@ async def read_slots(
             next_step='Nothing was bought. Leave take="{scheduled:%Y-%m-%d}", and give a day as both start and end to '
             "make it again; or leave out publish_as and latest.",
         )
-    names: dict[Option, str | None] = {"publish_as": publish_as, "latest": latest}
-    templates = [(option, template) for option, template in names.items() if template is not None]
-    for option, template in templates:
-        check_template(option, template)
+    templates = templates_of(publish_as, latest)
     slots = []
     for scheduled in _days(take, start, end) or [scheduled_start() or datetime.now(UTC)]:
         filled = take_of_slot(take, scheduled)
@@ -95,7 +95,25 @@ async def read_slots(
         await keep_results(rows, only, name=slots[-1].name, credentials=credentials, store=store)
     for option, template in templates:
         check_names(option, template, slots)
+        if kind_of_ending(template) is not None:
+            check_kinds(option, template, slots, await _kinds_in(slots[0].rows, credentials, store))
     return slots
+
+
+async def _kinds_in(
+    rows: Rows, credentials: VeogenCredentials | str | None, store: StoreParameter | None
+) -> dict[str, Kind]:
+    models = {row.request.model for row in rows if row.motion is None}
+    session = await session_for_task(credentials, store)
+
+    async def look_up() -> dict[str, Kind]:
+        kinds = {}
+        for model in models:
+            with suppress(VeogenError):  # what is wrong with it is told with the rows
+                kinds[model] = (await session.catalogue.get_model(model)).type
+        return {model: kind for model, kind in kinds.items() if kind is not None}
+
+    return await on_io(look_up())
 
 
 def _days(take: int | str, start: date | None, end: date | None) -> list[datetime]:

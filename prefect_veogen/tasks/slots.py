@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import mimetypes
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import Literal
 
 from prefect_veogen.campaign.rows import Rows
 from prefect_veogen.download.publication import check_publication_key, publication_key_problem
 from prefect_veogen.errors import ConfigurationError
+from prefect_veogen.models import Kind
 from prefect_veogen.schedule import take_of_slot
 
 Option = Literal["publish_as", "latest"]
 
+_A = {Kind.IMAGE: "a picture", Kind.VIDEO: "a clip"}
 _PLACEHOLDER = re.compile(r"\{(?:id|take|ext|scheduled:[^{}]+)\}")
 
 
@@ -49,6 +53,19 @@ def published_name(template: str, scheduled: datetime, identity: str, take: str,
         return values[found[0]] if found[0] in values else str(take_of_slot(found[0], scheduled))
 
     return _PLACEHOLDER.sub(value_of, template)  # in one pass: an id may look like a placeholder
+
+
+def templates_of(publish_as: str | None, latest: str | None) -> list[tuple[Option, str]]:
+    """Return the templates that are given, by their options.
+
+    Raises:
+        ConfigurationError: one can't be filled in.
+    """
+    options: tuple[tuple[Option, str | None], ...] = (("publish_as", publish_as), ("latest", latest))
+    given = [(option, template) for option, template in options if template is not None]
+    for option, template in given:
+        check_template(option, template)
+    return given
 
 
 def check_template(option: Option, template: str) -> None:
@@ -95,6 +112,29 @@ def check_names(option: Option, template: str, slots: Sequence[Slot]) -> None:
                         f"{seen[written]} and {owner} would both be published as {written}",
                         next_step=f"Nothing was bought. {_apart(option, template, slots)}",
                     )
+
+
+def kind_of_ending(template: str) -> Kind | None:
+    """Return what consumers take copies for, by the ending of their name; `None` if it says nothing, as `{ext}`."""
+    kind = (mimetypes.guess_type(template)[0] or "").partition("/")[0]
+    return Kind(kind) if kind in [*Kind] else None
+
+
+def check_kinds(option: Option, template: str, slots: Sequence[Slot], kinds: Mapping[str, Kind]) -> None:
+    """Validate that the ending of a name is one for what the rows make; `kinds` are those of the known models.
+
+    Raises:
+        ConfigurationError: one makes something else, which would be bought and not published.
+    """
+    wanted = kind_of_ending(template)
+    for row in slots[0].rows:
+        made = Kind.VIDEO if row.motion is not None else kinds.get(row.request.model)
+        if made is not None and wanted is not None and made is not wanted:
+            right = template.removesuffix(PurePosixPath(template).suffix) + "{ext}"
+            raise ConfigurationError(
+                f"{row.where} makes {_A[made]}, and {option}={template!r} is the name of {_A[wanted]}",
+                next_step=f"Nothing was bought. Write {option}={right!r}: {{ext}} is the right ending, with its dot.",
+            )
 
 
 def _check_id(name: str, otherwise: str, identity: str) -> None:

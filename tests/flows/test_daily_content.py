@@ -163,9 +163,15 @@ async def test_an_asset_is_published_with_its_own_ending_and_never_as_another_ki
     await daily_content([LIGHT], publish_as="out/{scheduled:%F}{ext}", latest="out/latest{ext}")
     assert (tmp_path / "store" / f"out/{TODAY}.png").exists()
     assert (tmp_path / "store" / "out/latest.png").exists()
-    with pytest.raises(ConfigurationError, match=r"is image/png, and not published as out/latest\.mp4"):
-        await daily_content([LIGHT], latest="out/latest.mp4")
-    assert not (tmp_path / "store" / "out/latest.mp4").exists()
+    assert len(sandbox.bill) == 1
+    with pytest.raises(
+        ConfigurationError, match=r"makes a picture, and latest='out/latest\.mp4' is the name of a clip"
+    ):
+        await daily_content([SHELL], latest="out/latest.mp4")
+    with pytest.raises(
+        ConfigurationError, match=r"makes a clip, and publish_as='{scheduled:%F}\.png' is the name of a"
+    ):
+        await daily_content([SHELL | {"motion_prompt": "it turns"}], publish_as="{scheduled:%F}.png")
     assert len(sandbox.bill) == 1
 
 

@@ -11,7 +11,8 @@ import pytest
 from prefect_veogen import GenerationRequest
 from prefect_veogen.campaign.rows import Row, Rows
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.tasks.slots import Option, Slot, check_names, check_template, published_name
+from prefect_veogen.models import Kind
+from prefect_veogen.tasks.slots import Option, Slot, check_kinds, check_names, check_template, published_name
 
 DAY = datetime(2026, 11, 1, tzinfo=UTC)
 ONE = [("light", "{day}")]
@@ -104,6 +105,32 @@ def test_a_dot_before_the_ending_is_refused_with_the_right_spelling(option: Opti
     error = refusal(option, template, slots_of(ONE))
     assert error.next_step == f"Nothing was bought. Write {option}={right!r}."
     check_template(option, right)
+
+
+@pytest.mark.parametrize(
+    ("template", "motion", "kinds", "right"),
+    [
+        ("daily/{scheduled:%Y.%m.%d}.mp4", False, {"m": Kind.IMAGE}, "daily/{scheduled:%Y.%m.%d}{ext}"),
+        ("latest.png", True, {"m": Kind.IMAGE}, "latest{ext}"),
+        ("latest.png", True, {}, "latest{ext}"),
+        ("{id}.webp", False, {"m": Kind.VIDEO}, "{id}{ext}"),
+    ],
+)
+@pytest.mark.parametrize("option", ["publish_as", "latest"])
+def test_a_name_of_another_kind_of_media_is_refused_with_one_for_all(
+    option: Option, template: str, motion: bool, kinds: dict[str, Kind], right: str
+) -> None:
+    row = Row("a", GenerationRequest(model="m", prompt="x"), {"prompt": "y"} if motion else None)
+    slots = [Slot(DAY, "daily", Rows([row]))]
+    with pytest.raises(ConfigurationError, match=r"^row 1 \(a\) makes a ") as caught:
+        check_kinds(option, template, slots, kinds)
+    assert caught.value.next_step.startswith(f"Nothing was bought. Write {option}={right!r}: ")
+    check_kinds(option, right, slots, kinds)
+
+
+@pytest.mark.parametrize("template", ["day.mp4", "day.png", "day", "day{ext}", "day.txt", "{id}"])
+def test_what_a_model_makes_that_nobody_knows_is_no_reason_to_refuse(template: str) -> None:
+    check_kinds("latest", template, slots_of(ONE), {})
 
 
 @pytest.mark.parametrize(
