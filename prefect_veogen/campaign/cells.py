@@ -22,6 +22,7 @@ _OWN = frozenset(FIELDS)
 _WHOLE_NUMBERS, _TRUTHS = ("duration", f"{MOTION}duration", "variants"), ("watermark", "private")
 _LINKS = ("image_urls", "video_urls", "audio_urls")
 _PROMPTS = ("prompt", f"{MOTION}prompt")
+_REQUIRED = ("id", "model", "prompt")
 _YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
 # 007 is not another spelling of 7: it is another take, and another purchase.
 _WHOLE = re.compile(rf"(0|-?[1-9][0-9]{{0,{MAX_DIGITS - 1}}})")
@@ -54,6 +55,8 @@ TWICE = Wrong("is set twice")
 """The value of a duplicate key."""
 UNNAMED = "(no heading)"
 """The name of what has none."""
+OUT_OF_RANGE = "outside of the years 1 to 9999; write it as text"
+"""What is wrong with a date or time that Python hasn't."""
 
 
 class WrongCell(ValueError):
@@ -97,7 +100,8 @@ def _own_text(name: str, text: str) -> Any:
         return None
     if is_gap(word := text.lower()) and word not in _IN_EARNEST.get(name, ()):
         meant = "a prompt" if name in _PROMPTS else "what is meant"
-        raise WrongCell(str(Problem(name, text, f"reads like a gap; leave the cell empty, or write {meant}")))
+        step = f"write {meant}" if name in _REQUIRED else f"leave the cell empty, or write {meant}"
+        raise WrongCell(str(Problem(name, text, f"reads like a gap; {step}")))
     if name in _WHOLE_NUMBERS:
         number = _WHOLE_AS_DECIMAL.fullmatch(text)
         return int(number[1]) if number else text
@@ -186,7 +190,10 @@ def _of_library(name: str, value: Any) -> Any:
     for method in ("to_pylist", "to_list", "tolist", "as_py"):
         convert: Callable[[], Any] | None = getattr(value, method, None)
         if convert is not None:
-            return _plain(name, convert())
+            try:
+                return _plain(name, convert())
+            except OverflowError:
+                raise WrongCell(f"{name or UNNAMED}: is {OUT_OF_RANGE}") from None
     return value
 
 
@@ -195,8 +202,11 @@ def _of_numpy(name: str, value: Any) -> Any:
         case "m":
             raise _unreadable(name, value)
         case "M":
-            # As Python has no nanoseconds, numpy would give their count since 1970.
-            return value.astype("datetime64[us]").tolist() if "ns" in str(value.dtype) else value.tolist()
+            # Of what Python has not, nanoseconds and years beyond 9999, numpy would give the count since 1970.
+            found = value.astype("datetime64[us]").tolist() if "ns" in str(value.dtype) else value.tolist()
+            if any(isinstance(item, int) for item in (found if isinstance(found, list) else [found])):
+                raise WrongCell(f"{name or UNNAMED}: is {OUT_OF_RANGE}")
+            return found
         case "f" if not value.shape:
             return float(value)  # a long double's own value is a long double
     return value.tolist()

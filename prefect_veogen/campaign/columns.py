@@ -75,7 +75,9 @@ def own_column_problem(name: str) -> str | None:
     if not name:
         return "is a column without a name; name it, or leave it out of your table"
     if name in RESULT_COLUMNS or name.startswith(BOUGHT_WITH):
-        return "is a column of the results; rename it in your table"
+        return "is a column of the results; rename it to something else"
     if (lower := name.lower()) in _KNOWN or lower.startswith((LABEL, *BOUGHT_WITH)):
-        return f"differs from {lower!r} in upper and lower case only; rename it in your table"
+        is_ours = lower in FIELDS or lower.startswith(LABEL)
+        step = f"name it {lower!r}, or something else" if is_ours else "rename it to something else"
+        return f"differs from {lower!r} in upper and lower case only; {step}"
     return None

@@ -17,7 +17,10 @@ _SEPARATORS = ",;\t|"
 _LINE = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+")
 _BLANK = re.compile(rf"[\s\"{_SEPARATORS}]*")
 _DECLARED = re.compile(rf"\"?sep=([{_SEPARATORS}])\"?[\r\n]*", re.IGNORECASE)
-_TOO_WIDE = 'the line has more cells than the heading; a text with {!r} in it needs quotes right around it, "like this"'
+_DOUBLED = 'quotes within it are doubled: "a ""red"" hat"'
+_TOO_WIDE = (
+    f"the line has more cells than the heading; a text with {{!r}} in it needs quotes right around it, and {_DOUBLED}"
+)
 _log = logging.getLogger("prefect_veogen")
 
 
@@ -86,7 +89,11 @@ def _records(reader: Any, line: int) -> Iterator[tuple[int, list[str]]]:
             cells = next(reader, None)
         except csv.Error as error:
             ends = "end of data" not in str(error)
-            where, problem = (line + reader.line_num - 1, error) if ends else (begin, "it opens a quote without end")
+            where, problem = (
+                (line + reader.line_num - 1, str(error)) if ends else (begin, "it opens a quote without end")
+            )
+            if "expected after" in problem:
+                problem += f"; a text in quotes ends there, and {_DOUBLED}"
             raise InvalidManifest([f"it is not valid CSV: line {where}: {problem}"]) from None
         if cells is None:
             return

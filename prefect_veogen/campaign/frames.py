@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from prefect_veogen.campaign.cells import UNNAMED
+from prefect_veogen.campaign.cells import OUT_OF_RANGE, UNNAMED
+from prefect_veogen.campaign.misnamed import NAME_IT, other_form
+from prefect_veogen.campaign.parse import known_beginning
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 
 _BATCH_ROWS = 1000
@@ -72,7 +74,18 @@ def _file_rows(form: str, read: Callable[[bytes], tuple[list[str], Iterable[Any]
         _check(names)
         return _numbered(_dicts(batches, form))
     except (arrow.ArrowException, OSError) as error:
-        raise _invalid(form, error) from None
+        raise _misnamed(form, body) or _invalid(form, error) from None
+
+
+def _misnamed(form: str, body: bytes) -> InvalidManifest | None:
+    """Return the error of a file that is something else; `None` if it isn't known to be."""
+    if not body:
+        return InvalidManifest(["it is empty"])
+    known = known_beginning(body)
+    if known is not None and form not in known[0]:
+        return InvalidManifest([f"it {known[0]}, where {form} is expected"], next_step=known[1])
+    other = other_form(body.decode("utf-8-sig", "replace"), form.lower())
+    return None if other is None else InvalidManifest([f"it is not valid {form}; {other}"], next_step=NAME_IT)
 
 
 def _parquet(body: bytes) -> tuple[list[str], Iterable[Any]]:
@@ -115,7 +128,21 @@ def _check(names: list[str]) -> None:
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]]) -> Rows:
-    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    number = 0
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield f"row {number}", row
+    except (OverflowError, NotImplementedError):  # the latter is pandas', of times with a zone
+        raise _out_of_range(number) from None
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # Polars' own, which is no Exception
+            raise
+        raise _out_of_range(number) from None
+
+
+def _out_of_range(number: int) -> InvalidManifest:
+    # Rows are read in batches, so that the one is not known, nor its column.
+    return InvalidManifest([f"row {number + 1} or one below it: a date or time is {OUT_OF_RANGE}"])
 
 
 def _dicts(batches: Iterable[Any], form: str) -> Iterator[dict[str, Any]]:

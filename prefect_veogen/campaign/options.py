@@ -45,6 +45,7 @@ class RowOptions:
             template = getattr(self, name)
             is_text = template is None or (isinstance(template, str) and template.strip())
             _check_option(name, template, None if is_text else "must be text such as 'A {color} {name}, studio light'")
+            _check_option(name, template, _template_problem(template))
         # Once: each row's columns are looked up in it.
         named = names_in(f"{self.prompt_template or ''} {self.motion_template or ''}")
         object.__setattr__(self, "named", tuple(named))
@@ -63,10 +64,21 @@ def variants_problem(value: Any) -> str | None:
     return None
 
 
+def _template_problem(template: str | None) -> str | None:
+    for name in names_in(template or ""):
+        if name in FIELDS or name.startswith(LABEL):
+            return f"{{{name}}} is a field of the row itself; copy it into a column of another name, and name that"
+    return None
+
+
 def _carry_problem(carry: Any) -> str | None:
     if isinstance(carry, list | tuple) and all(isinstance(name, str) for name in carry):
         taken = [name for name in carry if name in RESULT_COLUMNS and name not in FIELDS]
-        return f"the results have a column {taken[0]!r} of their own; rename it in your table" if taken else None
+        return (
+            f"the results have a column {taken[0]!r} of their own; rename it to something else in your table"
+            if taken
+            else None
+        )
     return None if carry == "*" else 'must be a list of columns, or "*" for all'
 
 

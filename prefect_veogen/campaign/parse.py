@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from prefect_veogen.campaign.cells import TWICE
+from prefect_veogen.campaign.misnamed import NAME_IT, other_form
 from prefect_veogen.errors import InvalidManifest
 
 _TAG, _TAGS, _NULLS = "tag:yaml.org,2002:", ("str", "seq", "map", "null"), ("", "~", "null", "Null", "NULL")
@@ -27,14 +28,18 @@ _AS_UTF8 = (
     f"{_NOTHING_BOUGHT}Save it as UTF-8 (Excel: File > Save As > CSV UTF-8 (Comma delimited); LibreOffice: Save As > "
     "Edit filter settings > Unicode (UTF-8)) and run it again."
 )
-_AS_IT_IS = f"{_NOTHING_BOUGHT}Name it for what it is, or give the file that was meant."
 _BEGINNINGS = {
     b"PK\x03\x04": ("is a workbook (Excel, LibreOffice, Numbers) or another zip archive", _AS_CSV),
     b"\xd0\xcf\x11\xe0": ("is an Excel workbook", _AS_CSV),
-    b"PAR1": ("is a Parquet file, whose name ends in .parquet", _AS_IT_IS),
-    b"ARROW1": ("is an Arrow file, whose name ends in .arrow or .feather", _AS_IT_IS),
+    b"PAR1": ("is a Parquet file, whose name ends in .parquet", NAME_IT),
+    b"ARROW1": ("is an Arrow file, whose name ends in .arrow or .feather", NAME_IT),
     b"\x1f\x8b": ("is compressed", f"{_NOTHING_BOUGHT}Decompress it first."),
 }
+
+
+def known_beginning(body: bytes) -> tuple[str, str] | None:
+    """Return what a file is by its first bytes, and what to do with it; `None` if they say nothing."""
+    return next((known for beginning, known in _BEGINNINGS.items() if body.startswith(beginning)), None)
 
 
 def text_of(body: bytes) -> str:
@@ -43,9 +48,8 @@ def text_of(body: bytes) -> str:
     Raises:
         InvalidManifest: it isn't text, or in another encoding.
     """
-    for beginning, (problem, step) in _BEGINNINGS.items():
-        if body.startswith(beginning):
-            raise InvalidManifest([f"it {problem}, where text is expected"], next_step=step)
+    if (known := known_beginning(body)) is not None:
+        raise InvalidManifest([f"it {known[0]}, where text is expected"], next_step=known[1])
     is_utf_16 = body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         # Two marks, when a program adds one to a text that has one.
@@ -62,15 +66,18 @@ def text_of(body: bytes) -> str:
 
 
 def document(text: str, form: str) -> Any:
-    """Return what a text in JSON or YAML holds.
+    """Return what a text in JSON or YAML holds, `None` if it is blank.
 
     Raises:
         InvalidManifest: it isn't valid in that format.
     """
     try:
-        return _json(text) if form == "json" else _yaml(text)
+        return _json(text) if form == "json" and text.strip() else _yaml(text)
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InvalidManifest([f"it is not valid {form.upper()}: {error}"]) from None
+        problem = f"it is not valid {form.upper()}: {_with_backslashes(error)}"
+        if (other := other_form(text, form)) is not None:
+            raise InvalidManifest([f"{problem}; {other}"], next_step=NAME_IT) from None
+        raise InvalidManifest([problem]) from None
 
 
 def json_lines(text: str) -> Iterator[tuple[str, Any]]:
@@ -79,6 +86,8 @@ def json_lines(text: str) -> Iterator[tuple[str, Any]]:
     Raises:
         InvalidManifest: at the end, if lines are not valid; all of them are named.
     """
+    if text.lstrip().startswith("[") and (other := other_form(text, "jsonl")) is not None:
+        raise InvalidManifest([f"it is not JSON Lines; {other}"], next_step=NAME_IT)
     problems = []
     # Not `splitlines`: a JSON text may hold other line breaks than these.
     for number, line in enumerate(re.finditer(r"[^\r\n]*(?:\r\n|\r|\n|\Z)", text), start=1):
@@ -86,7 +95,9 @@ def json_lines(text: str) -> Iterator[tuple[str, Any]]:
             if line[0].strip():
                 yield f"line {number}", _json(line[0])
         except (ValueError, RecursionError) as error:
-            problems.append(f"line {number} is not valid JSON: {error}")
+            problems.append(f"line {number} is not valid JSON: {_with_backslashes(error)}")
+    if problems and (other := other_form(text, "jsonl")) is not None:
+        raise InvalidManifest([f"it is not JSON Lines; {other}"], next_step=NAME_IT)
     if problems:
         raise InvalidManifest(problems)
 
@@ -101,6 +112,12 @@ def mapping(pairs: Iterable[tuple[Any, Any]]) -> dict[Any, Any]:
 
 def _lines_in(text: str) -> int:
     return len(re.findall(r"\r\n|\r|\n", text)) + 1
+
+
+def _with_backslashes(error: Exception) -> str:
+    r"""Return an error's text; to JSON and to YAML in double quotes, a prompt's `\{` is no valid escape."""
+    is_escape = re.search(r"Invalid \\escape|unknown escape character", str(error))
+    return f"{error}; a backslash is written as two, such as \\\\{{color\\\\}}" if is_escape else str(error)
 
 
 def _json(text: str) -> Any:

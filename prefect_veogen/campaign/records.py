@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from prefect_veogen.campaign.cells import WrongCell, cleaned
+from prefect_veogen.campaign.columns import FIELDS
 from prefect_veogen.campaign.csv_text import csv_rows
 from prefect_veogen.campaign.frames import arrow_rows, frame_rows, parquet_rows
+from prefect_veogen.campaign.misnamed import NAME_IT, is_json, other_form
 from prefect_veogen.campaign.parse import document, json_lines, mapping, text_of
 from prefect_veogen.campaign.source import Source, load
 from prefect_veogen.errors import InvalidManifest
@@ -29,9 +31,10 @@ Manifest = Sequence[Mapping[str, Any]] | Iterable[Mapping[str, Any]] | Mapping[s
 """Rows, a mapping with them under `rows`, the path or link of a file with them, or a DataFrame."""
 
 _ACCEPTED = (
-    "Nothing was bought. Give a list of dicts, a DataFrame (pandas, Polars, PyArrow, DuckDB or another that Narwhals "
-    "knows), or the path or link of a file."
+    "Nothing was bought. Give a list of dicts, or a dict with it under 'rows', a DataFrame (pandas, Polars, PyArrow, "
+    "DuckDB or another that Narwhals knows), or the path or link of a file."
 )
+_A_LIST = "Nothing was bought. Let the file hold a list of rows, or a mapping with the list under `rows`."
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,8 @@ def _rows_of_file(source: Source) -> Iterable[tuple[str, Any]]:
         case "arrow":
             return arrow_rows(source.body)
     text = text_of(source.body)
+    if source.form in ("csv", "tsv") and is_json(text):
+        raise InvalidManifest([f"it is not valid CSV; {other_form(text, source.form)}"], next_step=NAME_IT)
     match source.form:
         case "csv":
             return csv_rows(text)
@@ -76,7 +81,11 @@ def _rows_of_file(source: Source) -> Iterable[tuple[str, Any]]:
         case "jsonl":
             return json_lines(text)
     found = document(text, source.form)
-    return _numbered(found) if isinstance(found, list) else _rows_below_heading(found)
+    if isinstance(found, list):
+        return _numbered(found)
+    if isinstance(found, str) and (other := other_form(text, source.form)) is not None:
+        raise InvalidManifest([f"it holds no rows; {other}"], next_step=NAME_IT)
+    return _rows_below_heading(found, _A_LIST)
 
 
 def _rows_of(manifest: Any) -> Iterable[tuple[str, Any]]:
@@ -94,10 +103,10 @@ def _rows_of(manifest: Any) -> Iterable[tuple[str, Any]]:
     raise _no_rows(manifest)
 
 
-def _rows_below_heading(found: Any) -> Iterable[tuple[str, Any]]:
+def _rows_below_heading(found: Any, next_step: str = _ACCEPTED) -> Iterable[tuple[str, Any]]:
     rows = found.get("rows") if isinstance(found, Mapping) else None
     if not isinstance(rows, Sequence) or isinstance(rows, str | bytes | bytearray | memoryview):
-        raise _no_rows(found)
+        raise _no_rows(found, next_step)
     return _numbered(rows)
 
 
@@ -105,8 +114,18 @@ def _numbered(rows: Iterable[Any]) -> Iterable[tuple[str, Any]]:
     return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _no_rows(found: Any) -> InvalidManifest:
-    return InvalidManifest([f"it holds {type(found).__name__}, where a list of rows is expected"], next_step=_ACCEPTED)
+def _no_rows(found: Any, next_step: str = _ACCEPTED) -> InvalidManifest:
+    if found is None and next_step is _A_LIST:
+        return InvalidManifest(["it is empty"], next_step=next_step)
+    hint = ""
+    if isinstance(found, Mapping):
+        lists = [name for name, value in found.items() if isinstance(value, list) and value]
+        if len(lists) == 1 and all(isinstance(row, Mapping) for row in found[lists[0]]):
+            hint = f"; there is one under {lists[0]!r}: name that 'rows'"
+        elif {*FIELDS} & {*found}:
+            hint = "; it looks like a row: put it into a list"
+    problem = f"it holds {type(found).__name__}, where a list of rows is expected{hint}"
+    return InvalidManifest([problem], next_step=next_step)
 
 
 def _record(where: str, row: Any) -> Record:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from shlex import quote
 from typing import Any
 
 from prefect_veogen.campaign.cells import UNNAMED
@@ -208,7 +209,10 @@ class _Reading:
             elif self._options.carries(name):
                 carried[name] = value
             else:
-                self._report(name, f"{label}: {_unknown(name, value)}; or take it along with carry=[{name!r}]")
+                self._report(
+                    name,
+                    f"{label}: {_unknown(name, value)}; or take it along with carry=[{name!r}] (--carry {quote(name)})",
+                )
         return _Columns(labels, carried)
 
     def _split_result(self, fields: dict[str, Any]) -> _Columns:
@@ -257,8 +261,8 @@ def _rows(fields: dict[str, Any], columns: _Columns, label: str, options: RowOpt
     variants = fields.pop("variants", options.variants)
     if (wrong := variants_problem(variants)) is not None:
         problems.append(str(Problem("variants", variants, wrong)))
-    _fill_in(fields, "prompt", options.prompt_template, columns, problems)
-    _fill_in(fields, f"{MOTION}prompt", options.motion_template, columns, problems)
+    _fill_in(fields, "prompt", options, columns, problems)
+    _fill_in(fields, f"{MOTION}prompt", options, columns, problems)
     motion = {name.removeprefix(MOTION): fields.pop(name) for name in list(fields) if name.startswith(MOTION)}
     labels = _labels(columns.labels, problems)
     fields = _with_pictures_of_rows(fields)
@@ -280,9 +284,12 @@ def _variant(row: Row, number: int) -> Row:
     return Row(row.id, request, row.motion, row.labels, row.carried, row.where)
 
 
-def _fill_in(fields: dict[str, Any], name: str, template: str | None, columns: _Columns, problems: list[str]) -> None:
+def _fill_in(fields: dict[str, Any], name: str, options: RowOptions, columns: _Columns, problems: list[str]) -> None:
     """Set a prompt from its template, unless the row has its own; refuse one which nothing has filled in."""
-    if template is not None and name not in fields:
+    option = "prompt_template" if name == "prompt" else "motion_template"
+    template: str | None = getattr(options, option)
+    is_filled = template is not None and name not in fields
+    if template is not None and is_filled:
         missing = missing_columns(template, columns.carried)
         problems += [f"{name}: the column {column!r} of its template {problem}" for column, problem in missing.items()]
         fields[name] = template if missing else fill(template, columns.carried)
@@ -292,7 +299,7 @@ def _fill_in(fields: dict[str, Any], name: str, template: str | None, columns: _
         return
     prompt = fields.get(name)
     if isinstance(prompt, str):
-        if (problem := unfilled_problem(prompt)) is not None:
+        if (problem := unfilled_problem(prompt, option, is_filled=is_filled)) is not None:
             problems.append(str(Problem(name, prompt, problem)))
         fields[name] = without_escapes(prompt)
 

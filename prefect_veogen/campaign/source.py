@@ -43,6 +43,7 @@ _CONTENT_TYPES = {
     "application/vnd.apache.arrow.file": "arrow",
     "application/vnd.apache.arrow.stream": "arrow",
 }
+_COMPRESSED = (".gz", ".zip", ".zst", ".bz2", ".xz", ".7z")
 _WORKBOOKS = (".xlsx", ".xls", ".xlsm", ".xlsb", ".ods", ".numbers", ".gsheet")
 _PUBLISH = (
     "Nothing was bought. Give a link to the file itself. Of a spreadsheet: publish it as CSV (Google Sheets: File > "
@@ -67,6 +68,8 @@ async def load(source: str, store: Store | None = None) -> Source:
         ConfigurationError: there is none, it can't be read, or its form is not known.
     """
     scheme = source.partition("://")[0].lower() if "://" in source else ""
+    if scheme == "file":
+        _check_file_link(source)
     # An S3 key may hold any character; in other links the query is not part of the name.
     name = source if scheme in ("", "s3") else without_secrets(source)
     is_link = scheme in ("http", "https")
@@ -74,6 +77,8 @@ async def load(source: str, store: Store | None = None) -> Source:
     if is_link:
         return await _download(source, name, form)
     if form is None:
+        if scheme == "" and await asyncio.to_thread(_is_directory, name):
+            raise _directory(name)
         raise _unknown(name, "has an unknown file extension")
     return Source(await _read(source, scheme, store), form)
 
@@ -84,13 +89,43 @@ def _form_of(file_name: str, name: str) -> str | None:
         raise ConfigurationError(
             f"The manifest {name} is a workbook, which isn't read",
             next_step="Save the sheet as CSV (Excel: File > Save As > CSV UTF-8 (Comma delimited); Google Sheets: "
-            f"File > Download > Comma-separated values). Name it one of: {', '.join(ENDINGS)}.",
+            "File > Download > Comma-separated values), and give that file, whose name ends in .csv.",
+        )
+    if ending in _COMPRESSED:
+        within = Path(file_name).stem
+        is_known = Path(within).suffix.lower() in ENDINGS
+        raise ConfigurationError(
+            f"The manifest {name} is compressed, and isn't read so",
+            next_step=f"Decompress it, and give that file, such as {within if is_known else 'rows.csv'}.",
         )
     return ENDINGS.get(ending)
 
 
 def _unknown(name: str, problem: str) -> ConfigurationError:
-    return ConfigurationError(f"The manifest {name} {problem}", next_step=f"Name it one of: {', '.join(ENDINGS)}.")
+    endings = ", ".join(ENDINGS)
+    return ConfigurationError(
+        f"The manifest {name} {problem}", next_step=f"Give it a name that ends in {endings}, such as rows.csv."
+    )
+
+
+def _directory(name: str) -> ConfigurationError:
+    return ConfigurationError(f"The manifest {name} is a directory", next_step="Give the path of a file in it.")
+
+
+def _is_directory(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).expanduser().is_dir()
+    except (OSError, ValueError, RuntimeError):
+        return False
+
+
+def _check_file_link(source: str) -> None:
+    """Refuse `file://rows.csv`: what stands there is a machine, and the path would be empty."""
+    if (machine := source[len("file://") :].partition("/")[0]) not in ("", "localhost"):
+        raise ConfigurationError(
+            f"{source} can't be read: a path begins with a third slash, and {machine} would be a machine",
+            next_step="Give the path without file://, or file:/// with an absolute one.",
+        )
 
 
 # ---------------------------------------------------------------- links
@@ -153,7 +188,9 @@ def _read_file(source: str, path: str) -> bytes | None:
         return Path(path).expanduser().read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, RuntimeError) as error:  # a directory, an invalid file name, an unresolvable `~user`
+    except IsADirectoryError:
+        raise _directory(source) from None
+    except (OSError, ValueError, RuntimeError) as error:  # an invalid file name, an unresolvable `~user`
         raise ConfigurationError(
             f"The manifest {source} can't be read: {getattr(error, 'strerror', error)}",
             next_step="Check its path, and who may read it.",

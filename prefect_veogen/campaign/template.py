@@ -32,7 +32,7 @@ def _value_problem(value: Any) -> str | None:
     if value is None:
         return "is empty"
     if isinstance(value, str) and is_gap(value):
-        return f"reads like a gap (got {value!r}); leave the cell empty, or write what is meant"
+        return f"reads like a gap (got {value!r}); write what is meant"
     if isinstance(value, list | dict):
         return f"is a {type(value).__name__}; make text of it in a column of its own"
     if isinstance(value, float | Decimal) and not math.isfinite(value):
@@ -50,14 +50,21 @@ def without_escapes(prompt: str) -> str:
     return _ESCAPED.sub(r"{\1}", prompt)
 
 
-def unfilled_problem(prompt: str) -> str | None:
-    r"""Return why a prompt looks like a template that was not filled in; `None` if it doesn't."""
+def unfilled_problem(prompt: str, template: str, *, is_filled: bool) -> str | None:
+    r"""Return why a prompt looks like a template that was not filled in; `None` if it doesn't.
+
+    `template` is the option that makes such prompts, and `is_filled` says whether this one was made so.
+    """
     found = _UNFILLED.search(prompt)
     if found is None:
         return None
+    as_it_is = f"\\{found[0][:-1]}\\}}"
+    if is_filled:
+        return f"holds {found[0]} when its template is filled in; write {as_it_is} if the service is to get it"
+    option = f"{template} (--{template.replace('_', '-')})"
     return (
-        f"holds the placeholder {found[0]}, which nothing fills in; name the column in prompt_template or "
-        f"motion_template, or write \\{found[0][:-1]}\\}} if the service is to get it"
+        f"holds the placeholder {found[0]}, which nothing fills in; write {as_it_is} if the service is to get it; a "
+        f"campaign fills it in if it is in {option} and this cell is empty"
     )
 
 

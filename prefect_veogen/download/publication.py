@@ -7,6 +7,7 @@ import hashlib
 import json
 import mimetypes
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import ConfigurationError, PersonNeeded
@@ -19,26 +20,29 @@ if TYPE_CHECKING:
 _MAX_CHARACTERS = 512
 
 
-def check_publication_key(key: str) -> None:
-    """Validate a name in the store for a published copy: a relative path that is not the store's own.
+def check_publication_key(key: str, such_as: str) -> None:
+    """Validate a name in the store for a published copy; `such_as` is an example for whoever gave a wrong one.
 
     Raises:
         ConfigurationError: it is not valid.
     """
+    if (problem := publication_key_problem(key)) is not None:
+        raise ConfigurationError(
+            f"Nothing can be published as {key!r}: {problem}",
+            next_step=f"Nothing was bought. Give a path such as {such_as}, in none of {', '.join(FOLDERS)}.",
+        )
+
+
+def publication_key_problem(key: str) -> str | None:
+    """Return why a published copy can't have a name: it is a relative path, not the store's own; `None` if it can."""
     parts = key.split("/")
     if f"{parts[0].casefold()}/" in FOLDERS:  # one folder where the file system thinks so
-        problem = f"{parts[0]}/ belongs to the store itself"
-    elif len(key) > _MAX_CHARACTERS:
-        problem = f"it has more than {_MAX_CHARACTERS} characters"
-    elif not key.isprintable() or "\\" in key or any(not part.strip() or part.startswith(".") for part in parts):
-        problem = "each part has to be a printable name that begins with no dot"
-    else:
-        return
-    raise ConfigurationError(
-        f"Nothing can be published as {key!r}: {problem}",
-        next_step="Nothing was bought. Give a path such as daily/{scheduled:%F}.mp4, which is none of "
-        f"{', '.join(FOLDERS)}.",
-    )
+        return f"{parts[0]}/ belongs to the store itself"
+    if len(key) > _MAX_CHARACTERS:
+        return f"it has more than {_MAX_CHARACTERS} characters"
+    if not key.isprintable() or "\\" in key or any(not part.strip() or part.startswith(".") for part in parts):
+        return "each part has to be a printable name that begins with no dot"
+    return "it holds braces, which nothing fills in here" if {"{", "}"} & {*key} else None
 
 
 def _check_ending(asset: Asset, key: str) -> None:
@@ -46,7 +50,8 @@ def _check_ending(asset: Asset, key: str) -> None:
     if ending is not None and ending.partition("/")[0] != asset.content_type.partition("/")[0]:
         raise ConfigurationError(
             f"{asset.uri} is {asset.content_type}, and not published as {key}: consumers would take it for {ending}",
-            next_step="The asset stays where it is. Give the name the right ending; {ext} in a template stands for it.",
+            next_step=f"The asset stays where it is. Let the name end in {PurePosixPath(asset.uri).suffix}; in "
+            "publish_as and latest of daily_content {ext} stands for it, with its dot.",
         )
 
 
@@ -55,7 +60,7 @@ async def publish(store: Store, asset: Asset, key: str, scheduled: datetime | No
 
     With `scheduled`, what was published there for a later slot stays: a late run must not bring yesterday back.
     """
-    check_publication_key(key)
+    check_publication_key(key, f"site/banner{PurePosixPath(asset.uri).suffix}")
     _check_ending(asset, key)
     source = store.key(asset.uri)
     if source is None:

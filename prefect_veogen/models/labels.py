@@ -109,7 +109,7 @@ def _value_problem(text: str | None) -> str | None:
 def _refused(problem: str) -> ConfigurationError:
     return ConfigurationError(
         f"The labels can't be used: {problem}",
-        next_step='Nothing was bought. Correct them: labels={"project": "spring"}, for example.',
+        next_step='Nothing was bought. Correct them, as in labels={"project": "spring"} or --label project=spring.',
     )
 
 

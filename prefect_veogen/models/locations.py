@@ -28,8 +28,8 @@ def location_of(text: str) -> str:
         raise ValueError("lacks its query, which may be a secret and is not written down; give the whole link")
     if _PATH.match(text):
         return location_of_file(Path(text))
-    if re.search(r"[,;](https?|s3|file)://", text):
-        raise ValueError("contains two links; separate them by spaces")
+    if re.search(r"[,;\s](https?|s3|file)://", text):
+        raise ValueError("contains two links; give each by itself, in a cell separated by spaces, without commas")
     if _OBJECT.fullmatch(text):
         return text
     if text.startswith(f"{_FILE}/"):

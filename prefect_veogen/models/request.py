@@ -127,7 +127,8 @@ class GenerationRequest(Value):
         max_images = MAX_IMAGES_OF_MODEL.get(info.data.get("model", ""), MAX_IMAGES)
         if info.field_name == "image_urls" and inputs and len(inputs) > max_images:
             raise ValueError(f"holds {len(inputs)} images; at most {max_images} are allowed")
-        return tuple(_located(position, value) for position, value in enumerate(inputs or ())) or None
+        is_list = len(inputs or ()) > 1
+        return tuple(_located(item, value, is_list=is_list) for item, value in enumerate(inputs or ())) or None
 
     @field_validator("take")
     @classmethod
@@ -173,10 +174,13 @@ class GenerationRequest(Value):
         return str(ReceiptKey(visible[:12], content[:32], take_part(self.take)))
 
 
-def _located(position: int, value: Input) -> Input:
+def _located(position: int, value: Input, *, is_list: bool) -> Input:
     if isinstance(value, Asset):
         return value
     problem = text_problem(value)
+    # A link may hold commas, so one alone may end in one; of several, it would be bought with the separator.
+    if problem is None and is_list and value.strip(",;") != value:
+        problem = "begins or ends with a comma or semicolon; separate links in a cell by nothing but spaces"
     if problem is None:
         try:
             return location_of(value)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -16,9 +16,9 @@ from prefect_veogen.campaign.items import ItemStatus
 from prefect_veogen.campaign.records import Manifest
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.rows import Rows
-from prefect_veogen.download.publication import check_publication_key, publish
+from prefect_veogen.download.publication import publish
 from prefect_veogen.errors import ConfigurationError, VeogenError
-from prefect_veogen.models import Asset
+from prefect_veogen.models import Asset, Kind
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.schedule import scheduled_start, take_of_slot
 from prefect_veogen.tasks.campaign import (
@@ -30,32 +30,13 @@ from prefect_veogen.tasks.campaign import (
 )
 from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.runs import name_task_run
+from prefect_veogen.tasks.slots import Slot, check_kinds, check_names, kind_of_ending, templates_of
 from prefect_veogen.tasks.steps import FREE
 from prefect_veogen.tasks.stores import StoreParameter
 
 __all__ = ["Slot", "is_late", "make_slot", "publish_asset", "read_slots"]
 
 _MAX_SLOTS = 366
-
-
-@dataclass(frozen=True, slots=True)
-class Slot:
-    """One slot of a schedule: the campaign that is made for it, and under which names its assets are published."""
-
-    scheduled: datetime
-    name: str
-    rows: Rows
-    publish_as: str | None = None
-    latest: str | None = None
-
-    def keys_of(self, identity: str, take: str, ending: str = ".ext") -> dict[str, datetime | None]:
-        """Return where the asset of a row is published; with a time, only if there is nothing of a later slot."""
-        keys: dict[str, datetime | None] = {}
-        for template, scheduled in ((self.publish_as, None), (self.latest, self.scheduled)):
-            if template is not None:
-                named = template.replace("{ext}", ending).replace("{id}", identity).replace("{take}", take)
-                keys[str(take_of_slot(named, self.scheduled))] = scheduled
-        return keys
 
 
 def is_late(late_after_seconds: float) -> bool:
@@ -94,7 +75,8 @@ async def read_slots(
     ended well in it is left out.
 
     Raises:
-        InvalidManifest, ConfigurationError: rows or options are wrong, or two would be published under one name.
+        InvalidManifest, ConfigurationError: rows or options are wrong, two would be published under one name, or one
+            under the name of another kind of media.
     """
     if isinstance(manifest, Iterator):
         manifest = list(manifest)  # it is read once per slot
@@ -104,14 +86,34 @@ async def read_slots(
             next_step='Nothing was bought. Leave take="{scheduled:%Y-%m-%d}", and give a day as both start and end to '
             "make it again; or leave out publish_as and latest.",
         )
+    templates = templates_of(publish_as, latest)
     slots = []
     for scheduled in _days(take, start, end) or [scheduled_start() or datetime.now(UTC)]:
         filled = take_of_slot(take, scheduled)
         rows = await read_manifest(manifest, take, scheduled=scheduled, store=store, **options)
         slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest))
         await keep_results(rows, only, name=slots[-1].name, credentials=credentials, store=store)
-    _check_publication(slots)
+    for option, template in templates:
+        check_names(option, template, slots)
+        if kind_of_ending(template) is not None:
+            check_kinds(option, template, slots, await _kinds_in(slots[0].rows, credentials, store))
     return slots
+
+
+async def _kinds_in(
+    rows: Rows, credentials: VeogenCredentials | str | None, store: StoreParameter | None
+) -> dict[str, Kind]:
+    models = {row.request.model for row in rows if row.motion is None}
+    session = await session_for_task(credentials, store)
+
+    async def look_up() -> dict[str, Kind]:
+        kinds = {}
+        for model in models:
+            with suppress(VeogenError):  # what is wrong with it is told with the rows
+                kinds[model] = (await session.catalogue.get_model(model)).type
+        return {model: kind for model, kind in kinds.items() if kind is not None}
+
+    return await on_io(look_up())
 
 
 def _days(take: int | str, start: date | None, end: date | None) -> list[datetime]:
@@ -133,23 +135,6 @@ def _days(take: int | str, start: date | None, end: date | None) -> list[datetim
         f"start={start}, end={end}: {problem}",
         next_step='Nothing was bought. Give the first and the last day, and take="{scheduled:%Y-%m-%d}".',
     )
-
-
-def _check_publication(slots: Sequence[Slot]) -> None:
-    """Validate the names under which assets are published, before anything is bought."""
-    published: dict[str, str] = {}
-    for slot in slots:
-        latest: dict[str, str] = {}
-        for identity, take in (row.key for row in slot.rows):
-            for key, scheduled in slot.keys_of(identity, take).items():
-                check_publication_key(key)
-                seen, owner = latest if scheduled else published, f"{identity} (take {take})"
-                for written in (key, f"{key}.json"):  # the copy, and its sidecar
-                    if seen.setdefault(written, owner) != owner:
-                        raise ConfigurationError(
-                            f"{seen[written]} and {owner} would both be published as {written}",
-                            next_step="Nothing was bought. Put {id}, {take} or the slot into the name.",
-                        )
 
 
 async def make_slot(
@@ -200,8 +185,8 @@ async def publish_asset(
     stays. Safe to repeat.
 
     Raises:
-        ConfigurationError: the key belongs to the store itself, is not valid or has the ending of another kind of
-            media, or the asset is in another store.
+        ConfigurationError: the key belongs to the store itself, is not valid (it is taken as it is, so braces are not)
+            or has the ending of another kind of media, or the asset is in another store.
         PersonNeeded: the asset is gone, or changed.
     """
     session = await open_task_session(credentials, store)

@@ -195,6 +195,26 @@ def test_another_column_is_plain_python(value: Any, meant: Any) -> None:
     assert type(cleaned("city", value)) is type(meant)
 
 
+FAR = 9223372036854775  # milliseconds, until the year 294247
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.datetime64(FAR, "ms"),
+        np.datetime64(10**9, "D"),
+        np.array([0, FAR], "datetime64[ms]"),
+        pa.scalar(FAR, pa.timestamp("ms")),
+        pa.array([FAR], pa.timestamp("ms")),
+    ],
+    ids=["numpy", "numpy's day", "numpy's array", "pyarrow", "pyarrow's array"],
+)
+@pytest.mark.parametrize("name", ["city", "take"])
+def test_a_time_that_python_has_not_is_refused(value: Any, name: str) -> None:
+    with pytest.raises(WrongCell, match=f"^{name}: is outside of the years 1 to 9999; write it as text"):
+        cleaned(name, value)
+
+
 # ---------------------------------------------------------------- words for gaps
 
 GAPS = ["nan", "NaN", "NULL", "null", "None", "N/A", "n/a", "NA", "#N/A", "NaT", "<NA>", "undefined", " nan\n", r"\N"]
@@ -204,8 +224,9 @@ GAPS += ["#REF!", "#VALUE!", "#DIV/0!", "#NAME?", "(null)", "Loading..."]
 @pytest.mark.parametrize("word", GAPS)
 @pytest.mark.parametrize("name", ["prompt", "motion_prompt", "model", "take", "duration", "aspect_ratio", "image_urls"])
 def test_a_word_for_a_gap_is_refused_instead_of_bought(name: str, word: str) -> None:
-    with pytest.raises(WrongCell, match=f"^{name}: reads like a gap; leave the cell empty, or write "):
+    with pytest.raises(WrongCell, match=f"^{name}: reads like a gap; ") as caught:
         cleaned(name, word)
+    assert ("leave the cell empty" in str(caught.value)) is (name not in ("model", "prompt")), "they are required"
 
 
 @pytest.mark.parametrize("text", ["nan bread on a table", "none of them", "The null island", "Undefined shapes", "-"])
@@ -216,7 +237,7 @@ def test_a_prompt_that_contains_such_a_word_is_a_prompt(text: str) -> None:
 def test_a_style_may_be_none_and_an_id_the_code_of_namibia() -> None:
     assert cleaned("style", "none") == cleaned("motion_style", "none") == "none"
     assert cleaned("id", "NA") == "NA"
-    with pytest.raises(WrongCell):
+    with pytest.raises(WrongCell, match=r"^id: reads like a gap; write what is meant"):
         cleaned("id", "nan")
 
 

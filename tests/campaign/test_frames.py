@@ -125,7 +125,7 @@ async def test_a_value_that_no_row_holds_is_told_with_row_and_field() -> None:
         await read_manifest(frame)
     assert [problem.partition(" (got")[0] for problem in caught.value.problems] == [
         "row 1 (a): style: is bytes, which a row can't hold; write it as text",
-        "row 2 (b): prompt: reads like a gap; leave the cell empty, or write a prompt",
+        "row 2 (b): prompt: reads like a gap; write a prompt",
     ]
 
 
@@ -140,6 +140,38 @@ async def test_a_value_that_no_row_holds_is_told_with_row_and_field() -> None:
 async def test_a_query_that_fails_is_told_as_that(frame: Any) -> None:
     with pytest.raises(ConfigurationError, match="The DataFrame can't be read: "):
         await read(frame())
+
+
+FAR = [0, 9223372036854775]  # the second is in the year 294247
+
+
+@pytest.mark.parametrize("kind", [pa.timestamp("ms"), pa.timestamp("ms", "UTC"), pa.date64()], ids=str)
+@pytest.mark.parametrize("library", ["parquet", "feather", "pyarrow", "polars", "duckdb", "pandas with Arrow's types"])
+async def test_a_time_that_python_has_not_is_told_whatever_holds_it(
+    library: str, kind: pa.DataType, tmp_path: Path
+) -> None:
+    table = pa.table({"id": ["a", "b"], "when": pa.array(FAR, pa.int64()).cast(kind)})
+    pyarrow.parquet.write_table(table, tmp_path / "far.parquet")
+    pyarrow.feather.write_feather(table, tmp_path / "far.feather")
+    manifests: dict[str, Callable[[], Any]] = {
+        "parquet": lambda: tmp_path / "far.parquet",
+        "feather": lambda: tmp_path / "far.feather",
+        "pyarrow": lambda: table,
+        "polars": lambda: pl.from_arrow(table),
+        "duckdb": lambda: duckdb.from_arrow(table),
+        "pandas with Arrow's types": lambda: table.to_pandas(types_mapper=pd.ArrowDtype),
+    }
+    with pytest.raises(InvalidManifest) as caught:
+        await read(manifests[library]())
+    (problem,) = caught.value.problems
+    assert problem.startswith("row ")
+    assert problem.endswith(": a date or time is outside of the years 1 to 9999; write it as text")
+
+
+async def test_and_a_time_with_a_zone_that_pandas_can_not_give() -> None:
+    frame = pa.table({"id": ["a", "b"], "when": pa.array(FAR, pa.timestamp("ms", "Europe/Zurich"))}).to_pandas()
+    with pytest.raises(InvalidManifest, match="outside of the years 1 to 9999; write it as text"):
+        await read(frame)
 
 
 @pytest.mark.parametrize("manifest", [pd.Series(["a"]), np.array(["a"]), pl.Series(["a"])])
@@ -184,12 +216,29 @@ async def test_such_a_file_may_be_behind_a_link(name: str, tmp_path: Path) -> No
         assert await read(f"{origin}/{name}?sig=1") == RECORDS
 
 
-@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "rows.feather"])
-@pytest.mark.parametrize("body", [b"", b"id,prompt\na,x\n", b"PAR1", b"ARROW1\0\0", b"ARROW1\0\0" + b"x" * 99])
-async def test_what_is_none_is_refused(name: str, body: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        ("rows.parquet", b"PAR1", "it is not valid Parquet: "),
+        ("rows.parquet", b"something else", "it is not valid Parquet: "),
+        ("rows.arrow", b"ARROW1\0\0", "it is not valid Arrow: "),
+        ("rows.feather", b"ARROW1\0\0" + b"x" * 99, "it is not valid Arrow: "),
+        ("rows.parquet", b"", "it is empty"),
+        ("rows.arrow", b"", "it is empty"),
+        ("rows.parquet", b"id,prompt\na,x\n", "it looks like CSV, whose name ends in .csv"),
+        ("rows.feather", b"\xef\xbb\xbfid;model\na;x\n", "it looks like CSV, whose name ends in .csv"),
+        ("rows.parquet", b'{"id": 1}\n{"id": 2}\n', "it looks like JSON Lines, whose name ends in .jsonl"),
+        ("rows.parquet", b"ARROW1\0\0" + b"x" * 99, "it is an Arrow file, whose name ends in .arrow or .feather"),
+        ("rows.arrow", b"PAR1", "it is a Parquet file, whose name ends in .parquet"),
+        ("rows.feather", b"\x1f\x8b\x08", "it is compressed"),
+    ],
+)
+async def test_what_is_none_is_refused_and_told_what_it_is(name: str, body: bytes, said: str, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(body)
-    with pytest.raises(InvalidManifest, match=r"it is not valid (Parquet|Arrow)"):
+    with pytest.raises(InvalidManifest) as caught:
         await read(tmp_path / name)
+    (problem,) = caught.value.problems
+    assert said in problem
 
 
 async def test_a_file_that_is_cut_or_damaged_is_refused(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ READ: dict[str, dict[str, dict[str, Any]]] = {
     "two-lines-in-a-cell-lf.csv": {"line 2": {"id": "a", **LINES}},
     "utf-16.csv": {"line 2": {"id": "a", **X, "prompt": "une tasse de café"}},
 }
-GAP = "reads like a gap; leave the cell empty, or write a prompt"
+GAP = "reads like a gap; write a prompt"
+MOTION_GAP = "reads like a gap; leave the cell empty, or write a prompt"
 NO_HEADING = "(no heading): column 1 has no heading, but cells; name it or delete it; pandas writes its index there"
 REFUSED: dict[str, list[str]] = {
     "by-hand.csv": ["line 6 (b): (no heading): the line has more cells than the heading; a text with ',' in it needs"],
@@ -83,13 +84,13 @@ REFUSED: dict[str, list[str]] = {
         f"line 3 (b): prompt: {GAP} (got '#N/A')",
     ],
     "gaps-as-words.csv": [
-        f"line 2 (a): motion_prompt: {GAP} (got 'nan')",
-        f"line 3 (b): motion_prompt: {GAP} (got 'NULL')",
+        f"line 2 (a): motion_prompt: {MOTION_GAP} (got 'nan')",
+        f"line 3 (b): motion_prompt: {MOTION_GAP} (got 'NULL')",
     ],
     "google-loading.csv": [f"line 2 (a): prompt: {GAP} (got 'Loading...')"],
     "nul.csv": ["line 3: it is not text, but binary"],
     "pandas-na-rep.csv": [
-        f"line 2 (a): motion_prompt: {GAP} (got 'NULL')",
+        f"line 2 (a): motion_prompt: {MOTION_GAP} (got 'NULL')",
         "line 3 (b): duration: reads like a gap; leave the cell empty, or write what is meant (got 'NULL')",
         "line 3 (b): take: reads like a gap",
     ],
@@ -161,8 +162,91 @@ class LikeAFrame:
 async def test_what_is_no_manifest_is_told_what_is_one(manifest: Any) -> None:
     error = await refused(manifest)
     assert error.problems == (f"it holds {type(manifest).__name__}, where a list of rows is expected",)
-    for accepted in ("list of dicts", "pandas, Polars, PyArrow, DuckDB", "path or link"):
+    for accepted in ("list of dicts", "under 'rows'", "pandas, Polars, PyArrow, DuckDB", "path or link"):
         assert accepted in error.next_step
+
+
+WRAPPED = [{"id": "a", **X}]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("rows.json", json.dumps({"data": WRAPPED}), "there is one under 'data': name that 'rows'"),
+        ("rows.json", json.dumps({"count": 1, "tags": ["x"], "items": WRAPPED}), "where a list of rows is expected"),
+        ("rows.yaml", "items:\n- id: a\n", "there is one under 'items': name that 'rows'"),
+        ("rows.json", json.dumps({"id": "a", **X}), "it looks like a row: put it into a list"),
+        ("rows.yaml", "id: a\nimage_urls: [https://a.b/c.png]\n", "it looks like a row: put it into a list"),
+        ("rows.yaml", "", "it is empty"),
+        ("rows.yaml", "# nothing yet\n", "it is empty"),
+        ("rows.json", " \n", "it is empty"),
+        ("rows.json", "null", "it is empty"),
+        ("rows.json", '{"rows": 3}', "where a list of rows is expected"),
+    ],
+)
+async def test_a_file_without_a_list_of_rows_is_told_how_to_have_one(
+    name: str, text: str, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    error = await refused(tmp_path / name)
+    assert said in error.problems[0]
+    assert "a list of rows, or a mapping with the list under `rows`" in error.next_step
+
+
+async def test_the_same_is_said_of_a_mapping() -> None:
+    assert "one under 'data': name that 'rows'" in (await refused({"data": WRAPPED})).problems[0]
+
+
+AS_JSON, AS_LINES = json.dumps(WRAPPED, indent=1), f"{json.dumps(WRAPPED[0])}\n" * 2
+AS_CSV, AS_YAML = "id,model,prompt\na,gpt-4o-image,x\n", "- id: a\n  model: gpt-4o-image\n  prompt: x\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "form", "ending"),
+    [
+        ("rows.json", AS_LINES, "JSON Lines", "jsonl"),
+        ("rows.json", AS_CSV, "CSV", "csv"),
+        ("rows.json", AS_CSV.replace(",", "\t"), "TSV", "tsv"),
+        ("rows.json", AS_YAML, "YAML", "yaml"),
+        ("rows.jsonl", AS_JSON, "JSON", "json"),
+        ("rows.jsonl", json.dumps(WRAPPED), "JSON", "json"),
+        ("rows.jsonl", json.dumps({"rows": WRAPPED}, indent=1), "JSON", "json"),
+        ("rows.jsonl", AS_CSV, "CSV", "csv"),
+        ("rows.ndjson", AS_YAML, "YAML", "yaml"),
+        ("rows.yaml", AS_LINES, "JSON Lines", "jsonl"),
+        ("rows.yaml", AS_CSV, "CSV", "csv"),
+        ("rows.csv", AS_JSON, "JSON", "json"),
+        ("rows.csv", json.dumps(WRAPPED), "JSON", "json"),
+        ("rows.tsv", AS_LINES, "JSON Lines", "jsonl"),
+    ],
+)
+async def test_a_file_named_for_another_form_is_told_once_which_it_looks_like_and_is_read_under_that_name(
+    name: str, text: str, form: str, ending: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    error = await refused(tmp_path / name)
+    (problem,) = error.problems
+    assert problem.endswith(f"; it looks like {form}, whose name ends in .{ending}")
+    assert "Name it for what it is" in error.next_step
+    (tmp_path / name).rename(tmp_path / f"right.{ending}")
+    assert (await read(tmp_path / f"right.{ending}"))[0].fields == WRAPPED[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.json", '[{"id": "a", "prompt": "a \\{color\\} hat"}]'),
+        ("rows.jsonl", '{"id": "a", "prompt": "a \\{color\\} hat"}'),
+        ("rows.yaml", '- {id: a, prompt: "a \\{color\\} hat"}'),
+    ],
+)
+async def test_a_backslash_in_a_file_that_needs_two_is_told_so(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    (problem,) = (await refused(tmp_path / name)).problems
+    assert problem.endswith(r"; a backslash is written as two, such as \\{color\\}")
+    (tmp_path / name).write_text(text.replace("\\", r"\\"))
+    (record,) = await read(tmp_path / name)
+    assert record.fields["prompt"] == r"a \{color\} hat"
 
 
 async def test_a_row_that_is_no_mapping_is_told_among_the_others() -> None:
@@ -213,6 +297,15 @@ async def test_an_error_in_the_middle_of_a_csv_names_its_line(tmp_path: Path) ->
     (tmp_path / "rows.csv").write_text('id,prompt\na,"1\n2"\nb,"x" y\n')
     (problem,) = (await refused(tmp_path / "rows.csv")).problems
     assert problem.startswith("it is not valid CSV: line 4: ")
+    assert problem.endswith('; a text in quotes ends there, and quotes within it are doubled: "a ""red"" hat"')
+    (tmp_path / "rows.csv").write_text('id,prompt\na,"A ""red, blue"" hat"\n')
+    assert [record.fields["prompt"] for record in await read(tmp_path / "rows.csv")] == ['A "red, blue" hat']
+
+
+async def test_a_text_with_quotes_and_a_separator_is_told_to_double_its_quotes(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text('id,prompt\na,A "red, blue" hat\n')
+    ((problem,),) = [record.problems for record in await read(tmp_path / "rows.csv")]
+    assert "a text with ',' in it needs quotes right around it, and quotes within it are doubled" in problem
 
 
 # ---------------------------------------------------------------- separators and headings

@@ -34,18 +34,24 @@ async def test_columns_are_taken_along_in_their_own_order_in_every_run() -> None
     assert list(row.carried) == names
 
 
-@pytest.mark.parametrize("name", ["Aspect_Ratio", "MOTION_PROMPT", "Status", "Price_USD"])
+@pytest.mark.parametrize(
+    "name", ["Aspect_Ratio", "MOTION_PROMPT", "Status", "Price_USD", "Label_Team", "Image_label_x"]
+)
 @pytest.mark.parametrize("everything", [True, False])
 async def test_a_column_that_differs_from_one_of_ours_in_case_only_is_refused(name: str, everything: bool) -> None:
     carry: Any = "*" if everything else [name]
     (problem,) = await problems_of(ROW | {name: "x"}, ROW | {"id": "b", name: "x"}, carry=carry)
-    assert problem.startswith(f"row 1 (fox): {name}: differs from {name.lower()!r} in upper and lower case only")
+    assert problem.startswith(f"row 1 (fox): {name}: differs from {name.lower()!r} in upper and lower case only; ")
+    ours = name in ("Aspect_Ratio", "MOTION_PROMPT", "Label_Team")
+    assert problem.endswith(
+        f"; name it {name.lower()!r}, or something else" if ours else "; rename it to something else"
+    )
 
 
 @pytest.mark.parametrize("name", ["image_label_score", "video_label_x"])
 async def test_a_column_named_like_a_label_that_something_was_bought_with_is_refused(name: str) -> None:
     (problem,) = await problems_of(ROW | {name: 0.5}, carry="*")
-    assert problem == f"row 1 (fox): {name}: is a column of the results; rename it in your table"
+    assert problem == f"row 1 (fox): {name}: is a column of the results; rename it to something else"
 
 
 async def test_a_column_without_a_name_is_never_taken_along() -> None:
@@ -73,7 +79,9 @@ async def test_an_unknown_column_is_refused_once_with_the_nearest_field_and_the_
     assert len(found) == 1
     assert found[0].startswith("row 1 (fox): promt: is not a field of a row (got 'x')")
     assert "nearest: prompt" in found[0]
-    assert "carry=['promt']" in found[0]
+    assert found[0].endswith("; or take it along with carry=['promt'] (--carry promt)")
+    (spaced,) = await problems_of(ROW | {"Product name": "x"})
+    assert spaced.endswith("carry=['Product name'] (--carry 'Product name')")
 
 
 async def test_a_column_that_no_row_has_can_not_be_taken_along() -> None:
@@ -94,7 +102,7 @@ async def test_a_column_named_like_one_of_the_results_is_refused(name: str) -> N
     with pytest.raises(ConfigurationError, match="the results have a column"):
         RowOptions(carry=[name])
     assert await problems_of(ROW | {name: "x"}, carry="*") == [
-        f"row 1 (fox): {name}: is a column of the results; rename it in your table"
+        f"row 1 (fox): {name}: is a column of the results; rename it to something else"
     ]
 
 
@@ -145,6 +153,7 @@ async def test_a_word_for_a_gap_is_never_filled_into_a_prompt(word: str) -> None
         {"id": "a", "model": "m", "prompt": "x", "color": word}, motion_template="the {color} one"
     )
     assert found.startswith("row 1 (a): motion_prompt: the column 'color' of its template reads like a gap (got ")
+    assert found.endswith("; write what is meant"), "an empty cell would be refused, too"
 
 
 @pytest.mark.parametrize(
@@ -160,6 +169,29 @@ async def test_what_is_no_text_or_number_is_not_filled_into_a_prompt(value: Any,
 async def test_a_placeholder_that_nothing_fills_in_is_refused(prompt: str, field: str) -> None:
     (found,) = await problems_of(ROW | {field: prompt})
     assert found.startswith(f"row 1 (fox): {field}: holds the placeholder {{")
+
+
+@pytest.mark.parametrize(
+    ("field", "option"), [("prompt", "prompt_template"), ("motion_prompt", "motion_template")], ids=["picture", "clip"]
+)
+@pytest.mark.parametrize("is_given", [True, False])
+async def test_what_a_placeholders_refusal_says_is_the_end_of_it(field: str, option: str, is_given: bool) -> None:
+    text, record = "A {color} hat", ROW | {"color": "red"}
+    given: dict[str, Any] = {option: text} if is_given else {}
+    (found,) = await problems_of(record | {field: text}, carry="*", **given)
+    assert r"write \{color\} if the service is to get it" in found
+    assert f"in {option} (--{option.replace('_', '-')}) and this cell is empty" in found
+    (filled,) = await rows(record | {field: ""}, **{option: text})
+    (as_it_is,) = await rows(record | {field: r"A \{color\} hat"}, carry="*", **given)
+    made = [row.request.prompt if field == "prompt" else (row.motion or {})["prompt"] for row in (filled, as_it_is)]
+    assert made == ["A red hat", text]
+
+
+@pytest.mark.parametrize(("template", "color"), [("A {color} hat", "{dark} red"), ("A {{color}} hat", "dark")])
+async def test_a_placeholder_that_a_template_brings_is_told_to_come_from_it(template: str, color: str) -> None:
+    bare = {"id": "fox", "model": "gpt-4o-image", "color": color}
+    (found,) = await problems_of(bare, prompt_template=template)
+    assert r"holds {dark} when its template is filled in; write \{dark\} if the service is to get it" in found
 
 
 @pytest.mark.parametrize(
@@ -179,6 +211,15 @@ async def test_escaped_braces_are_bought_as_braces_wherever_a_prompt_comes_from(
     bare = {"id": "fox", "model": "gpt-4o-image", "color": prompt}
     (row,) = await rows(bare, prompt_template=r"{color}, and \{two words\}")
     assert row.request.prompt == "a {literal} brace, and {two words}"
+
+
+@pytest.mark.parametrize("option", ["prompt_template", "motion_template"])
+@pytest.mark.parametrize("name", ["id", "style", "label_team"])
+async def test_a_template_can_not_name_a_field_which_would_seem_empty(option: str, name: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"^{option}=.*: {{{name}}} is a field of the row itself; copy it"):
+        await rows(ROW, **{option: f"A hat, {{{name}}}"})
+    (row,) = await rows(ROW | {"a copy": "x", name: "a"}, **{option: "A hat, {a copy}"}, carry="*")
+    assert row.carried == {"a copy": "x"}
 
 
 @pytest.mark.parametrize("name", ["prompt_template", "motion_template"])

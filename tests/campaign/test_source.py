@@ -139,6 +139,39 @@ async def test_a_workbook_behind_a_link_without_an_ending_is_told_too() -> None:
         await load(link)
 
 
+@pytest.mark.parametrize(
+    ("source", "problem", "step"),
+    [
+        (".csv", "has an unknown file extension", "Give it a name that ends in .csv, .tsv"),
+        ("rows.txt", "has an unknown file extension", "such as rows.csv."),
+        ("folder", "is a directory", "Give the path of a file in it"),
+        ("folder.csv", "is a directory", "Give the path of a file in it"),
+        ("shop.csv.gz", "is compressed, and isn't read so", "Decompress it, and give that file, such as shop.csv."),
+        ("rows.zst", "is compressed, and isn't read so", "such as rows.csv."),
+        ("https://127.0.0.1:9/rows.csv.zip", "is compressed, and isn't read so", "Decompress it"),
+        ("file://rows.csv", "a path begins with a third slash", "Give the path without file://"),
+        ("file://folder/rows.csv", "folder would be a machine", "or file:/// with an absolute one"),
+    ],
+)
+async def test_a_name_that_can_not_be_read_is_told_what_would_do(
+    source: str, problem: str, step: str, tmp_path: Path
+) -> None:
+    for name in ("folder", "folder.csv"):
+        (tmp_path / name).mkdir()
+    for name in (".csv", "rows.csv", "folder/rows.csv"):
+        (tmp_path / name).write_bytes(CSV)
+    with pytest.raises(ConfigurationError) as caught:
+        await load(source)
+    assert problem in caught.value.message
+    assert step in caught.value.next_step
+
+
+@pytest.mark.parametrize("machine", ["", "localhost"])
+async def test_a_file_link_is_of_this_machine(machine: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_bytes(CSV)
+    assert (await load(f"file://{machine}{tmp_path}/rows.csv")).body == CSV
+
+
 async def test_a_table_may_lie_in_a_bucket_in_every_form(bucket: str) -> None:
     sink = pa.BufferOutputStream()
     pyarrow.parquet.write_table(pa.table({"id": ["a"]}), sink)

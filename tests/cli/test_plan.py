@@ -178,6 +178,13 @@ def test_a_campaign_of_any_table_is_planned_with_its_options(sandbox: Sandbox, r
     assert run("plan", str(rows), *templates, "--carry", "*")[0] == 0
     code, _, err = run("plan", str(rows), *templates, "--carry", "stick")
     assert (code, "stick: no row has such a column; nearest: stock" in err) == (1, True)
+    code, _, err = run("plan", str(rows), *templates)
+    assert (code, "stock: is not a field" in err, "(--carry stock)" in err) == (1, True, True)
+    rows.write_text("id,model,color,prompt\na,gpt-4o-image,red,a {color} hat\nb,gpt-4o-image,blue,\n")
+    code, _, err = run("plan", str(rows), "--prompt-template", "a {color} hat")
+    assert (code, "(--prompt-template) and this cell is empty" in err) == (1, True)
+    rows.write_text(rows.read_text().replace("a {color} hat", ""))
+    assert run("plan", str(rows), "--prompt-template", "a {color} hat")[0] == 0
     assert len(sandbox.bill) == 0
 
 
@@ -196,7 +203,7 @@ def test_a_plan_counts_the_caps_of_its_labels(
 def test_a_plan_refuses_labels_that_none_can_be(sandbox: Sandbox, run: Run) -> None:
     assert run("plan", "gpt-4o-image", "a fox", "--label", "spring")[0] == 2
     code, _, err = run("plan", "gpt-4o-image", "a fox", "--label", "Project=spring")
-    assert (code, "a label's name must be" in err) == (1, True)
+    assert (code, "a label's name must be" in err, "or --label project=spring." in err) == (1, True, True)
     code, _, err = run("plan", "gpt-4o-image", "a fox", "--label", "project=a", "--label", "project=b")
     assert (code, "--label project is given twice" in err) == (1, True)
 

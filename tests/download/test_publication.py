@@ -112,14 +112,34 @@ async def test_an_asset_of_another_store_is_refused(store_url: str) -> None:
             "x\\y",
             " /x",
             "x" * 513,
+            "{scheduled:%F}.mp4",
+            "x.{ext}",
         ),
     ],
 )
 def test_names_that_are_the_stores_own_or_no_names_are_refused(key: str) -> None:
-    with pytest.raises(ConfigurationError, match="Nothing can be published as"):
-        check_publication_key(key)
+    with pytest.raises(ConfigurationError, match="Nothing can be published as") as caught:
+        check_publication_key(key, "site/x.mp4")
+    assert caught.value.next_step.startswith("Nothing was bought. Give a path such as site/x.mp4, in none of assets/, ")
 
 
 @pytest.mark.parametrize("key", ["x.mp4", "daily/2026-11-24.mp4", "site/häuser/a b.png", "assets-of-mine/x.png"])
 def test_other_names_are_taken(key: str) -> None:
-    check_publication_key(key)
+    check_publication_key(key, "site/x.mp4")
+
+
+@pytest.mark.parametrize("key", ["assets/x.mp4", "x{ext}", "{scheduled:%F}.png"])
+async def test_the_name_that_a_refusal_shows_is_taken(key: str, store_url: str) -> None:
+    store = open_store(store_url)
+    asset = await stored(store, b"x")
+    with pytest.raises(ConfigurationError) as caught:
+        await publish(store, asset, key)
+    shown = caught.value.next_step.split("such as ")[1].split(", in none of")[0]
+    assert await publish(store, asset, shown)
+
+
+async def test_the_ending_that_a_refusal_shows_is_the_assets_own(store_url: str) -> None:
+    store = open_store(store_url)
+    asset = await stored(store, b"x")
+    with pytest.raises(ConfigurationError, match=r"Let the name end in \.mp4; .* with its dot"):
+        await publish(store, asset, "x.png")

@@ -119,7 +119,8 @@ async def test_a_backfill_is_priced_before_it_begins_and_its_slots_share_one_cap
             "both be publ",
         ),
         ({"take": "2026-11-24", "latest": "latest.png"}, ConfigurationError, "is not a slot's"),
-        ({"publish_as": "{nope}.png"}, ConfigurationError, "can't be filled in"),
+        ({"publish_as": "{nope}.png"}, ConfigurationError, "publish_as='{nope}.png' can't be filled in"),
+        ({"latest": "latest.{ext}"}, ConfigurationError, "Write latest='latest{ext}'"),
     ],
 )
 async def test_what_cannot_be_is_refused_before_anything_is_bought(
@@ -162,10 +163,26 @@ async def test_an_asset_is_published_with_its_own_ending_and_never_as_another_ki
     await daily_content([LIGHT], publish_as="out/{scheduled:%F}{ext}", latest="out/latest{ext}")
     assert (tmp_path / "store" / f"out/{TODAY}.png").exists()
     assert (tmp_path / "store" / "out/latest.png").exists()
-    with pytest.raises(ConfigurationError, match=r"is image/png, and not published as out/latest\.mp4"):
-        await daily_content([LIGHT], latest="out/latest.mp4")
-    assert not (tmp_path / "store" / "out/latest.mp4").exists()
     assert len(sandbox.bill) == 1
+    with pytest.raises(
+        ConfigurationError, match=r"makes a picture, and latest='out/latest\.mp4' is the name of a clip"
+    ):
+        await daily_content([SHELL], latest="out/latest.mp4")
+    with pytest.raises(
+        ConfigurationError, match=r"makes a clip, and publish_as='{scheduled:%F}\.png' is the name of a"
+    ):
+        await daily_content([SHELL | {"motion_prompt": "it turns"}], publish_as="{scheduled:%F}.png")
+    assert len(sandbox.bill) == 1
+
+
+async def test_a_name_that_a_refusal_shows_publishes_what_the_rows_are(sandbox: Sandbox, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        await daily_content([LIGHT], publish_as="assets/x.png")
+    shown = caught.value.next_step.split("such as ")[1].split(", in none of")[0]
+    await daily_content([LIGHT], publish_as=shown)
+    assert (tmp_path / "store" / f"daily/{TODAY}.png").exists()
+    await daily_content([LIGHT | {"motion_prompt": "the beam turns"}], publish_as=shown)
+    assert (tmp_path / "store" / f"daily/{TODAY}.mp4").exists()
 
 
 async def test_what_cannot_be_published_stops_nothing_else_and_the_table_is_written(
