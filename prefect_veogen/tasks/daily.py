@@ -104,7 +104,7 @@ async def _kinds_in(
     rows: Rows, credentials: VeogenCredentials | str | None, store: StoreParameter | None
 ) -> dict[str, Kind]:
     models = {row.request.model for row in rows if row.motion is None}
-    session = await session_for_task(credentials, store)
+    session = await open_task_session(credentials, store)
 
     async def look_up() -> dict[str, Kind]:
         kinds = {}
