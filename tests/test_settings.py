@@ -34,6 +34,7 @@ TOKEN = "vg-secret-4711"
         ("VEOGEN_BUDGET_USD", "0", Decimal(0)),
         ("VEOGEN_BUDGET_USD", "12.3456", Decimal("12.3456")),
         ("VEOGEN_IN_DOUBT_SECONDS", "0.2", 0.2),
+        ("VEOGEN_IN_DOUBT_SECONDS", "0", 0.0),
         ("VEOGEN_IN_DOUBT_SECONDS", " Never ", "never"),
         ("VEOGEN_BUDGETS", "{}", {}),
         (
@@ -205,21 +206,30 @@ def test_another_misspelt_variable_is_reported_with_the_name_it_should_have(
     assert "is VEOGEN_WAIT_TIMEOUT_SECONDS meant?" in caplog.text
 
 
-@pytest.mark.parametrize("text", ["0", "false", "1", ""])
-@pytest.mark.parametrize(
-    "name", ["VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "PREFECT_INTEGRATIONS_VEOGEN_BUY_AGAIN_WHEN_UNKNOWN"]
-)
-def test_a_replaced_switch_is_refused_for_its_value_would_buy_twice_and_what_to_write_instead_is_said(
+SWITCHES = ("VEOGEN_BUY_AGAIN_WHEN_UNKNOWN", "PREFECT_INTEGRATIONS_VEOGEN_BUY_AGAIN_WHEN_UNKNOWN")
+
+
+@pytest.mark.parametrize("text", ["0", "False", "off", ""])
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_replaced_switch_that_is_off_is_refused_and_what_to_write_instead_means_the_same(
     name: str, text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, text)
     delay = name.replace("BUY_AGAIN_WHEN_UNKNOWN", "IN_DOUBT_SECONDS")
-    told = rf'^{name} is not a setting any more\n.*off, set {delay} to "never": .* it was on, set nothing'
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(ConfigurationError, match=rf'^{name} is .* it was off\n.*set {delay} to "never"'):
         Settings()
     monkeypatch.delenv(name)
     monkeypatch.setenv(delay, "never")
     assert Settings().in_doubt_seconds == "never"
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_replaced_switch_that_is_on_is_warned_of_and_its_value_not_taken_over(
+    name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(name, "true")
+    assert Settings().in_doubt_seconds == 900
+    assert f"{name} is not a setting of prefect-veogen, and ignored; unset it: what is proven" in caplog.text
 
 
 def test_a_replaced_delay_is_warned_of_and_its_value_not_taken_over(
@@ -265,8 +275,6 @@ def test_a_variable_that_may_be_another_programs_is_reported_once(
         ("VEOGEN_BUDGET_USD", "5 USD"),
         ("VEOGEN_IN_DOUBT_SECONDS", "inf"),
         ("VEOGEN_IN_DOUBT_SECONDS", "-1"),
-        ("VEOGEN_IN_DOUBT_SECONDS", "0"),
-        ("VEOGEN_IN_DOUBT_SECONDS", "0.0"),
         ("VEOGEN_IN_DOUBT_SECONDS", "perhaps"),
         ("VEOGEN_MAX_ASSET_BYTES", "0"),
     ],

@@ -21,6 +21,7 @@ from prefect_veogen.settings.places import Given, Place, names_of_caps, read_pla
 _YEAR_SECONDS = 366 * 86400
 Positive = Annotated[float, Field(gt=0, le=_YEAR_SECONDS)]
 # Treated as unset, these would allow purchases without a cap, at the real service, or again with another ledger.
+_OFF = ("", "0", "false", "no", "off", "f", "n")
 _NEVER_EMPTY = ("budget_usd", "budgets", "base_url", "store")
 
 
@@ -102,13 +103,12 @@ class Settings(BaseSettings):
         if text == "never":
             return text
         try:
-            is_delay = 0 < float(text) <= _YEAR_SECONDS
+            is_delay = 0 <= float(text) <= _YEAR_SECONDS
         except ValueError:
             is_delay = False
         if not is_delay:
             raise ValueError(
-                "must be a number of seconds, above 0 (what the service has yet to list would be bought again) and at "
-                'most a year, or "never", which leaves every doubt to a person'
+                'must be a number of seconds, from 0 to a year, or "never", which leaves every doubt to a person'
             )
         return float(text)
 
@@ -170,13 +170,14 @@ def _no_cap(shown: str, name_of: Callable[[str], str]) -> ConfigurationError:
 
 
 def _what_replaced(name: str, given: Given, in_doubt: str) -> str | None:
-    """Return what to do with a setting of an older version; refuse one whose value would mean the opposite."""
+    """Return what to do with a setting of an older version; refuse one which forbids what is the default now."""
     if name == "buy_again_when_unknown":
-        raise ConfigurationError(
-            f"{given.shown} is not a setting any more",
-            next_step=f'Unset it. If it was off, set {in_doubt} to "never": every doubt is then left to a person. If '
-            "it was on, set nothing: what is proven absent after 15 minutes is bought again.",
-        )
+        if str(given.value).strip().lower() in _OFF:
+            raise ConfigurationError(
+                f"{given.shown} is not a setting any more, and it was off",
+                next_step=f'Unset it, and set {in_doubt} to "never": every doubt is then left to a person.',
+            )
+        return "unset it: what is proven absent is bought again, unless told otherwise"
     if name == "unknown_grace_seconds":
         return f"unset it, and don't give its value to {in_doubt}, which says when to buy again"
     return None
