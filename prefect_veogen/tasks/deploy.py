@@ -157,7 +157,8 @@ async def _deploy(client: PrefectClient, wanted: _Description, pool: str, given:
         entrypoint_type=EntrypointType.MODULE_PATH if _IN_WHEEL else EntrypointType.FILE_PATH,
     )
     await deployment.aapply(work_pool_name=pool)
-    return Step(f"deployment {wanted.full_name}", "made" if found is None else "changed", _detail(wanted, found, pool))
+    detail = _detail(wanted, found, pool, [name for name in given if name in taken])
+    return Step(f"deployment {wanted.full_name}", "made" if found is None else "changed", detail)
 
 
 async def _find(client: PrefectClient, name: str) -> DeploymentResponse | None:
@@ -167,10 +168,11 @@ async def _find(client: PrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
-def _detail(wanted: _Description, found: DeploymentResponse | None, pool: str) -> str:
+def _detail(wanted: _Description, found: DeploymentResponse | None, pool: str, given: Sequence[str]) -> str:
     where = f"in the work pool {pool}"
     if found is not None:
-        return f"{where}; what was changed on the server is as it was"
+        now = f"; {' and '.join(given)} as given now" if given else ""
+        return f"{where}{now}; what {'else ' if now else ''}was changed on the server is as it was"
     off = any(not schedule.active for schedule in wanted.schedules())
     return f"{where}; its schedule is off until you resume it" if off else where
 

@@ -105,6 +105,8 @@ async def test_deploying_again_keeps_what_was_changed_on_the_server_but_for_what
     await VeogenCredentials(api_token=SecretStr(sandbox.token)).asave(name)
     (again,) = await deploy_flows(["daily"], store="s3://bucket/second", credentials=name)
     assert again.did == "changed"
+    kept = "what else was changed on the server is as it was"
+    assert again.detail.endswith(f"; store and credentials as given now; {kept}")
     after = on_server(client)["daily"]
     assert [(each.schedule, each.active) for each in after.schedules] == [(mine, True)]
     assert after.parameters == {
