@@ -29,7 +29,7 @@ def check_publication_key(key: str, such_as: str) -> None:
     if (problem := publication_key_problem(key)) is not None:
         raise ConfigurationError(
             f"Nothing can be published as {key!r}: {problem}",
-            next_step=f"Nothing was published. Give a path such as {such_as}, in none of {', '.join(FOLDERS)}.",
+            next_step=f"Nothing was bought. Give a path such as {such_as}, in none of {', '.join(FOLDERS)}.",
         )
 
 

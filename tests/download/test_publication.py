@@ -120,7 +120,7 @@ async def test_an_asset_of_another_store_is_refused(store_url: str) -> None:
 def test_names_that_are_the_stores_own_or_no_names_are_refused(key: str) -> None:
     with pytest.raises(ConfigurationError, match="Nothing can be published as") as caught:
         check_publication_key(key, "site/x.mp4")
-    step = "Nothing was published. Give a path such as site/x.mp4, in none of assets/, "
+    step = "Nothing was bought. Give a path such as site/x.mp4, in none of assets/, "
     assert caught.value.next_step.startswith(step)
 
 
