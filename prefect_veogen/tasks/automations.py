@@ -79,67 +79,61 @@ def healing_automations(every_seconds: int) -> tuple[AutomationCore, AutomationC
 
 
 def _detect(silent_seconds: int) -> AutomationCore:
-    return AutomationCore(
-        name="veogen-silent-run-crashed",
-        description=f"Marks a run of a deployment with the tag {HEALED_TAG} as crashed when it has sent no heartbeat "
-        f"for {silent_seconds} s, as when its machine is gone. {MADE_HERE}",
-        enabled=True,
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            match={"prefect.resource.id": A_RUN},
-            match_related=OF_HEALED,
-            for_each={"prefect.resource.id"},
-            after={_HEARTBEAT, _BEGUN},
-            expect={_HEARTBEAT, *_ENDS},
-            threshold=1,
-            within=timedelta(seconds=silent_seconds),
-        ),
-        actions=[ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {silent_seconds} s")],
+    return _automation(
+        "veogen-silent-run-crashed",
+        f"Marks a run of a deployment with the tag {HEALED_TAG} as crashed when it has sent no heartbeat "
+        f"for {silent_seconds} s, as when its machine is gone.",
+        ChangeFlowRunState(state=StateType.CRASHED, message=f"No heartbeat for {silent_seconds} s"),
+        posture=Posture.Proactive,
+        after={_HEARTBEAT, _BEGUN},
+        expect={_HEARTBEAT, *_ENDS},
+        within=timedelta(seconds=silent_seconds),
     )
 
 
 def _restart() -> AutomationCore:
     # How often it has been started. What crashes before it was, would crash again for ever.
     counts = [str(count) for count in range(1, MAX_HEALED + 1)]
-    message = "Its process is gone: run it again"
-    return AutomationCore(
-        name="veogen-crashed-run-again",
-        description=f"Puts a crashed run of a deployment with the tag {HEALED_TAG} back on the schedule, at most "
-        f"{MAX_HEALED} times. What it has bought is found again, not bought again. {MADE_HERE}",
-        enabled=True,
-        trigger=EventTrigger(
-            posture=Posture.Reactive,
-            match={"prefect.resource.id": A_RUN, "prefect.run-count": counts},
-            match_related=OF_HEALED,
-            for_each={"prefect.resource.id"},
-            expect={"prefect.flow-run.Crashed"},
-            threshold=1,
-            within=timedelta(0),
-        ),
-        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)],
+    return _automation(
+        "veogen-crashed-run-again",
+        f"Puts a crashed run of a deployment with the tag {HEALED_TAG} back on the schedule, at most "
+        f"{MAX_HEALED} times. What it has bought is found again, not bought again.",
+        _run_again("Its process is gone: run it again"),
+        match={"prefect.resource.id": A_RUN, "prefect.run-count": counts},
+        posture=Posture.Reactive,
+        expect={"prefect.flow-run.Crashed"},
+        within=timedelta(0),
     )
 
 
 def _restart_unstarted() -> AutomationCore:
     # No heartbeat can be missed yet: a run whose worker dies here stays pending, and keeps its deployment's slot.
-    message = f"A worker took it {UNSTARTED_SECONDS} s ago and it has not begun: run it again"
-    return AutomationCore(
-        name="veogen-unstarted-run-again",
-        description=f"Puts a run of a deployment with the tag {HEALED_TAG} back on the schedule when a worker took it "
-        f"and it has not begun within {UNSTARTED_SECONDS} s, as when that machine is gone. {MADE_HERE}",
-        enabled=True,
-        trigger=EventTrigger(
-            posture=Posture.Proactive,
-            match={"prefect.resource.id": A_RUN},
-            match_related=OF_HEALED,
-            for_each={"prefect.resource.id"},
-            after=_TAKEN,
-            expect={_HEARTBEAT, _BEGUN, *_ENDS},
-            threshold=1,
-            within=timedelta(seconds=UNSTARTED_SECONDS),
-        ),
-        actions=[ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)],
+    return _automation(
+        "veogen-unstarted-run-again",
+        f"Puts a run of a deployment with the tag {HEALED_TAG} back on the schedule when a worker took it "
+        f"and it has not begun within {UNSTARTED_SECONDS} s, as when that machine is gone.",
+        _run_again(f"A worker took it {UNSTARTED_SECONDS} s ago and it has not begun: run it again"),
+        posture=Posture.Proactive,
+        after=_TAKEN,
+        expect={_HEARTBEAT, _BEGUN, *_ENDS},
+        within=timedelta(seconds=UNSTARTED_SECONDS),
     )
+
+
+def _automation(name: str, description: str, action: ChangeFlowRunState, **trigger: Any) -> AutomationCore:
+    """Return an automation on each run that is healed; `trigger` says upon what."""
+    common = {"match": {"prefect.resource.id": A_RUN}, "match_related": OF_HEALED, "for_each": {"prefect.resource.id"}}
+    return AutomationCore(
+        name=name,
+        description=f"{description} {MADE_HERE}",
+        enabled=True,
+        trigger=EventTrigger(**{**common, **trigger}, threshold=1),
+        actions=[action],
+    )
+
+
+def _run_again(message: str) -> ChangeFlowRunState:
+    return ChangeFlowRunState(state=StateType.SCHEDULED, name="AwaitingRetry", message=message)
 
 
 NAMES: Final = tuple(automation.name for automation in healing_automations(60))
