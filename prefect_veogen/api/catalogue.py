@@ -55,6 +55,10 @@ class Catalogue:
 
     async def _read_slugs(self) -> list[str]:
         if self._listed is None or time.monotonic() - self._listed[0] > MODEL_SECONDS:
-            models = await read_pages(self._client.list_models, lambda model: model.slug)
-            self._listed = time.monotonic(), [model.slug for model in models]
+            self._listed = time.monotonic(), [model.slug for model in await read_catalogue(self._client)]
         return self._listed[1]
+
+
+async def read_catalogue(client: VeogenClient) -> list[CatalogueModel]:
+    """Return all models that the service lists."""
+    return await read_pages(client.list_models, lambda model: model.slug)

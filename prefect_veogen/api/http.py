@@ -58,9 +58,11 @@ class Transport:
         self._delivery_milliseconds = min(max(1, round(timeout_seconds * 1000)), _MAX_MILLISECONDS)
         context = _trusted_authorities()
         self._proxies = Proxies.from_environment()
-        self._api = _http_client(context, httpx.Timeout(timeout_seconds, connect=connect_seconds, pool=None))
+        timeout = httpx.Timeout(timeout_seconds, connect=connect_seconds, pool=None)
+        self._api = _http_client(context, self._proxies, timeout)
         # A separate client, so that no header of the API can ever reach a media host.
-        self._media = _http_client(context, httpx.Timeout(MEDIA_SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None))
+        silence = httpx.Timeout(MEDIA_SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None)
+        self._media = _http_client(context, self._proxies, silence)
 
     async def call(
         self,
@@ -179,8 +181,8 @@ class _Routes(httpx.AsyncBaseTransport):
     httpx would read it too, but supports no networks in NO_PROXY: it ignores those of IPv4 and fails on those of IPv6.
     """
 
-    def __init__(self, context: ssl.SSLContext) -> None:
-        self._proxies = Proxies.from_environment()
+    def __init__(self, context: ssl.SSLContext, proxies: Proxies) -> None:
+        self._proxies = proxies
         self._direct = httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS)
         self._by_proxy = {
             url: _proxied(url, self._proxies.variables[scheme], context)
@@ -218,10 +220,10 @@ def _proxied(url: str, variable: str, context: ssl.SSLContext) -> httpx.AsyncHTT
 
 
 def _http_client(
-    context: ssl.SSLContext, timeout: httpx.Timeout, *, follow_redirects: bool = False
+    context: ssl.SSLContext, proxies: Proxies, timeout: httpx.Timeout, *, follow_redirects: bool = False
 ) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        transport=_Routes(context),
+        transport=_Routes(context, proxies),
         headers={"User-Agent": user_agent()},
         follow_redirects=follow_redirects,
         timeout=timeout,
@@ -361,14 +363,15 @@ async def fetch_file(url: str, timeout_seconds: float = 60.0) -> Response:
         ConfigurationError: it can't be read.
     """
     failure = f"{without_secrets(url)} can't be read"
-    client = _http_client(_trusted_authorities(), httpx.Timeout(CONNECT_SECONDS), follow_redirects=True)
+    proxies = Proxies.from_environment()
+    client = _http_client(_trusted_authorities(), proxies, httpx.Timeout(CONNECT_SECONDS), follow_redirects=True)
     try:
         # httpx limits single reads; a link that trickles for ever needs a limit too.
         async with asyncio.timeout(timeout_seconds), client, client.stream("GET", url) as response:
             body = await _read_limited(response)
     except _UNREACHED as error:
         # A redirect may have led to another scheme, and so to another proxy.
-        way = Proxies.from_environment().way_to(*url_parts(str(error.request.url)))
+        way = proxies.way_to(*url_parts(str(error.request.url)))
         raise ConfigurationError(f"{failure}{way}: {_reason(error)}") from None
     except httpx.HTTPError as error:
         raise ConfigurationError(f"{failure}: {_reason(error)}") from None

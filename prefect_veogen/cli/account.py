@@ -6,8 +6,8 @@ import asyncio
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from prefect_veogen.api.catalogue import read_catalogue
 from prefect_veogen.api.client import find_balance
-from prefect_veogen.api.pages import read_pages
 from prefect_veogen.api.pricing import quote
 from prefect_veogen.cli.connection import connect
 from prefect_veogen.cli.terminal import say, table, write_json
@@ -25,7 +25,7 @@ def models(options: Namespace) -> int:
     """Write the catalogue, or one model of it."""
     client = connect(options).client
     if options.slug is None:
-        catalogue = asyncio.run(_read_catalogue(client))
+        catalogue = asyncio.run(read_catalogue(client))
         if options.json:
             write_json([_described(model) for model in catalogue])
         else:
@@ -52,10 +52,6 @@ def balance(options: Namespace) -> int:
 async def _read_balance(client: VeogenClient) -> Balance:
     # Where neither endpoint states a balance, another request raises the reason, or gives a response without figures.
     return await find_balance(client) or await client.get_account()
-
-
-async def _read_catalogue(client: VeogenClient) -> list[CatalogueModel]:
-    return await read_pages(client.list_models, lambda model: model.slug)
 
 
 # ---------------------------------------------------------------- prices

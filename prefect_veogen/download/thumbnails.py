@@ -32,7 +32,11 @@ async def make_thumbnail(store: Store, asset: Asset) -> str | None:
     """Return a small JPEG of a picture or a clip's first frame as a data link; `None` if it can't be made."""
     async with _decoding_limit():
         try:
-            small = await _read_or_make(store, asset)
+            stored = await store.read(_key(asset))
+            small = await _make(store, asset) if stored is None else stored.body
+            if stored is None and small is not None:
+                with contextlib.suppress(VeogenError):  # it can be made again
+                    await store.put(_key(asset), small, _TYPE)
         except VeogenError:
             return None  # all is made and paid for: a failing store must not fail what would show it
     return None if small is None else f"data:{_TYPE};base64,{base64.b64encode(small).decode()}"
@@ -44,26 +48,21 @@ async def store_thumbnail(store: Store, asset: Asset) -> str | None:
     try:
         if await store.stat(key) is None:
             async with _decoding_limit():
-                await _read_or_make(store, asset)
-            return key if await store.stat(key) else None
+                small = await _make(store, asset)
+            if small is None:
+                return None
+            await store.put(key, small, _TYPE)
     except VeogenError:
         return None
     return key
 
 
-async def _read_or_make(store: Store, asset: Asset) -> bytes | None:
-    stored = await store.read(_key(asset))
-    if stored is not None:
-        return stored.body
+async def _make(store: Store, asset: Asset) -> bytes | None:
     key = store.key(asset.uri)
     if key is None or asset.size > _MAX_BYTES or not (find_spec("av") and find_spec("PIL")):
         return None
     document = await store.read(key)
-    small = None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
-    if small is not None:
-        with contextlib.suppress(VeogenError):  # it can be made again
-            await store.put(_key(asset), small, _TYPE)
-    return small
+    return None if document is None else await asyncio.to_thread(_small, document.body, asset.content_type)
 
 
 def _key(asset: Asset) -> str:
