@@ -32,7 +32,8 @@ MEDIA_SILENCE_SECONDS = 60.0
 MAX_RESPONSE_BYTES = 32 * 1024 * 1024
 # Shorter than any server's: a connection that is reused while the server closes it loses the response.
 _KEEPALIVE_SECONDS = 2.0
-_LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
+_POOLED = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=_KEEPALIVE_SECONDS)
+_UNPOOLED = httpx.Limits(max_connections=None, max_keepalive_connections=0)
 _PROXY_SCHEMES = ("http", "https", "socks5", "socks5h")
 _PROXIED = "veogen_proxied"
 _UNREACHED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError)
@@ -60,6 +61,9 @@ class Transport:
         self._proxies = Proxies.from_environment()
         timeout = httpx.Timeout(timeout_seconds, connect=connect_seconds, pool=None)
         self._api = _http_client(context, self._proxies, timeout)
+        # A purchase has a connection of its own: an idle one may be closed, by the server or by httpcore (which does so
+        # with what it has just handed out), while the request is on its way; what became of it would be in doubt.
+        self._purchases = _http_client(context, self._proxies, timeout, limits=_UNPOOLED)
         # A separate client, so that no header of the API can ever reach a media host.
         silence = httpx.Timeout(MEDIA_SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None)
         self._media = _http_client(context, self._proxies, silence)
@@ -85,11 +89,12 @@ class Transport:
             ResponseLost: it may have received the request.
         """
         payload = _Payload(body, before_body)
+        client = self._api if body is None else self._purchases
         request = self._request(method, url, token, query, payload, uncached=uncached)
         try:
             # httpx limits single reads; a body that trickles for ever needs a limit too.
             async with asyncio.timeout(self._total_seconds):
-                response = await self._api.send(request, stream=True)
+                response = await client.send(request, stream=True)
                 try:
                     return Response(response.status_code, _lower_names(response.headers), await _read_limited(response))
                 finally:
@@ -171,8 +176,8 @@ class Transport:
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._api.aclose()
-        await self._media.aclose()
+        for client in (self._api, self._purchases, self._media):
+            await client.aclose()
 
 
 class _Routes(httpx.AsyncBaseTransport):
@@ -181,11 +186,11 @@ class _Routes(httpx.AsyncBaseTransport):
     httpx would read it too, but supports no networks in NO_PROXY: it ignores those of IPv4 and fails on those of IPv6.
     """
 
-    def __init__(self, context: ssl.SSLContext, proxies: Proxies) -> None:
+    def __init__(self, context: ssl.SSLContext, proxies: Proxies, limits: httpx.Limits) -> None:
         self._proxies = proxies
-        self._direct = httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS)
+        self._direct = httpx.AsyncHTTPTransport(verify=context, limits=limits)
         self._by_proxy = {
-            url: _proxied(url, self._proxies.variables[scheme], context)
+            url: _proxied(url, self._proxies.variables[scheme], context, limits)
             for scheme, url in self._proxies.by_scheme.items()
         }
 
@@ -202,7 +207,7 @@ class _Routes(httpx.AsyncBaseTransport):
             await transport.aclose()
 
 
-def _proxied(url: str, variable: str, context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
+def _proxied(url: str, variable: str, context: ssl.SSLContext, limits: httpx.Limits) -> httpx.AsyncHTTPTransport:
     scheme, host, _ = url_parts(url)
     if scheme not in _PROXY_SCHEMES or not host:
         raise ConfigurationError(
@@ -211,7 +216,7 @@ def _proxied(url: str, variable: str, context: ssl.SSLContext) -> httpx.AsyncHTT
         )
     try:
         proxy = httpx.Proxy(url, ssl_context=context if scheme == "https" else None)
-        return httpx.AsyncHTTPTransport(verify=context, limits=_LIMITS, proxy=proxy)
+        return httpx.AsyncHTTPTransport(verify=context, limits=limits, proxy=proxy)
     except ImportError:
         raise ConfigurationError(
             f"{variable}={masked(url)} is a SOCKS proxy, which needs another package",
@@ -220,10 +225,15 @@ def _proxied(url: str, variable: str, context: ssl.SSLContext) -> httpx.AsyncHTT
 
 
 def _http_client(
-    context: ssl.SSLContext, proxies: Proxies, timeout: httpx.Timeout, *, follow_redirects: bool = False
+    context: ssl.SSLContext,
+    proxies: Proxies,
+    timeout: httpx.Timeout,
+    *,
+    limits: httpx.Limits = _POOLED,
+    follow_redirects: bool = False,
 ) -> httpx.AsyncClient:
     return httpx.AsyncClient(
-        transport=_Routes(context, proxies),
+        transport=_Routes(context, proxies, limits),
         headers={"User-Agent": user_agent()},
         follow_redirects=follow_redirects,
         timeout=timeout,

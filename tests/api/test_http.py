@@ -11,7 +11,7 @@ import pytest
 
 from prefect_veogen import errors
 from prefect_veogen.api.http import MAX_RESPONSE_BYTES, ResponseLost, Transport, fetch_file
-from prefect_veogen.api.outcome import Refused, Unknown
+from prefect_veogen.api.outcome import Accepted, Refused, Unknown
 from prefect_veogen.process.io_loop import on_io
 from tests.support.odd_server import IMAGE, TOKEN, buy, client_at, odd_server, saying
 
@@ -108,3 +108,17 @@ async def test_cookies_of_the_service_do_not_reach_the_media_host() -> None:
 
         await on_io(download())
     assert "hunter2" not in odd.requests[1]
+
+
+def closing_when_used_again(connection: socket.socket, _: int) -> None:
+    """Respond once and keep the connection, as if idle; close it when the next request is on its way."""
+    body = b'{"data": {"id": "g", "model": "gpt-4o-image", "status": "pending"}}'
+    connection.sendall(b"HTTP/1.1 201 Created\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
+    connection.recv(1)
+
+
+async def test_no_purchase_is_lost_with_an_idle_connection_that_the_service_closes() -> None:
+    with odd_server(closing_when_used_again) as odd:
+        client = client_at(odd.base_url)
+        assert [type(await buy(client, IMAGE)) for _ in range(3)] == [Accepted] * 3
+    assert len(odd.requests) == 3

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from datetime import date
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 
 from prefect_veogen.sandbox import Sandbox
 from tests.support.prefect_processes import DeployedTree, copy_deployable, running_deployments, running_worker
+from tests.support.servers import Reply, Request, relayed, serving
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recipes.md").read_text()
 MAX_LINES = 25
@@ -159,13 +161,27 @@ def deployed(shop: Sandbox, tmp_path: Path) -> Iterator[DeployedTree]:
         yield DeployedTree(environment, tree)
 
 
+@pytest.fixture
+def busy_api(deployed: DeployedTree) -> Iterator[str]:
+    """The address of the deployments' server, which carries out every request, and responds to every other with 503."""
+    api = deployed.environment["PREFECT_API_URL"]
+    requests = count(1)
+
+    def respond(request: Request) -> Reply:
+        reply = relayed(api, request)
+        return Reply(503, body=b"<html>") if next(requests) % 2 else reply
+
+    with serving(respond) as origin:
+        yield origin + "/api"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.server
-def test_another_orchestrator_has_a_campaign_made_over_http(
-    deployed: DeployedTree, shop: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_another_orchestrator_has_a_campaign_made_over_http_by_a_busy_server(
+    deployed: DeployedTree, busy_api: str, shop: Sandbox, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", deployed.environment["PREFECT_API_URL"])
+    monkeypatch.setenv("PREFECT_API_URL", busy_api)
     (source,) = blocks_of("Airflow")
     run_campaign = executed(source)["run_campaign"]
     manifest = tmp_path / "2026-11-24.parquet"
