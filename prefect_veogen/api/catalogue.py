@@ -12,7 +12,7 @@ from prefect_veogen.models import nearest
 
 if TYPE_CHECKING:
     from prefect_veogen.api.client import VeogenClient
-    from prefect_veogen.models import CatalogueModel
+    from prefect_veogen.models import CatalogueModel, Kind
 
 MODEL_SECONDS = 600.0
 """How long a model object is used before it is read again."""
@@ -42,6 +42,13 @@ class Catalogue:
                     raise await self._add_nearest(error, slug) from None
                 self._models[slug] = (time.monotonic(), model)
             return model
+
+    async def find_kind(self, slug: str) -> Kind | None:
+        """Return what a model makes, `None` if the service doesn't say, doesn't know it or can't be asked."""
+        try:
+            return (await self.get_model(slug)).type
+        except VeogenError:
+            return None
 
     async def _add_nearest(self, error: ModelNotFound, slug: str) -> ModelNotFound:
         try:

@@ -192,9 +192,7 @@ def _batches(rows: Rows) -> Iterator[list[Row]]:
 async def _check_against_catalogue(session: Session, rows: Rows) -> None:
     problems: list[str] = []
     unknown: dict[str, str] = {}  # each model is requested once, not once per row
-    videos = {
-        name for name in sorted(rows.used) if await _look_up_kind(session, rows.by_id(name).request) is Kind.VIDEO
-    }
+    videos = {name for name in sorted(rows.used) if await _find_kind(session, rows.by_id(name).request) is Kind.VIDEO}
     for batch in _batches(rows):
         inputs = await map_bounded(batch, lambda row: _find_input_problems(session, row))
         for row, of_inputs in zip(batch, inputs, strict=True):
@@ -233,12 +231,9 @@ async def _find_problems(session: Session, row: Row, unknown: dict[str, str]) ->
     return problems
 
 
-async def _look_up_kind(session: Session, request: GenerationRequest) -> Kind:
+async def _find_kind(session: Session, request: GenerationRequest) -> Kind:
     """Return what a request makes, as the catalogue says; a picture where it can't be asked."""
-    try:
-        return (await session.catalogue.get_model(request.model)).type or Kind.IMAGE
-    except VeogenError:
-        return Kind.IMAGE
+    return await session.catalogue.find_kind(request.model) or Kind.IMAGE
 
 
 # ---------------------------------------------------------------- making one row
@@ -354,7 +349,7 @@ async def _read_purchase(session: Session, request: GenerationRequest) -> tuple[
     receipt, asset = entry.receipt, None
     if receipt.state in (State.BOUGHT, State.STORED):
         asset = await find_intact_asset(session.store, receipt)
-    kind = asset.kind if asset else await _look_up_kind(session, request)
+    kind = asset.kind if asset else await _find_kind(session, request)
     return _step(receipt, asset, kind), not _paid_by(session, receipt)
 
 

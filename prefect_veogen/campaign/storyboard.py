@@ -14,7 +14,7 @@ from prefect_veogen.campaign.rows import Row, Rows
 from prefect_veogen.campaign.run import check_rows, fields_of, find_stored_asset, plan_rows
 from prefect_veogen.download.clips import check_pyav
 from prefect_veogen.download.film import find_last_frame
-from prefect_veogen.errors import ConfigurationError, InvalidManifest, VeogenError
+from prefect_veogen.errors import ConfigurationError, InvalidManifest
 from prefect_veogen.models import Asset, Kind, named_by_the_package
 from prefect_veogen.models.generation import Value
 from prefect_veogen.store import LocalStore
@@ -152,12 +152,7 @@ async def _check_kinds(session: Session, shots: Shots) -> list[str]:
     """Return which models don't make what a shot needs of them; those which are unknown are reported elsewhere."""
     wanted = [(row, row.request.model, Kind.IMAGE, "model") for row in shots.keyframes]
     wanted += [(row, row.motion["model"], Kind.VIDEO, f"{MOTION}model") for row in shots.rows if row.motion]
-    kinds: dict[str, Kind | None] = {}
-    for name in {model for _, model, _, _ in wanted}:
-        try:
-            kinds[name] = (await session.catalogue.get_model(name)).type
-        except VeogenError:
-            kinds[name] = None
+    kinds = {name: await session.catalogue.find_kind(name) for name in {model for _, model, _, _ in wanted}}
     return [
         f"{row.where}: {field}: {model} makes {_PLURAL[made]}, where {_PLURAL[kind]} are needed"
         for row, model, kind, field in wanted

@@ -128,9 +128,7 @@ class _Download:
         """
         self._url = await self._find_link()
         quarantine_key = f"rejected/{self._stem}-{datetime.now(UTC):%Y%m%dT%H%M%S%f}"
-        transfer = Transfer(
-            self._session, self._generation.type or await self._look_up_kind(), self._key, quarantine_key
-        )
+        transfer = Transfer(self._session, self._generation.type or await self._find_kind(), self._key, quarantine_key)
         try:
             try:
                 await self._transfer(transfer)
@@ -297,13 +295,9 @@ class _Download:
         if response.status != 200 or digest.hexdigest() != transfer.sha256:
             raise ResponseLost("the link serves other bytes now")
 
-    async def _look_up_kind(self) -> Kind | None:
+    async def _find_kind(self) -> Kind | None:
         """Return the expected kind when the generation doesn't say (the newer shape of a create response doesn't)."""
-        if self._receipt is None:
-            return None
-        with contextlib.suppress(VeogenError):
-            return (await self._session.catalogue.get_model(self._receipt.request.model)).type
-        return None
+        return None if self._receipt is None else await self._session.catalogue.find_kind(self._receipt.request.model)
 
 
 def _describes(note: bytes, sha256: str) -> bool:

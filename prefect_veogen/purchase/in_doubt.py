@@ -15,7 +15,7 @@ from prefect_veogen.models import in_usd
 from prefect_veogen.process.concurrency import backoff_seconds
 from prefect_veogen.purchase.notices import note_in_doubt
 from prefect_veogen.purchase.readings import VoidReading, read_list
-from prefect_veogen.purchase.search import Search, look_up_kind, search
+from prefect_veogen.purchase.search import Search, search
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -211,7 +211,8 @@ async def search_lost_attempts(session: Session, entry: Entry) -> Entry | None:
 async def write_down(session: Session, entry: Entry, generation: Generation, event: EventName) -> Entry | None:
     """Return the receipt with the generation it paid for, claimed and settled; `None` if another receipt has it."""
     if generation.type is None:  # the newer shape of the response doesn't say
-        generation = generation.model_copy(update={"type": await look_up_kind(session, entry.receipt)})
+        kind = await session.catalogue.find_kind(entry.receipt.request.model)
+        generation = generation.model_copy(update={"type": kind})
     bought = await session.ledger.buy(entry, generation, event)
     if bought is None:
         return None

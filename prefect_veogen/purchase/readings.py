@@ -22,7 +22,6 @@ from prefect_veogen.purchase.search import (
     find_rivals,
     is_since,
     judge,
-    look_up_kind,
     sent_at_service,
     shared_start,
 )
@@ -65,7 +64,7 @@ async def read_list(session: Session, receipt: Receipt) -> tuple[Search, Reading
         VoidReading: the reading proves nothing.
         VeogenError: the service could not be asked.
     """
-    kind = await look_up_kind(session, receipt)
+    kind = await session.catalogue.find_kind(receipt.request.model)
     if kind is None:
         raise VoidReading(
             "whether its model makes images or videos is not known, so that no list can be read",

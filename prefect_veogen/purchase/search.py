@@ -8,7 +8,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from prefect_veogen.api.pages import read_pages
-from prefect_veogen.errors import VeogenError
 from prefect_veogen.ledger.transitions import State
 from prefect_veogen.models import Generation, Kind
 from prefect_veogen.purchase.matching import differences, looks_like
@@ -49,7 +48,7 @@ async def search(session: Session, receipt: Receipt) -> Search:
     Only a generation which no receipt has claimed, and which no other unsettled receipt could mean, is taken.
     """
     since = sent_at_service(session, receipt) - CLOCK_TOLERANCE
-    kind = await look_up_kind(session, receipt)
+    kind = await session.catalogue.find_kind(receipt.request.model)
     shared_since = shared_start(since)
     listed = await session.shared_reads.get(
         ("search", session.store, kind, shared_since), lambda: _list_since(session, kind, shared_since)
@@ -136,11 +135,3 @@ def is_since(generation: Generation, since: datetime) -> bool:
 def shared_start(moment: datetime) -> datetime:
     """Return a moment a little earlier which many purchases have in common, so that one listing serves them all."""
     return moment - (moment - datetime.min.replace(tzinfo=UTC)) % _SHARED_SPAN
-
-
-async def look_up_kind(session: Session, receipt: Receipt) -> Kind | None:
-    """Return what the model of a receipt makes, `None` if the catalogue doesn't say."""
-    try:
-        return (await session.catalogue.get_model(receipt.request.model)).type
-    except VeogenError:
-        return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -106,14 +105,12 @@ async def _kinds_in(
     models = {row.request.model for row in rows if row.motion is None}
     session = await open_task_session(credentials, store)
 
-    async def look_up() -> dict[str, Kind]:
-        kinds = {}
-        for model in models:
-            with suppress(VeogenError):  # what is wrong with it is told with the rows
-                kinds[model] = (await session.catalogue.get_model(model)).type
-        return {model: kind for model, kind in kinds.items() if kind is not None}
+    async def find_kinds() -> dict[str, Kind]:
+        found = {model: await session.catalogue.find_kind(model) for model in models}
+        # What is wrong with an unknown model is reported with the rows.
+        return {model: kind for model, kind in found.items() if kind is not None}
 
-    return await on_io(look_up())
+    return await on_io(find_kinds())
 
 
 def _days(take: int | str, start: date | None, end: date | None) -> list[datetime]:
