@@ -19,10 +19,15 @@ from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import HttpUrl, SecretStr, ValidationError
 
 from prefect_veogen import Asset, GenerationRun, VeogenCredentials, VeogenGeneration
-from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidRequest, StillRunning
+from prefect_veogen.errors import BudgetExceeded, ConfigurationError, GenerationFailed, InvalidRequest, StillRunning
+from prefect_veogen.ledger import State
+from prefect_veogen.ledger.budgets import Budgets
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.session import open_session
 from tests.support.runs import task_runs
 from tests.support.servers import Reply, serving
+from tests.support.upkeep import all_receipts
 
 pytestmark = pytest.mark.prefect
 
@@ -246,6 +251,24 @@ async def test_a_run_is_found_again_by_its_id_and_fetched_without_waiting_first(
     assert asset.generation_id == run.id == again.id
     assert (await run.afetch_result()).sha256 == asset.sha256
     assert len(sandbox.bill) == 1
+
+
+@server
+@pytest.mark.usefixtures("prefect_server")
+async def test_what_becomes_of_a_run_found_again_by_its_id_is_noted_in_its_receipt(sandbox: Sandbox) -> None:
+    run = await cat().atrigger()
+    asset = await GenerationRun.attach(run.id).afetch_result()
+    assert "/a-cat-" in asset.uri
+    sandbox.fault("failed")
+    failing = await cat(take=2, budget_usd=1).atrigger()
+    with pytest.raises(GenerationFailed):
+        await GenerationRun.attach(failing.id).await_for_completion()
+    session = open_session()
+    receipts = {receipt.take: receipt for receipt in (await all_receipts(session)).readable}
+    assert {take: receipt.state for take, receipt in receipts.items()} == {"1": State.STORED, "2": State.FAILED}
+    assert receipts["1"].asset == asset
+    account = await on_io(Budgets(session.store).read_account(receipts["2"].budgets[0]))
+    assert account.committed_usd == 0
 
 
 @server

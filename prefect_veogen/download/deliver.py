@@ -56,7 +56,7 @@ async def deliver(session: Session, generation: Generation) -> Delivery:
 
 
 async def _deliver(session: Session, generation: Generation) -> Delivery:
-    entry = await session.ledger.read(generation.receipt) if generation.receipt else None
+    entry = await session.ledger.find(session.client.base_url, generation)
     stored = await find_intact_asset(session.store, entry.receipt) if entry else None
     receipt = entry.receipt if entry else None
     if stored is not None:

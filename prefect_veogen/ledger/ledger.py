@@ -90,6 +90,14 @@ class Ledger:
         document = await self._store.read(_path(key))
         return None if document is None else Entry(_receipt_of(key, document.body), document.version)
 
+    async def find(self, api: str, generation: Generation) -> Entry | None:
+        """Return the receipt that a generation came from; of one known by its id alone, that which paid for it."""
+        if generation.receipt is not None:
+            return await self.read(generation.receipt)
+        key = await self.find_claimant(api, generation.id)
+        entry = None if key is None else await self.read(key)
+        return entry if entry is not None and entry.receipt.is_about(generation) else None
+
     async def check_current(self, entry: Entry) -> None:
         """Validate that no other worker has made a transition since a receipt was read.
 
@@ -226,16 +234,13 @@ class Ledger:
 
         await self._change(entry, note)
 
-    async def fail(self, key: str, generation: Generation) -> Receipt | None:
+    async def fail(self, entry: Entry, generation: Generation) -> Receipt:
         """Note that a generation failed and was not charged, and release its money, once; return the receipt."""
 
         def note(receipt: Receipt) -> Receipt | None:
             is_its_own = receipt.state is State.BOUGHT and receipt.is_about(generation)
             return receipt.failed(generation) if is_its_own else None
 
-        entry = await self.read(key)
-        if entry is None:
-            return None
         before, written = await self._change(entry, note)
         # Only the author of the transition releases the money, so that it is released once.
         if written is not None and written.receipt is not before:

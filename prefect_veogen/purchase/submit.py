@@ -100,7 +100,8 @@ async def buy(session: Session, request: GenerationRequest) -> Purchase:
 
 async def mark_failed(session: Session, generation: Generation) -> GenerationFailed:
     """Return the error of a failed generation, after writing into its receipt that nothing was charged."""
-    receipt = await session.ledger.fail(generation.receipt, generation) if generation.receipt is not None else None
+    entry = await session.ledger.find(session.client.base_url, generation)
+    receipt = None if entry is None else await session.ledger.fail(entry, generation)
     note_failed(session, generation, receipt)
     return failure_of(generation)
 

@@ -260,9 +260,9 @@ async def test_money_follows_its_receipt(store: Store) -> None:
     bought = await ledger.buy(entry, generation(1), EventName.ADOPTED)
     assert bought is not None
     assert await committed(store) == Decimal("0.02")
-    await ledger.fail(bought.receipt.key, generation(1))
+    await ledger.fail(bought, generation(1))
     assert await committed(store) == 0
-    await ledger.fail(bought.receipt.key, generation(1))
+    await ledger.fail(bought, generation(1))
     assert await committed(store) == 0
 
 
