@@ -9,7 +9,7 @@ from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_veogen.campaign.columns import BOUGHT_WITH, FIELD_COLUMNS, LABEL, RESULT_COLUMNS
+from prefect_veogen.campaign.columns import FIELD_COLUMNS, LABEL, is_of_results
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.result_frames import parquet_of
@@ -31,7 +31,12 @@ _LINES_AT_ONCE = 500
 
 def is_result(fields: Mapping[str, Any]) -> bool:
     """Tell whether a manifest's record is one of results: what every such row has, a manifest has not."""
-    return {"take", "status", "price_usd", "finished_at"} <= fields.keys() and fields["status"] in set(ItemStatus)
+    return looks_like_result(fields) and fields.get("status") in set(ItemStatus)
+
+
+def looks_like_result(fields: Mapping[str, Any]) -> bool:
+    """Tell whether a manifest's record was one of results, though its status may have been changed since."""
+    return {"take", "price_usd", "finished_at"} <= fields.keys()
 
 
 def item_of(record: Mapping[str, Any]) -> CampaignItem:
@@ -68,7 +73,7 @@ def _truth(value: Any) -> bool | None:
 
 def is_carried(column: str) -> bool:
     """Tell whether a column of the results is one that was taken along."""
-    return column not in RESULT_COLUMNS and not column.startswith((LABEL, *BOUGHT_WITH))
+    return not is_of_results(column) and column != "variants" and not column.startswith(LABEL)
 
 
 def _step_of(record: Mapping[str, Any], kind: Kind) -> Step | None:

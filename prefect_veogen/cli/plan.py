@@ -55,7 +55,7 @@ def plan(options: Namespace) -> int:
 async def _make(session: Session, options: Namespace) -> Plan:
     labels = _labels(options)
     if options.prompt is None:
-        return await plan_rows(session, await _read_rows(options, labels), itemised=True)
+        return await plan_rows(session, await _read_rows(session, options, labels), itemised=True)
     if given := _given(options, _OF_A_MANIFEST):
         raise ConfigurationError(
             f"{', '.join(given)} would be ignored: a single request has no columns and no rows",
@@ -79,17 +79,15 @@ def _labels(options: Namespace) -> dict[str, str]:
     return labels
 
 
-async def _read_rows(options: Namespace, labels: dict[str, str]) -> Rows:
+async def _read_rows(session: Session, options: Namespace, labels: dict[str, str]) -> Rows:
     if given := _given(options, _FIELDS):
         raise ConfigurationError(
             f"{', '.join(given)} would be ignored: the rows of a manifest have their own",
             next_step="Write it into the rows, or plan one request: give a model and a prompt.",
         )
     columns = _given(options, _OF_A_MANIFEST)
-    if "*" in columns.get("carry", ()):
-        columns["carry"] = "*"
     try:
-        return await read_manifest(options.what, options.take, _fill_in_take, labels=labels, **columns)
+        return await read_manifest(options.what, options.take, _fill_in_take, session, labels=labels, **columns)
     except ConfigurationError as error:
         if _may_be_a_model(options.what):
             error.next_step = f"{error.next_step} If it is a model: give a prompt, too.".lstrip()

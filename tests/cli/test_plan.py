@@ -57,6 +57,17 @@ def test_a_plan_names_the_rows_that_would_be_refused(sandbox: Sandbox, run: Run,
     assert "'gpt-40-image'; nearest: gpt-4o-image (HTTP 404" in out
 
 
+def test_a_plan_tells_in_one_go_what_is_wrong_with_a_table_and_what_its_models_do_not_offer(
+    sandbox: Sandbox, run: Run, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,model,prompt,duration\na,gpt-40-image,a fox,\nb,gpt-4o-image,a fox,ten\nc,sora-2,waves,7\n")
+    code, _, err = run("plan", str(rows))
+    assert (code, "has 3 problem(s)" in err) == (1, True)
+    for part in ("line 2 (a): model: ", "line 3 (b): duration: must be", "line 4 (c): duration: sora-2 does not"):
+        assert part in err
+
+
 def test_a_plan_says_how_sure_it_is(sandbox: Sandbox, run: Run) -> None:
     _, out, _ = run("plan", "grok-video-1", "waves")
     assert "Total: at most $0.90" in out
