@@ -24,6 +24,7 @@ from prefect_veogen.models.labels import checked_labels
 
 DEFAULT_MOTION_MODEL = "veo-3.1-fast"
 MAX_ID_CHARACTERS = 200
+_MAX_UNKNOWN, _MAX_SHOWN = 3, 20
 
 
 class Reading(NamedTuple):
@@ -80,6 +81,7 @@ class _Table:
         self._columns: dict[str, None] = {}
         self._filled: set[str] = set()
         self._reported: set[str] = set()
+        self._unknown: dict[str, str] = {}
         self._missed: Counter[str] = Counter()
         self._records = 0
         self._judged = 0
@@ -120,7 +122,8 @@ class _Table:
             return ["it has no rows"]
         missing = self._missing_columns()
         of_rows = [problem.text for problem in self._found if problem.missing not in missing]
-        return [*missing.values(), *self._empty_columns(), *of_rows, *self.rows.reference_problems(self._ids)]
+        of_columns = [*missing.values(), *self._empty_columns(), *self._unknown_columns()]
+        return [*of_columns, *of_rows, *self.rows.reference_problems(self._ids)]
 
     def _note(self, label: str, *problems: str) -> None:
         self._found += [_Wrong(f"{label}: {problem}") for problem in problems]
@@ -137,7 +140,7 @@ class _Table:
             elif self._options.carries(name):
                 carried[name] = value
             else:
-                self._report(name, label, _unknown(name, value))
+                self._unknown.setdefault(name, f"{label}: {_unknown(name, value)}")
         return _Columns(labels, carried)
 
     def _split_result(self, fields: dict[str, Any], label: str) -> _Columns | None:
@@ -195,11 +198,24 @@ class _Table:
         problems = []
         for name in self._columns:
             is_known = name in FIELDS or name.startswith(LABEL) or self._options.carries(name)
-            if is_known or name in ("", UNNAMED, *self._reported):
+            if is_known or name in ("", UNNAMED, *self._reported, *self._unknown):
                 continue
-            problem = own_column_problem(name)
-            problems.append(f"{name}: {problem}" if problem else f"{_unknown(name, None)}, or leave out what is empty")
+            if (problem := own_column_problem(name)) is not None:
+                problems.append(f"{name}: {problem}")
+            else:
+                self._unknown[name] = f"{_unknown(name, None)}, or leave out what is empty"
         return problems
+
+    def _unknown_columns(self) -> list[str]:
+        """Return the problems of columns that are no fields: many of them, as an export has them, in one."""
+        alike = [name for name in self._unknown if nearest(name.lower(), FIELDS) is None]
+        if len(alike) <= _MAX_UNKNOWN:
+            return [*self._unknown.values()]
+        typos = [problem for name, problem in self._unknown.items() if name not in alike]
+        more = f" and {len(alike) - _MAX_SHOWN} more" if len(alike) > _MAX_SHOWN else ""
+        names, fields = ", ".join(map(repr, alike[:_MAX_SHOWN])), ", ".join(FIELDS)
+        how = f"carry=[{alike[0]!r}, …] (--carry {quote(alike[0])} …), or all of them with carry=\"*\" (--carry '*')"
+        return [*typos, f"{names}{more} are not fields of a row; allowed: {fields}; or take along some with {how}"]
 
 
 # ---------------------------------------------------------------- one row

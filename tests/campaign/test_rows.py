@@ -106,6 +106,21 @@ async def test_whether_a_column_is_known_does_not_depend_on_its_cells(name: str)
     assert empty in (wanted, f"{wanted}, or leave out what is empty")
 
 
+async def test_the_many_columns_of_an_export_are_one_problem_beside_those_that_may_be_typos() -> None:
+    export: dict[str, Any] = {f"Option{number} Value": "x" for number in range(30)} | {
+        "Vendor": None,
+        "motion_promt": "x",
+    }
+    typo, others = await problems_of(ROW | export, ROW | {"id": "b"} | export)
+    assert typo.startswith("row 1 (fox): motion_promt: is not a field of a row (got 'x'); allowed: id, ")
+    assert others.startswith("'Option0 Value', 'Option1 Value', ")
+    assert "'Option19 Value' and 11 more are not fields of a row; allowed: id, model, prompt, " in others
+    assert others.endswith(
+        "take along some with carry=['Option0 Value', …] (--carry 'Option0 Value' …), or all of them with carry=\"*\" "
+        "(--carry '*')"
+    )
+
+
 async def test_what_a_whole_table_lacks_is_said_once_and_first() -> None:
     table = [{"ID": number, "Prompt": "x", "style": None, "color": None} for number in range(100)]
     table[7]["duration"] = "ten"
