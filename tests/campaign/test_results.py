@@ -136,3 +136,23 @@ async def test_a_column_added_to_results_that_can_not_be_one_is_refused(name: st
         await read_manifest([record | {name: "x"} for record in TABLE.records()])
     (problem,) = caught.value.problems
     assert problem.startswith(f"row 1 (well): {name or '(no heading)'}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_price_usd", "0,02"),
+        ("finished_at", "27.11.2026 11:00"),
+        ("image_bytes", "1.234,5"),
+        ("reused", "FALSCH"),
+        ("finished_at", 46353.5),
+    ],
+)
+async def test_what_a_spreadsheet_made_of_a_number_or_a_time_is_named(name: str, value: Any) -> None:
+    records = [record | {name: value} for record in Table([WELL]).records()]
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest(records)
+    (problem,) = caught.value.problems
+    assert problem.startswith(
+        f"row 1 (well): its outcome can't be read: {name} is {value!r}; give the table of results"
+    )
