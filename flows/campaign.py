@@ -75,9 +75,9 @@ async def campaign(
     """
     columns: dict[str, Any] = {"carry": carry, "labels": labels, "variants": variants}
     templates: dict[str, Any] = {"prompt_template": prompt_template, "motion_template": motion_template}
-    rows = await read_manifest(manifest, take, store=store, **columns, **templates)
-    name = name or campaign_name(rows)
     where: dict[str, Any] = {"credentials": credentials, "store": store}
+    rows = await read_manifest(manifest, take, **columns, **templates, **where)
+    name = name or campaign_name(rows)
     money: dict[str, Any] = {"name": name, "budget_usd": budget_usd}
     await keep_results(rows, only, name=name, **where)
     await check_campaign(rows, **money, **where)

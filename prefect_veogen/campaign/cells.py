@@ -40,6 +40,7 @@ _IN_EARNEST = {"style": {"none"}, f"{MOTION}style": {"none"}, "id": {"na", "nil"
 
 _MAX_VALUES, _MAX_DEPTH = 10_000, 20
 _ISO = (date, time)  # a datetime is a date
+_DURATIONS = ("MonthDayNano",)  # what PyArrow makes of an interval, as DuckDB and Postgres have them
 _REFUSED = (bytes, bytearray, memoryview, set, frozenset, complex, timedelta)
 
 
@@ -171,11 +172,11 @@ def _plain(name: str, value: Any) -> Any:
         return None if math.isnan(value) else float(value)  # numpy's float64 is a float
     if isinstance(value, _ISO):
         return None if type(value).__name__ == "NaTType" else value.isoformat()
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple) and type(value).__name__ not in _DURATIONS:
         return [_plain(name, item) for item in value]
     if isinstance(value, Mapping):
         return {str(key): _plain(name, item) for key, item in value.items()}
-    if isinstance(value, _REFUSED):
+    if isinstance(value, (*_REFUSED, tuple)):
         raise _unreadable(name, value)
     return _of_library(name, value)
 

@@ -66,6 +66,11 @@ RESULT_COLUMNS: Final = {**OUTCOME_COLUMNS, **FIELD_COLUMNS}
 _KNOWN: Final = {*FIELDS, *RESULT_COLUMNS}
 
 
+def is_of_results(name: str) -> bool:
+    """Tell whether the results have a column of that name, but for the labels that a row may have too."""
+    return name in RESULT_COLUMNS or name.startswith(BOUGHT_WITH)
+
+
 def own_column_problem(name: str) -> str | None:
     """Return why a column which is no field of a row can't be one of the manifest's own; `None` if it can.
 
@@ -74,7 +79,7 @@ def own_column_problem(name: str) -> str | None:
     """
     if not name:
         return "is a column without a name; name it, or leave it out of your table"
-    if name in RESULT_COLUMNS or name.startswith(BOUGHT_WITH):
+    if is_of_results(name):
         return "is a column of the results; rename it to something else"
     if (lower := name.lower()) in _KNOWN or lower.startswith((LABEL, *BOUGHT_WITH)):
         is_ours = lower in FIELDS or lower.startswith(LABEL)

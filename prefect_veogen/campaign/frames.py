@@ -23,7 +23,7 @@ def frame_rows(value: Any) -> Rows | None:
     The levels of a pandas index that have names are fields like any column. A lazy frame is collected.
 
     Raises:
-        InvalidManifest: two columns have one name.
+        InvalidManifest: two columns have one name, or columns have names of several levels.
         ConfigurationError: a lazy frame can't be collected.
     """
     import narwhals.stable.v2 as nw
@@ -42,6 +42,7 @@ def frame_rows(value: Any) -> Rows | None:
     if isinstance(frame, nw.LazyFrame):
         frame = _collect(frame)
     if frame.implementation.is_pandas_like():
+        _check_levels(frame.to_native())
         frame = nw.from_native(_with_named_index(frame.to_native()))
     _check([str(name).strip() for name in frame.columns])
     return _numbered(frame.iter_rows(named=True, buffer_size=_BATCH_ROWS))
@@ -113,6 +114,12 @@ def _collect(frame: Any) -> Any:
     except Exception as error:
         # Whatever its query does wrong: no file, no such column, no connection.
         raise ConfigurationError(f"The DataFrame can't be read: {type(error).__name__}: {error}") from error
+
+
+def _check_levels(native: Any) -> None:
+    if native.columns.nlevels > 1:
+        step = "Nothing was bought. Join them: frame.columns = ['_'.join(map(str, names)) for names in frame.columns]"
+        raise InvalidManifest([f"its columns have names of {native.columns.nlevels} levels"], next_step=step)
 
 
 def _with_named_index(native: Any) -> Any:

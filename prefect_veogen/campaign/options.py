@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from prefect_veogen.campaign.columns import FIELDS, LABEL, RESULT_COLUMNS
+from prefect_veogen.campaign.columns import FIELDS, LABEL, RESULT_COLUMNS, is_of_results
 from prefect_veogen.campaign.template import names_in
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models.labels import checked_labels
@@ -51,10 +51,10 @@ class RowOptions:
         object.__setattr__(self, "named", tuple(named))
 
     def carries(self, column: str) -> bool:
-        """Tell whether a column is taken along; a row's own fields and labels never are."""
-        if column in FIELDS or column.startswith(LABEL):
+        """Tell whether a column is taken along; a row's own fields and labels never are, nor what became of it."""
+        if column in FIELDS or column.startswith(LABEL) or is_of_results(column):
             return False
-        return self.carry == "*" or column in self.carry or column in self.named
+        return "*" in self.carry or column in self.carry or column in self.named
 
 
 def variants_problem(value: Any) -> str | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,7 +118,9 @@ def _no_rows(found: Any, next_step: str = _ACCEPTED) -> InvalidManifest:
     if found is None and next_step is _A_LIST:
         return InvalidManifest(["it is empty"], next_step=next_step)
     hint = ""
-    if isinstance(found, Mapping):
+    if isinstance(found, AsyncIterable):
+        hint = ": [row async for row in rows]"
+    elif isinstance(found, Mapping):
         lists = [name for name, value in found.items() if isinstance(value, list) and value]
         if len(lists) == 1 and all(isinstance(row, Mapping) for row in found[lists[0]]):
             hint = f"; there is one under {lists[0]!r}: name that 'rows'"
@@ -130,9 +132,11 @@ def _no_rows(found: Any, next_step: str = _ACCEPTED) -> InvalidManifest:
 
 def _record(where: str, row: Any) -> Record:
     if not isinstance(row, Mapping):
-        return Record(where, {}, (f"is {type(row).__name__}, where a mapping of fields is expected",))
+        problem = f"is {type(row).__name__}, where a mapping of fields is expected{_as_mapping(row)}"
+        return Record(where, {}, (problem,))
     fields, problems = {}, []
-    values = mapping((str(name).strip(), value) for name, value in row.items())
+    # None is where `csv.DictReader` puts the cells of a line that has more of them than the heading.
+    values = mapping(("" if name is None else str(name).strip(), value) for name, value in row.items())
     for name, value in values.items():
         try:
             if (meant := cleaned(name, value)) is not None:
@@ -140,3 +144,13 @@ def _record(where: str, row: Any) -> Record:
         except WrongCell as error:
             problems.append(str(error))
     return Record(where, fields, tuple(problems), tuple(values))
+
+
+def _as_mapping(row: Any) -> str:
+    """Return how a row of another kind becomes a mapping; nothing where that isn't known."""
+    if is_dataclass(row):
+        return ": dataclasses.asdict(row)"
+    for method in ("model_dump", "_asdict"):  # pydantic; a named tuple, a row of SQLAlchemy or of `itertuples()`
+        if hasattr(row, method):
+            return f": row.{method}()"
+    return ""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Final
 
-from prefect_veogen.campaign.columns import BOUGHT_WITH, FIELD_COLUMNS, LABEL, RESULT_COLUMNS
+from prefect_veogen.campaign.columns import FIELD_COLUMNS, LABEL, is_of_results
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.result_frames import parquet_of
@@ -31,7 +31,12 @@ _LINES_AT_ONCE = 500
 
 def is_result(fields: Mapping[str, Any]) -> bool:
     """Tell whether a manifest's record is one of results: what every such row has, a manifest has not."""
-    return {"take", "status", "price_usd", "finished_at"} <= fields.keys() and fields["status"] in set(ItemStatus)
+    return looks_like_result(fields) and fields.get("status") in set(ItemStatus)
+
+
+def looks_like_result(fields: Mapping[str, Any]) -> bool:
+    """Tell whether a manifest's record was one of results, though its status may have been changed since."""
+    return {"take", "price_usd", "finished_at"} <= fields.keys()
 
 
 def item_of(record: Mapping[str, Any]) -> CampaignItem:
@@ -41,7 +46,6 @@ def item_of(record: Mapping[str, Any]) -> CampaignItem:
         ValueError, TypeError, LookupError, ArithmeticError: it was changed, and can't be read.
     """
     steps = tuple(step for kind in Kind if (step := _step_of(record, kind)) is not None)
-    finished_at = record.get("finished_at")
     return CampaignItem(
         id=str(record["id"]),
         status=ItemStatus(record["status"]),
@@ -49,26 +53,41 @@ def item_of(record: Mapping[str, Any]) -> CampaignItem:
         error=record.get("error"),
         error_type=record.get("error_type"),
         take=str(record["take"]),
-        reused=_truth(record.get("reused")),
+        reused=_converted(record, "reused", _truth),
         flow_run_id=record.get("flow_run_id"),
-        finished_at=datetime.fromisoformat(finished_at) if isinstance(finished_at, str) else finished_at,
+        finished_at=_converted(record, "finished_at", _time),
         fields={name: record[name] for name in FIELD_COLUMNS if record.get(name) is not None},
         labels=_labels(record, LABEL),
         carried={name: value for name, value in record.items() if is_carried(name)},
     )
 
 
-def _truth(value: Any) -> bool | None:
+def _converted(record: Mapping[str, Any], name: str, convert: Callable[[Any], Any]) -> Any:
+    """Return a value in its type; what a spreadsheet makes of a number or a time, such as 0,02, is named."""
+    value = record.get(name)
+    try:
+        return None if value is None else convert(value)
+    except (ValueError, TypeError, LookupError, ArithmeticError):
+        raise ValueError(f"{name} is {value!r}") from None
+
+
+def _truth(value: Any) -> bool:
     if not isinstance(value, str):
-        return None if value is None else bool(value)
-    if value.lower() not in ("true", "false"):
-        raise ValueError(f"reused is {value!r}, neither true nor false")
-    return value.lower() == "true"
+        return bool(value)
+    return {"true": True, "false": False}[value.lower()]
+
+
+def _time(value: Any) -> datetime:
+    return value if isinstance(value, datetime) else datetime.fromisoformat(value)
+
+
+def _money(value: Any) -> Decimal:
+    return Decimal(str(value))
 
 
 def is_carried(column: str) -> bool:
     """Tell whether a column of the results is one that was taken along."""
-    return column not in RESULT_COLUMNS and not column.startswith((LABEL, *BOUGHT_WITH))
+    return not is_of_results(column) and column != "variants" and not column.startswith(LABEL)
 
 
 def _step_of(record: Mapping[str, Any], kind: Kind) -> Step | None:
@@ -77,13 +96,13 @@ def _step_of(record: Mapping[str, Any], kind: Kind) -> Step | None:
 
     if get("receipt") is None:
         return None
-    price = None if get("price_usd") is None else Decimal(str(get("price_usd")))
+    price = _converted(record, f"{kind}_price_usd", _money)
     asset = None
     if get("uri") is not None:
         asset = Asset(
             uri=get("uri"),
             sha256=get("sha256"),
-            size=get("bytes"),
+            size=_converted(record, f"{kind}_bytes", int),
             content_type=get("content_type"),
             generation_id=get("generation_id"),
             price_usd=price,

@@ -92,8 +92,8 @@ async def check_rows(session: Session, *campaigns: Sequence[Row]) -> Decimal:
     given = [Rows.of(rows) for rows in campaigns]
     for rows in given:
         _check_references(rows)
-        await drop_edited(session, rows)
-        await _check_against_catalogue(session, rows)
+        if problems := await find_problems(session, rows):
+            raise InvalidManifest(problems)
     plan = await plan_rows(session, *given)
     try:
         check_money(plan, "The campaign")
@@ -189,7 +189,9 @@ def _batches(rows: Rows) -> Iterator[list[Row]]:
         yield [rows[number] for number in numbers[start : start + _BATCH]]
 
 
-async def _check_against_catalogue(session: Session, rows: Rows) -> None:
+async def find_problems(session: Session, rows: Rows) -> list[str]:
+    """Return what rows ask for that their models don't offer, and which of their inputs can't be used. Free."""
+    await drop_edited(session, rows)
     problems: list[str] = []
     unknown: dict[str, str] = {}  # each model is requested once, not once per row
     videos = {name for name in sorted(rows.used) if await _find_kind(session, rows.by_id(name).request) is Kind.VIDEO}
@@ -199,8 +201,7 @@ async def _check_against_catalogue(session: Session, rows: Rows) -> None:
             found = of_inputs + await _find_problems(session, row, unknown)
             found += [f"image_urls: {ROW}{name} makes a video, not a picture" for name in row.uses if name in videos]
             problems += [f"{row.where}: {problem}" for problem in found]
-    if problems:
-        raise InvalidManifest(problems)
+    return problems
 
 
 async def _find_input_problems(session: Session, row: Row) -> list[str]:

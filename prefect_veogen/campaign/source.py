@@ -67,6 +67,8 @@ async def load(source: str, store: Store | None = None) -> Source:
     Raises:
         ConfigurationError: there is none, it can't be read, or its form is not known.
     """
+    if not source.strip():
+        raise ConfigurationError("The manifest is an empty text", next_step="Give the path or the link of a table.")
     scheme = source.partition("://")[0].lower() if "://" in source else ""
     if scheme == "file":
         _check_file_link(source)
@@ -109,7 +111,11 @@ def _unknown(name: str, problem: str) -> ConfigurationError:
 
 
 def _directory(name: str) -> ConfigurationError:
-    return ConfigurationError(f"The manifest {name} is a directory", next_step="Give the path of a file in it.")
+    return ConfigurationError(
+        f"The manifest {name} is a directory",
+        next_step="Give the path of a file in it, or from Python a DataFrame of them all: "
+        f"polars.scan_parquet({name!r}) has the columns of Hive's partitions, too.",
+    )
 
 
 def _is_directory(name: str) -> bool:

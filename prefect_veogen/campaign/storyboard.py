@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_veogen.campaign.columns import MOTION
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
+from prefect_veogen.campaign.manifest import find_problems_of_the_rest
 from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.rows import Row, Rows
@@ -116,9 +117,10 @@ async def check_shots(session: Session, shots: Shots, *, join: bool) -> Decimal:
             "A chain's frames can't be read by the service in a store that is a directory",
             next_step="Nothing was bought. Use a bucket as VEOGEN_STORE (s3://bucket/prefix), or chain='none'.",
         )
+    linked = await _link_what_is_known(session, shots)
     if problems := [*_problems_of(shots, join=join), *await _check_kinds(session, shots)]:
-        raise InvalidManifest(problems)
-    return await check_rows(session, await _link_what_is_known(session, shots))
+        raise InvalidManifest([*problems, *await find_problems_of_the_rest(session, linked)])
+    return await check_rows(session, linked)
 
 
 async def plan_rest(session: Session, shots: Shots) -> Plan:

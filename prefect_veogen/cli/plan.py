@@ -44,18 +44,20 @@ def plan(options: Namespace) -> int:
     """Write what the requests would cost; return 1 if any would be refused or could not be paid."""
     cap = Cap.of("this plan", options.budget_usd)
     session = connect(options, () if cap is None else (cap,))
-    made = asyncio.run(on_io(_make(session, options)))
+    made, kept = asyncio.run(on_io(_make(session, options)))
     if options.json:
         write_json(_described(made))
     else:
-        _write(made)
+        _write(made, kept)
     return 0 if made.is_affordable and not made.problems else 1
 
 
-async def _make(session: Session, options: Namespace) -> Plan:
+async def _make(session: Session, options: Namespace) -> tuple[Plan, int]:
+    """Return the plan, and how many rows of a table of results ended well, so that they are not in it."""
     labels = _labels(options)
     if options.prompt is None:
-        return await plan_rows(session, await _read_rows(options, labels), itemised=True)
+        rows = await _read_rows(session, options, labels)
+        return await plan_rows(session, rows, itemised=True), len(rows.kept)
     if given := _given(options, _OF_A_MANIFEST):
         raise ConfigurationError(
             f"{', '.join(given)} would be ignored: a single request has no columns and no rows",
@@ -63,7 +65,7 @@ async def _make(session: Session, options: Namespace) -> Plan:
         )
     fields = {name: getattr(options, name) for name in _FIELDS}
     request = GenerationRequest(model=options.what, prompt=options.prompt, take=_fill_in_take(options.take), **fields)
-    return await make_plan(session.labelled(labels), [request])
+    return await make_plan(session.labelled(labels), [request]), 0
 
 
 def _given(options: Namespace, names: Sequence[str]) -> dict[str, Any]:
@@ -79,17 +81,15 @@ def _labels(options: Namespace) -> dict[str, str]:
     return labels
 
 
-async def _read_rows(options: Namespace, labels: dict[str, str]) -> Rows:
+async def _read_rows(session: Session, options: Namespace, labels: dict[str, str]) -> Rows:
     if given := _given(options, _FIELDS):
         raise ConfigurationError(
             f"{', '.join(given)} would be ignored: the rows of a manifest have their own",
             next_step="Write it into the rows, or plan one request: give a model and a prompt.",
         )
     columns = _given(options, _OF_A_MANIFEST)
-    if "*" in columns.get("carry", ()):
-        columns["carry"] = "*"
     try:
-        return await read_manifest(options.what, options.take, _fill_in_take, labels=labels, **columns)
+        return await read_manifest(options.what, options.take, _fill_in_take, session, labels=labels, **columns)
     except ConfigurationError as error:
         if _may_be_a_model(options.what):
             error.next_step = f"{error.next_step} If it is a model: give a prompt, too.".lstrip()
@@ -133,7 +133,7 @@ def _described(made: Plan) -> dict[str, Any]:
     }
 
 
-def _write(made: Plan) -> None:
+def _write(made: Plan, kept: int) -> None:
     seen: list[str] = []
     rows = []
     for item in made.items:
@@ -142,6 +142,8 @@ def _write(made: Plan) -> None:
         seen.append(item.request.receipt_key(""))
     heads = ("ROW", "MODEL", "PROMPT", "PRICE", "")
     table(heads[-len(rows[0]) :] if rows else heads, rows, right=("PRICE",))
+    if kept:
+        say(f"Rows that ended well before and are kept: {kept}")
     for item in made.items:
         if item.problem is not None:
             say("", f"{item.where or 'It'} would be refused. {item.problem}", style="red")

@@ -117,10 +117,8 @@ def _list(options: Namespace) -> int:
         say(f"There are no{f' {wanted.label}' if wanted else ''} receipts in {session.store.uri('')}")
     else:
         table(_HEADS, [_row(item) for item in found], right=("PRICE",))
-        say(
-            "",
-            f"{len(found)} receipts, {in_usd(_paid(found))} paid. Details: prefect-veogen receipts show KEY",
-        )
+        count = f"{len(found)} receipt{'' if len(found) == 1 else 's'}"
+        say("", f"{count}, {in_usd(_paid(found))} paid. Details: prefect-veogen receipts show KEY")
     for error in damaged:
         complain(error)
     return 1 if damaged else 0

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
 from decimal import Decimal
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, ParamSpec, TypeVar
 
@@ -18,12 +16,12 @@ from pydantic import WithJsonSchema
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.gallery import Tile, make_tiles, page
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
-from prefect_veogen.campaign.options import Carry, RowOptions
+from prefect_veogen.campaign.options import Carry
 from prefect_veogen.campaign.packed import Packed
-from prefect_veogen.campaign.records import Manifest, read_records
+from prefect_veogen.campaign.records import Manifest
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.results import RESULTS, campaign_key, read_results, write_results
-from prefect_veogen.campaign.rows import Row, Rows, rows_of
+from prefect_veogen.campaign.rows import Row, Rows
 from prefect_veogen.campaign.run import (
     campaign_name,
     check_ids,
@@ -42,16 +40,16 @@ from prefect_veogen.models import Asset, in_usd, plain_name, without_secrets
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.wait import check_timeout
-from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.session import Session
 from prefect_veogen.tasks.artifacts import courtesy, showing
 from prefect_veogen.tasks.events import emit
 from prefect_veogen.tasks.generation import open_task_session
+from prefect_veogen.tasks.manifest import read_manifest
 from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.progress import show_progress
 from prefect_veogen.tasks.runs import name_flow_run, name_task_run, shorten
 from prefect_veogen.tasks.steps import FREE, KeepsItsKind, is_retryable, reused, step
-from prefect_veogen.tasks.stores import StoreParameter, store_for
+from prefect_veogen.tasks.stores import StoreParameter
 
 __all__ = [
     "CampaignItem",
@@ -141,48 +139,6 @@ def _counted(rows: Any) -> str:
     except TypeError:  # a generator, a lazy frame
         return "rows"
     return f"{count} row{'' if count == 1 else 's'}"
-
-
-async def read_manifest(
-    manifest: Manifest,
-    take: int | str = 1,
-    *,
-    carry: Carry = (),
-    labels: Mapping[str, str] | None = None,
-    prompt_template: str | None = None,
-    motion_template: str | None = None,
-    variants: int = 1,
-    scheduled: datetime | None = None,
-    store: StoreParameter | None = None,
-) -> Rows:
-    """Return the rows of a manifest, with all takes filled in by `take_of_slot`, for the slot `scheduled`. Free.
-
-    A manifest is a list (or generator) of mappings, a DataFrame (pandas, Polars, PyArrow, DuckDB, whatever Narwhals
-    knows), or the path or link (http(s), s3, file) of a CSV, TSV, JSON, JSON Lines, YAML, Parquet or Arrow file; one in
-    the bucket of `store` is read as that is. A table of results is one, too: what ended well is not made again.
-
-    A row has an `id`, a `GenerationRequest`'s fields and, for image-then-animate, `motion_prompt` (with
-    `motion_model`, `motion_aspect_ratio`, `motion_resolution`, `motion_duration`, `motion_mode`, `motion_style`). An
-    input `row:ID` in `image_urls` is the picture of another row. `label_…` columns are the row's labels, beside
-    `labels`, of which its own win. Columns in `carry` ("*": all that are no field) come along into results and sidecars
-    and are no part of what is bought. `prompt_template` and `motion_template`, such as "A {color} {name}", make the
-    prompts of rows without one from their columns. `variants`, an option or a column, makes a row in several takes: T,
-    T.2, T.3 …
-
-    Raises:
-        InvalidManifest: rows are wrong; all of them are named. Nothing was bought.
-        ConfigurationError: an option is wrong, there is no such file, or it can't be read.
-    """
-    options = RowOptions(
-        take=take_of_slot(take, scheduled),
-        take_of=partial(take_of_slot, scheduled=scheduled),
-        carry=carry,
-        labels=labels or {},
-        prompt_template=prompt_template,
-        motion_template=motion_template,
-        variants=variants,
-    )
-    return rows_of(await on_io(read_records(manifest, await store_for(manifest, store))), options)
 
 
 async def keep_results(

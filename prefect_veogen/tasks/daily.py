@@ -86,12 +86,13 @@ async def read_slots(
             "make it again; or leave out publish_as and latest.",
         )
     templates = templates_of(publish_as, latest)
+    where: dict[str, Any] = {"credentials": credentials, "store": store}
     slots = []
     for scheduled in _days(take, start, end) or [scheduled_start() or datetime.now(UTC)]:
         filled = take_of_slot(take, scheduled)
-        rows = await read_manifest(manifest, take, scheduled=scheduled, store=store, **options)
+        rows = await read_manifest(manifest, take, scheduled=scheduled, **where, **options)
         slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest))
-        await keep_results(rows, only, name=slots[-1].name, credentials=credentials, store=store)
+        await keep_results(rows, only, name=slots[-1].name, **where)
     for option, template in templates:
         check_names(option, template, slots)
         if kind_of_ending(template) is not None:

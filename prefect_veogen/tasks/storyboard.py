@@ -12,11 +12,12 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.items import CampaignItem
 from prefect_veogen.campaign.options import Carry, RowOptions
+from prefect_veogen.campaign.reading import rows_of
 from prefect_veogen.campaign.records import Manifest, read_records
 from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.campaign.results import RESULTS, campaign_key
-from prefect_veogen.campaign.rows import Row, Rows, rows_of
+from prefect_veogen.campaign.rows import Row, Rows
 from prefect_veogen.campaign.run import describe_failure, for_row, item_blocked_by, picture_of
 from prefect_veogen.campaign.storyboard import (
     Chain,

@@ -119,6 +119,22 @@ async def test_two_columns_of_one_name_are_refused(frame: Any) -> None:
         await read(frame())
 
 
+async def test_columns_with_names_of_several_levels_are_told_to_be_joined() -> None:
+    frame = pd.DataFrame([["a"]], columns=pd.MultiIndex.from_tuples([("row", "id")]))
+    with pytest.raises(InvalidManifest, match="columns have names of 2 levels") as caught:
+        await read(frame)
+    assert "frame.columns = ['_'.join(map(str, names)) for names in frame.columns]" in caught.value.next_step
+    frame.columns = ["_".join(map(str, names)) for names in frame.columns]
+    assert await read(frame) == [Record("row 1", {"row_id": "a"})]
+
+
+@pytest.mark.parametrize("kind", ["relation", "table"])
+async def test_an_interval_is_refused_as_any_other_duration(kind: str) -> None:
+    relation: Any = duckdb.sql("SELECT 'a' AS id, 'm' AS model, 'x' AS prompt, INTERVAL 1 DAY AS age")
+    with pytest.raises(InvalidManifest, match="age: is MonthDayNano, which a row can't hold; write it as text"):
+        await read_manifest(relation if kind == "relation" else relation.to_arrow_table(), carry="*")
+
+
 async def test_a_value_that_no_row_holds_is_told_with_row_and_field() -> None:
     frame = pd.DataFrame({"id": ["a", "b"], "model": "gpt-4o-image", "prompt": ["x", "nan"], "style": [b"x", None]})
     with pytest.raises(InvalidManifest) as caught:

@@ -246,7 +246,7 @@ async def test_it_may_be_a_link_that_redirects_and_whose_signature_is_never_show
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("", "unknown file extension"),
+        ("", "is an empty text"),
         ("rows", "unknown file extension"),
         ("rows.txt", ".csv, .tsv, .json"),
         ("gone.csv", "no manifest at gone.csv"),
@@ -375,20 +375,20 @@ async def test_every_problem_of_every_row_is_told_at_once_with_number_and_id(tmp
 
 
 async def test_what_is_wrong_with_a_heading_is_told_once_and_long_lists_of_problems_are_cut(tmp_path: Path) -> None:
-    rows = "".join(f"r{number},gpt-4o-image,,9,,x\n" for number in range(1000))
-    text = f"ID,model,prompt,Dauer,id,\n{rows}"
+    rows = "".join(f"r{number},gpt-4o-image,{{color}},9,7,x\n" for number in range(1000))
+    text = f"id,model,prompt,Dauer,ID,\n{rows}"
     with pytest.raises(InvalidManifest) as caught:
         await read_manifest(rows_in(tmp_path, "rows.csv", text))
-    unnamed, *unknown = [problem for problem in caught.value.problems if "is required" not in problem]
+    unknown, unnamed, other = [problem for problem in caught.value.problems if "placeholder" not in problem]
     assert unnamed.startswith(
-        "line 2: (no heading): column 6 has no heading, but cells; name it or delete it (got 'x')"
+        "line 2 (r0): (no heading): column 6 has no heading, but cells; name it or delete it (got 'x')"
     )
-    assert [problem.split(": ")[1] for problem in unknown] == ["ID", "Dauer"]
-    assert unknown[0] == "line 2: ID: differs from 'id' in upper and lower case only; name it 'id', or something else"
-    assert "variants; or take it along with carry=" in unknown[1]
-    assert len(caught.value.problems) == 2001
-    assert "… and 1951 more" in str(caught.value)
-    assert len(str(caught.value)) < 5000
+    assert other.startswith("line 2 (r0): ID: differs from 'id' in upper and lower case only; name it 'id', ")
+    assert unknown.startswith("line 2 (r0): Dauer: is not a field of a row (got '9'); allowed: ")
+    assert "variants; or take it along with carry=" in unknown
+    assert len(caught.value.problems) == 1002
+    assert "… and 952 more" in str(caught.value)
+    assert len(str(caught.value)) < 15_000
 
 
 @pytest.mark.parametrize(
@@ -496,7 +496,8 @@ async def test_a_strange_cell_is_judged_by_the_request_alone(field: str, cell: s
 async def test_no_row_breaks_the_reading(record: dict[str, Any]) -> None:
     rows, problems = await read_or_judged(record)
     assert len(rows) == 1 or problems
-    assert all(problem.startswith("row 1") for problem in problems)
+    named = ("row 1", *(f"{str(name).strip()}: " for name in record))
+    assert all(problem.startswith(named) or "are not fields of a row" in problem for problem in problems)
 
 
 # ---------------------------------------------------------------- image, then animate

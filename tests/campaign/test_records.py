@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 from collections import UserDict
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
+from pydantic import BaseModel
 
 from prefect_veogen.campaign.manifest import read_manifest
 from prefect_veogen.campaign.records import Record, read_records
@@ -31,6 +34,25 @@ async def refused(manifest: Any) -> InvalidManifest:
     with pytest.raises(InvalidManifest) as caught:
         await read(manifest)
     return caught.value
+
+
+async def refused_rows(manifest: Any) -> InvalidManifest:
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest(manifest)
+    return caught.value
+
+
+@dataclass
+class AsDataclass:
+    id: str
+
+
+class AsModel(BaseModel):
+    id: str
+
+
+class AsTuple(NamedTuple):
+    id: str
 
 
 # What Excel, LibreOffice, Numbers, Google Sheets, pandas, R, databases and people write.
@@ -252,6 +274,34 @@ async def test_a_backslash_in_a_file_that_needs_two_is_told_so(name: str, text: 
 async def test_a_row_that_is_no_mapping_is_told_among_the_others() -> None:
     bad = "is str, where a mapping of fields is expected"
     assert await read(["a", {"id": "b"}]) == [Record("row 1", {}, (bad,)), Record("row 2", {"id": "b"})]
+
+
+async def test_a_row_that_can_become_a_mapping_is_told_how() -> None:
+    told = (await refused_rows([AsDataclass("a"), AsModel(id="b"), AsTuple("c"), 5])).problems
+    assert told == (
+        "row 1: is AsDataclass, where a mapping of fields is expected: dataclasses.asdict(row)",
+        "row 2: is AsModel, where a mapping of fields is expected: row.model_dump()",
+        "row 3: is AsTuple, where a mapping of fields is expected: row._asdict()",
+        "row 4: is int, where a mapping of fields is expected",
+    )
+
+
+async def test_an_asynchronous_generator_is_told_how_it_becomes_a_list() -> None:
+    async def generate_rows() -> AsyncIterator[dict[str, str]]:
+        yield {"id": "a"}
+
+    error = await refused(generate_rows())
+    assert error.problems == (
+        "it holds async_generator, where a list of rows is expected: [row async for row in rows]",
+    )
+
+
+async def test_a_line_with_more_cells_than_the_heading_is_told_when_the_standard_library_reads_it() -> None:
+    reader = csv.DictReader(io.StringIO("id,model,prompt\na,gpt-4o-image,x,y\n"))
+    error = await refused_rows(reader)
+    assert error.problems == (
+        "row 1 (a): (no heading): is a column without a name; name it, or leave it out of your table",
+    )
 
 
 async def test_records_are_made_while_they_are_iterated() -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from prefect_veogen.campaign.options import RowOptions
+from prefect_veogen.campaign.reading import rows_of
 from prefect_veogen.campaign.records import read_records
 from prefect_veogen.campaign.references import heroes_first, placeholder_image, with_pictures
-from prefect_veogen.campaign.rows import rows_of
 
 
 def test_rows_come_after_those_whose_pictures_they_use_and_else_in_order() -> None:

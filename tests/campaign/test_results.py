@@ -85,3 +85,74 @@ async def test_results_that_a_spreadsheet_changed_are_refused_with_their_row(col
     record = next(TABLE.records()) | {column: value}
     with pytest.raises(InvalidManifest, match=r"row 1 \(well\): its outcome can't be read: .*as the campaign wrote it"):
         await read_manifest([record])
+
+
+# ---------------------------------------------------------------- edited by hand
+
+
+NEW = {"id": "new", "model": "gpt-4o-image", "prompt": "y", "colour": "blue"}
+
+
+@pytest.mark.parametrize("carry", ["*", ["colour"]])
+async def test_new_rows_below_a_table_of_results_leave_its_columns_empty(carry: Any) -> None:
+    frame = pl.concat([frame_of(TABLE, "polars"), pl.DataFrame([NEW])], how="diagonal_relaxed")
+    rows = await read_manifest(frame, carry=carry)
+    assert [(row.id, row.carried) for row in rows] == [
+        ("well", {"colour": "red"}),
+        ("badly", {"colour": "red"}),
+        ("new", {"colour": "blue"}),
+    ]
+    assert rows.kept == {WELL.key: WELL}
+
+
+async def test_a_column_that_came_along_empty_stays_a_column() -> None:
+    table = Table([replace(WELL, carried={"colour": None}), replace(BADLY, carried={"colour": None})])
+    rows = await read_manifest(frame_of(table, "polars"))
+    assert [row.carried for row in rows] == [{"colour": None}] * 2
+
+
+@pytest.mark.parametrize("status", [None, "", "redo", "OK"])
+async def test_a_status_that_was_changed_is_told_as_that_alone(status: str | None) -> None:
+    records = [record | {"status": status} for record in Table([WELL]).records()]
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest(records)
+    (problem,) = caught.value.problems
+    assert problem.startswith("row 1 (well): status: a row of a table of results keeps what it was")
+    assert problem.endswith("; allowed: ok, failed, blocked, unknown")
+
+
+async def test_variants_of_a_row_of_results_are_refused_instead_of_ignored() -> None:
+    records = [*Table([WELL, BADLY]).records()]
+    assert len(await read_manifest([record | {"variants": 1} for record in records], variants=2)) == 2
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest([records[0] | {"variants": 3}])
+    (problem,) = caught.value.problems
+    assert problem.startswith("row 1 (well): variants: a table of results has a row for each variant; ")
+
+
+@pytest.mark.parametrize("name", ["Motion_Prompt", "Status", ""])
+async def test_a_column_added_to_results_that_can_not_be_one_is_refused(name: str) -> None:
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest([record | {name: "x"} for record in TABLE.records()])
+    (problem,) = caught.value.problems
+    assert problem.startswith(f"row 1 (well): {name or '(no heading)'}: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("image_price_usd", "0,02"),
+        ("finished_at", "27.11.2026 11:00"),
+        ("image_bytes", "1.234,5"),
+        ("reused", "FALSCH"),
+        ("finished_at", 46353.5),
+    ],
+)
+async def test_what_a_spreadsheet_made_of_a_number_or_a_time_is_named(name: str, value: Any) -> None:
+    records = [record | {name: value} for record in Table([WELL]).records()]
+    with pytest.raises(InvalidManifest) as caught:
+        await read_manifest(records)
+    (problem,) = caught.value.problems
+    assert problem.startswith(
+        f"row 1 (well): its outcome can't be read: {name} is {value!r}; give the table of results"
+    )

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from prefect_veogen.campaign.options import MAX_VARIANTS, RowOptions
+from prefect_veogen.campaign.reading import rows_of
 from prefect_veogen.campaign.records import read_records
-from prefect_veogen.campaign.rows import Rows, rows_of
+from prefect_veogen.campaign.rows import Rows
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
 
 ROW: dict[str, Any] = {"id": "fox", "model": "gpt-4o-image", "prompt": "a red fox"}
@@ -95,6 +96,59 @@ async def test_a_column_whose_cells_are_all_empty_is_taken_along() -> None:
     assert row.carried == {"locale": None}
     (row,) = await rows(ROW | {"locale": float("nan")}, carry="*")
     assert row.carried == {"locale": None}
+
+
+@pytest.mark.parametrize("name", ["motion_promt", "aspectratio", "Motion_Prompt", "status", "note"])
+async def test_whether_a_column_is_known_does_not_depend_on_its_cells(name: str) -> None:
+    (empty,) = await problems_of(ROW | {name: None}, ROW | {"id": "b"})
+    (filled,) = await problems_of(ROW | {name: "x"}, ROW | {"id": "b"})
+    wanted = filled.removeprefix("row 1 (fox): ").replace(" (got 'x')", "")
+    assert empty in (wanted, f"{wanted}, or leave out what is empty")
+
+
+async def test_the_many_columns_of_an_export_are_one_problem_beside_those_that_may_be_typos() -> None:
+    export: dict[str, Any] = {f"Option{number} Value": "x" for number in range(30)} | {
+        "Vendor": None,
+        "motion_promt": "x",
+    }
+    typo, others = await problems_of(ROW | export, ROW | {"id": "b"} | export)
+    assert typo.startswith("row 1 (fox): motion_promt: is not a field of a row (got 'x'); allowed: id, ")
+    assert others.startswith("'Option0 Value', 'Option1 Value', ")
+    assert "'Option19 Value' and 11 more are not fields of a row; allowed: id, model, prompt, " in others
+    assert others.endswith(
+        "take along some with carry=['Option0 Value', …] (--carry 'Option0 Value' …), or all of them with carry=\"*\" "
+        "(--carry '*')"
+    )
+
+
+async def test_what_a_whole_table_lacks_is_said_once_and_first() -> None:
+    table = [{"ID": number, "Prompt": "x", "style": None, "color": None} for number in range(100)]
+    table[7]["duration"] = "ten"
+    found = await problems_of(*table, motion_template="the {color} one, {size}")
+    assert [problem.partition(", ")[0].partition("; ")[0] for problem in found] == [
+        "size: no row has such a column",
+        "id: is required",
+        "color: all its cells are empty",
+        "model: is required",
+        "prompt: is required",
+        "row 1: ID: differs from 'id' in upper and lower case only",
+        "row 1: Prompt: differs from 'prompt' in upper and lower case only",
+        "row 8: duration: must be a whole number (got 'ten')",
+    ]
+    assert found[4] == "prompt: is required, and no row has such a column; nearest: Prompt"
+
+
+async def test_what_some_rows_have_is_said_of_each_of_the_others() -> None:
+    assert await problems_of({"id": "a", "prompt": "x"}, ROW, {"id": "c", "model": "m", "motion_mode": "fun"}) == [
+        "row 1 (a): model: is required",
+        "row 3 (c): prompt: is required",
+        "row 3 (c): motion_prompt: is required by the other motion_ fields",
+    ]
+
+
+async def test_a_star_in_a_list_takes_all_columns_along_too() -> None:
+    (row,) = await rows(ROW | {"sku": 7}, carry=["*"])
+    assert row.carried == {"sku": 7}
 
 
 @pytest.mark.parametrize("name", ["status", "price_usd", "image_uri", "finished_at"])

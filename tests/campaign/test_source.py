@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import boto3
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
+from prefect_veogen.campaign.manifest import read_manifest
 from prefect_veogen.campaign.records import Record, read_records
 from prefect_veogen.campaign.source import Source, load
 from prefect_veogen.errors import ConfigurationError
@@ -170,6 +173,17 @@ async def test_a_name_that_can_not_be_read_is_told_what_would_do(
 async def test_a_file_link_is_of_this_machine(machine: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_bytes(CSV)
     assert (await load(f"file://{machine}{tmp_path}/rows.csv")).body == CSV
+
+
+async def test_a_directory_of_partitions_is_told_which_dataframe_has_their_columns(tmp_path: Path) -> None:
+    for model in ("m", "n"):
+        (tmp_path / f"model={model}").mkdir()
+        pl.DataFrame({"id": [f"a {model}"], "prompt": ["x"]}).write_parquet(tmp_path / f"model={model}" / "0.parquet")
+    with pytest.raises(ConfigurationError, match="is a directory") as caught:
+        await read_manifest(tmp_path)
+    told = re.search(r"polars\.scan_parquet\('(.*?)'\)", caught.value.next_step)
+    assert told is not None
+    assert [row.request.model for row in await read_manifest(pl.scan_parquet(told[1]))] == ["m", "n"]
 
 
 async def test_a_table_may_lie_in_a_bucket_in_every_form(bucket: str) -> None:

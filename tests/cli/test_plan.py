@@ -6,6 +6,7 @@ import hashlib
 import json
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,17 @@ def test_a_plan_names_the_rows_that_would_be_refused(sandbox: Sandbox, run: Run,
     assert code == 1
     assert "line 3 (b) would be refused. " in out
     assert "'gpt-40-image'; nearest: gpt-4o-image (HTTP 404" in out
+
+
+def test_a_plan_tells_in_one_go_what_is_wrong_with_a_table_and_what_its_models_do_not_offer(
+    sandbox: Sandbox, run: Run, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("id,model,prompt,duration\na,gpt-40-image,a fox,\nb,gpt-4o-image,a fox,ten\nc,sora-2,waves,7\n")
+    code, _, err = run("plan", str(rows))
+    assert (code, "has 3 problem(s)" in err) == (1, True)
+    for part in ("line 2 (a): model: ", "line 3 (b): duration: must be", "line 4 (c): duration: sora-2 does not"):
+        assert part in err
 
 
 def test_a_plan_says_how_sure_it_is(sandbox: Sandbox, run: Run) -> None:
@@ -186,6 +198,19 @@ def test_a_campaign_of_any_table_is_planned_with_its_options(sandbox: Sandbox, r
     rows.write_text(rows.read_text().replace("a {color} hat", ""))
     assert run("plan", str(rows), "--prompt-template", "a {color} hat")[0] == 0
     assert len(sandbox.bill) == 0
+
+
+def test_a_plan_of_results_says_how_many_rows_are_kept(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:
+    receipt = bought().generation.receipt
+    ended: dict[str, Any] = {"id": "a", "model": "gpt-4o-image", "prompt": "a red fox", "take": "1", "status": "ok"}
+    ended |= {"price_usd": 0.02, "finished_at": "2026-11-27T11:00:00+00:00", "image_receipt": receipt}
+    rows = tmp_path / "results.jsonl"
+    rows.write_text(json.dumps(ended) + "\n" + json.dumps({"id": "b", "model": "gpt-4o-image", "prompt": "an owl"}))
+    code, out, _ = run("plan", str(rows))
+    assert (code, "Rows that ended well before and are kept: 1" in out, "Total: $0.02" in out) == (0, True, True)
+    rows.write_text(rows.read_text().replace("a red fox", "a blue fox"))
+    out = run("plan", str(rows))[1]
+    assert ("ended well" in out, "Total: $0.04" in out) == (False, True)
 
 
 def test_a_plan_counts_the_caps_of_its_labels(

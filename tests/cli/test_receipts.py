@@ -20,7 +20,7 @@ def test_receipts_are_listed_without_a_token(sandbox: Sandbox, run: Run, monkeyp
     code, out, _ = run("receipts")
     assert code == 0
     assert re.search(rf"^bought  gpt-4o-image  \$0\.02  \S+ \S+  a red fox  {key}$", out, re.MULTILINE)
-    assert "1 receipts, $0.02 paid" in out
+    assert "1 receipt, $0.02 paid" in out
     assert [item["key"] for item in json.loads(run("receipts", "--json")[1])] == [key]
     assert json.loads(run("receipts", "list", "--state", "unknown", "--json")[1]) == []
     assert json.loads(run("receipts", "--json", "list", "--state", "unknown")[1]) == []
@@ -85,7 +85,7 @@ def test_a_damaged_receipt_is_reported_beside_the_others(sandbox: Sandbox, run: 
     (store / "receipts" / "v1-0-0-1.json").write_text("{")
     code, out, shown = run("receipts")
     assert code == 1
-    assert "1 receipts, $0.02 paid" in out
+    assert "1 receipt, $0.02 paid" in out
     assert "v1-0-0-1 can't be read" in shown
 
 

@@ -129,6 +129,36 @@ async def test_every_row_is_checked_against_the_live_catalogue_before_anything_i
     assert sandbox.bill.purchases == ()
 
 
+async def test_a_table_is_told_in_one_go_what_is_wrong_with_it_and_what_its_models_do_not_offer(
+    sandbox: Sandbox,
+) -> None:
+    rows = [
+        row("fine"),
+        row("gone", model="gpt-5o-image"),
+        row("typo", duration="ten"),
+        row("large", model="gpt-image-2", resolution="8K", image_urls=["row:typo"]),
+        row("odd", aspect_ratio="17:9"),
+    ]
+    message = await refused(InvalidManifest, rows)
+    assert "has 3 problem(s)" in message
+    for part in ("row 3 (typo): duration: must be a whole", "row 2 (gone): model: ", "row 5 (odd): aspect_ratio: "):
+        assert part in message
+    rows[2] = row("typo", style="NULL")
+    rows[3].pop("image_urls")
+    assert "has 4 problem(s)" in await refused(InvalidManifest, rows)
+    assert sandbox.bill.purchases == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("VEOGEN_API_TOKEN", ""), ("VEOGEN_BASE_URL", "http://127.0.0.1:9/api/v1")]
+)
+async def test_where_the_service_can_not_be_asked_a_table_is_told_what_is_wrong_with_it_all_the_same(
+    name: str, value: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    assert "row 1 (typo): duration: " in await refused(InvalidManifest, [row("typo", duration="ten"), row("fine")])
+
+
 async def test_what_rows_share_is_paid_and_counted_once(sandbox: Sandbox) -> None:
     rows = [
         {**row("still"), "prompt": "one lighthouse"},
@@ -194,7 +224,8 @@ async def test_a_blip_before_the_first_purchase_ends_no_campaign(sandbox: Sandbo
 @pytest.mark.parametrize("manifest", [[], [row("a"), row("a")], [row("a", promt="x")]])
 async def test_a_wrong_manifest_buys_nothing(manifest: list[dict[str, Any]], sandbox: Sandbox) -> None:
     await refused(InvalidManifest, manifest)
-    assert sandbox.requests == ()
+    assert {request.path.rpartition("/")[0] for request in sandbox.requests} <= {"/api/v1/models"}
+    assert sandbox.bill.purchases == ()
 
 
 @pytest.mark.parametrize("at_once", [0, -1])

@@ -263,6 +263,17 @@ async def test_in_a_chain_the_price_of_the_rest_is_known_after_each_shot(
 # ---------------------------------------------------------------- before anything is bought
 
 
+async def test_shots_are_told_in_one_go_what_can_not_be_joined_and_what_their_models_do_not_offer(
+    sandbox: Sandbox,
+) -> None:
+    shots = [SHOTS[0], SHOTS[1] | {"motion_resolution": "720p", "aspect_ratio": "17:9"}]
+    with pytest.raises(InvalidManifest) as refused:
+        await storyboard(shots, join=True)
+    assert "row 2 (b): motion_resolution: '720p' can't be joined with None" in str(refused.value)
+    assert "row 2 (b): aspect_ratio: gpt-4o-image does not offer this" in str(refused.value)
+    assert sandbox.generations == ()
+
+
 async def test_a_misspelt_chain_is_refused(sandbox: Sandbox) -> None:
     wrong: Any = "last-frame"
     with pytest.raises(ConfigurationError, match="'none', 'last_frame'"):

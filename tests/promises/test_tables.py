@@ -13,8 +13,8 @@ import pytest
 from flows.campaign import campaign
 from prefect_veogen.campaign.columns import FIELDS, RESULT_COLUMNS
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
+from prefect_veogen.campaign.reading import DEFAULT_MOTION_MODEL, MAX_ID_CHARACTERS
 from prefect_veogen.campaign.result_frames import frame_of
-from prefect_veogen.campaign.rows import DEFAULT_MOTION_MODEL, MAX_ID_CHARACTERS
 from prefect_veogen.campaign.source import ENDINGS
 from prefect_veogen.campaign.table import Table
 from prefect_veogen.cli.arguments import parser
