@@ -183,8 +183,8 @@ async def _deploy(client: PrefectClient, wanted: _Description, pool: str, given:
         description=wanted.described.get("description"),
         entrypoint_type=EntrypointType.MODULE_PATH if _IN_WHEEL else EntrypointType.FILE_PATH,
     )
-    await deployment.aapply(work_pool_name=pool)
-    detail = _detail(wanted, found, pool, [name for name in given if name in taken])
+    made = await client.read_deployment(await deployment.aapply(work_pool_name=pool))
+    detail = _detail(found, pool, [name for name in given if name in taken]) + _off(wanted.full_name, made)
     return Step(f"deployment {wanted.full_name}", "made" if found is None else "changed", detail)
 
 
@@ -195,13 +195,18 @@ async def _find(client: PrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
-def _detail(wanted: _Description, found: DeploymentResponse | None, pool: str, given: Sequence[str]) -> str:
+def _detail(found: DeploymentResponse | None, pool: str, given: Sequence[str]) -> str:
     where = f"in the work pool {pool}"
     if found is not None:
         now = f"; {' and '.join(given)} as given now" if given else ""
         return f"{where}{now}; what {'else ' if now else ''}was changed on the server is as it was"
-    off = any(not schedule.active for schedule in wanted.schedules())
-    return f"{where}; its schedule is off until you resume it" if off else where
+    return where
+
+
+def _off(name: str, made: DeploymentResponse) -> str:
+    """Return how each schedule that is off is switched on: the command wants its id, which only the server knows."""
+    resume = [f"`prefect deployment schedule resume {name} {each.id}`" for each in made.schedules if not each.active]
+    return f"; its schedule is off until you resume it: {' and '.join(resume)}" if resume else ""
 
 
 def _same(schedule: DeploymentSchedule) -> DeploymentScheduleCreate:

@@ -92,8 +92,9 @@ async def test_deploying_again_keeps_what_was_changed_on_the_server_but_for_what
 ) -> None:
     (made,) = await deploy_flows(["daily"], store="s3://bucket/first")
     assert made.did == "made"
-    assert made.detail == "in the work pool veogen; its schedule is off until you resume it"
     found = on_server(client)["daily"]
+    resume = f"`prefect deployment schedule resume image-then-animate/daily {found.schedules[0].id}`"
+    assert made.detail == f"in the work pool veogen; its schedule is off until you resume it: {resume}"
     mine = CronSchedule(cron="30 7 * * *", timezone="Europe/Berlin")
     client.update_deployment(found.id, DeploymentUpdate(parameters={**found.parameters, "image_prompt": "a mill"}))
     changed = DeploymentScheduleUpdate(schedule=mine, active=True)
