@@ -134,7 +134,8 @@ def _check_token(token: SecretStr | None, refusal: VeogenError | None) -> Check:
     if token is None:
         advice = (
             "This machine: set VEOGEN_API_TOKEN (site → Settings → API Tokens), or VEOGEN_CREDENTIALS to the name of a "
-            "VeogenCredentials block."
+            "VeogenCredentials block. `prefect-veogen doctor --credentials NAME` checks one, such as default, which "
+            "runs of deployments use where no token is set."
         )
         return Check("token", ok=False, detail="there is none", advice=advice)
     return Check("token", ok=True, detail="accepted") if refusal is None else failed("token", "The account", refusal)
