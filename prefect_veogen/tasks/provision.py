@@ -158,10 +158,10 @@ async def _provide_block(client: PrefectClient, settings: Settings) -> Step:
     await VeogenCredentials.aregister_type_and_schema(client=client)
     found = await _load_block(client)
     if settings.api_token is None:
-        words = "no VEOGEN_API_TOKEN is set here to compare it with" if found else "no VEOGEN_API_TOKEN is set here"
-        return Step(
-            name, "left alone", f"{words}; the block type Veogen Credentials is registered (Blocks → Add Block)"
-        )
+        if found is not None:
+            return Step(name, "left alone", "it is there; no VEOGEN_API_TOKEN is set here to compare it with")
+        words = "no VEOGEN_API_TOKEN is set here; add it in the UI (Blocks → Add Block → Veogen Credentials): "
+        return Step(name, "left alone", f"{words}by this name, runs of deployments use it where no token is set")
     if found is None:
         base_url = settings.base_url if "base_url" in settings.model_fields_set else None
         block = VeogenCredentials(api_token=settings.api_token, base_url=base_url)
