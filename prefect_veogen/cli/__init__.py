@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prefect_veogen.cli.arguments import parser
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _STOPPED = "Stopped. Nothing was bought, and no process of this command is still running."
+
+# How writing fails on a full or broken disk behind `> file`; commands report any other file by its name.
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # Where each command's function of the same name is. A module is imported only when its command runs, so that `--help`
 # and a usage error respond at once.
@@ -38,9 +43,7 @@ _MODULES = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 good, 1 a `VeogenError`, 2 wrong usage, 130 stopped by Ctrl-C."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of failing
+    _prepare_streams()
     words = list(sys.argv[1:] if argv is None else argv)
     stopped = _STOPPED
     try:
@@ -59,10 +62,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"\n{stopped}\n")
         return 130
     except BrokenPipeError:
-        # The reader (`… | head`) has closed the pipe; the interpreter must not try to flush the rest at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # The reader (`… | head`) has closed the pipe.
+        _drop_output()
         return 0
+    except OSError as error:
+        if error.errno not in _UNWRITABLE or error.filename is not None:
+            raise
+        _drop_output()
+        sys.stderr.write(f"Error: The output can't be written: {error.strerror}\n")
+        return 1
     return code
+
+
+def _prepare_streams() -> None:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this (`>&-`)
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - until the end
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal without Unicode shows "?" instead of failing
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from trying to flush the rest at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def function_of(command: str) -> Callable[[Namespace], int]:

@@ -31,8 +31,14 @@ def deploy(options: Namespace) -> int:
         return 0
     say(f"The Prefect server at {masked(server)}", "")
     write_steps(steps)
+    say("")
+    if options.store is None or options.credentials is None:
+        say(
+            "Deployments without a store or credentials of their own (--store, --credentials) take them from their "
+            "worker's environment: VEOGEN_STORE, s3://… or an absolute path, and VEOGEN_API_TOKEN or "
+            "VEOGEN_CREDENTIALS; without either of these the token from the block default."
+        )
     say(
-        "",
         f"Next: `prefect worker start --pool {options.pool}` wherever this package is installed. Then run one in the "
         "UI, which has a form for it, or by `prefect deployment run NAME -p prompt=…`.",
     )

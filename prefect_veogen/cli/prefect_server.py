@@ -41,7 +41,8 @@ def on_server(what: str, work: Callable[[], Coroutine[Any, Any, Result]]) -> tup
     except Exception as error:
         raise ServiceUnavailable(
             f"The Prefect server at {masked(server)} did not complete {what}: {type(error).__name__}: {error}",
-            next_step="Check that it runs (`prefect version`), then run this again: it is idempotent.",
+            next_step="Check PREFECT_API_URL (and PREFECT_API_KEY or PREFECT_API_AUTH_STRING), and that the server "
+            "runs, then run this again: it is idempotent.",
         ) from error
 
 

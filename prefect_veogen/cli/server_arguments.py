@@ -53,13 +53,20 @@ def add_deploy(commands: Any) -> None:
         "them from the package, which has to be installed there too. Schedules are off until you resume them. Run "
         "again, it keeps the parameters and schedules that were changed on the server. Buys nothing.",
     )
-    command.add_argument("names", nargs="*", metavar="NAME", help="deployments, such as by-hand (default: all)")
+    command.add_argument(
+        "names", nargs="*", metavar="NAME", help="deployments, such as by-hand or sweep/hourly (default: all)"
+    )
     command.add_argument("--pool", default="veogen", metavar="POOL", help="the work pool (default: %(default)s)")
     command.add_argument(
-        "--store", metavar="URL", help="s3://bucket/prefix or an absolute path (default: the workers' VEOGEN_STORE)"
+        "--store",
+        metavar="URL",
+        help="s3://bucket/prefix, s3-bucket/NAME (a saved block) or an absolute path (default: the workers' "
+        "VEOGEN_STORE)",
     )
     command.add_argument(
-        "--credentials", metavar="NAME", help="a block of the server (default: what the workers' environment says)"
+        "--credentials",
+        metavar="NAME",
+        help="a block of the server (default: what the workers' environment says, else the block default)",
     )
     add_shared(command, "--json")
     command.set_defaults(stopped="Stopped. Nothing was bought; run it again to deploy the rest.")

@@ -30,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         sandbox.start()
     except OSError as error:
-        sys.stderr.write(f"cannot listen on 127.0.0.1:{options.port}: {error.strerror or error}\n")
+        reason = f"cannot listen on 127.0.0.1:{options.port}: {error.strerror or error}"
+        sys.stderr.write(f"{reason}; give another --port, or 0 for any free one\n")
         return 1
     with_variables = (f"export {name}={value}" for name, value in sandbox.environment.items())
     _print(sandbox.base_url, *with_variables, f"# control page: {sandbox.control_url}, stop with Ctrl-C")

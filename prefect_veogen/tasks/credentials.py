@@ -7,9 +7,12 @@ from typing import Final
 from prefect_veogen.blocks import VeogenCredentials, is_block_name
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.settings import Settings
+from prefect_veogen.tasks.durability import belongs_to_a_deployment
 from prefect_veogen.tasks.saved_blocks import BlockKind, is_exposed, saved_blocks
 
 KIND: Final = BlockKind(VeogenCredentials, "prefect-veogen setup", "VeogenCredentials(api_token=…)")
+DEFAULT_BLOCK: Final = "default"
+"""The block that `prefect-veogen setup` makes, and that a deployment's run uses which is given no other token."""
 
 
 async def resolve_credentials(
@@ -17,7 +20,8 @@ async def resolve_credentials(
 ) -> VeogenCredentials | None:
     """Return the block to work with: the given one, the one of that name, or the one that `VEOGEN_CREDENTIALS` names.
 
-    `None` means that the token comes from the environment alone. Free: one request to the Prefect server per named
+    A run of a deployment where neither these nor `VEOGEN_API_TOKEN` name an account works with the block `default`.
+    Else `None` means that the token comes from the environment alone. Free: one request to the Prefect server per
     block, flow run and minute.
 
     Raises:
@@ -25,9 +29,11 @@ async def resolve_credentials(
         ServiceUnavailable: the Prefect server did not respond; nothing was bought.
     """
     if credentials is None:
-        credentials, named_by = (settings or Settings()).credentials, "VEOGEN_CREDENTIALS"
-    if credentials is None:
-        return None
+        settings = settings or Settings()
+        credentials, named_by = settings.credentials, "VEOGEN_CREDENTIALS"
+        if credentials is None:
+            tokenless = settings.api_token is None and await belongs_to_a_deployment()
+            return await _load_default() if tokenless else None
     if isinstance(credentials, str):
         return await saved_blocks().load(KIND, _name_of(credentials, named_by), named_by)
     if not isinstance(credentials, VeogenCredentials):
@@ -46,6 +52,19 @@ async def resolve_credentials(
             "template or a $ref of a block is filled in while deploying.",
         )
     return credentials
+
+
+async def _load_default() -> VeogenCredentials:
+    try:
+        return await saved_blocks().load(KIND, DEFAULT_BLOCK, "used where no other token is given")
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"There is no API token for this run of a deployment: {error.message}",
+            next_step=f"Nothing was bought. Save the block {DEFAULT_BLOCK} (`prefect-veogen setup`, or Prefect's UI: "
+            "Blocks → Veogen Credentials), or name another one in the deployment's parameter credentials "
+            "(`prefect-veogen deploy --credentials NAME`), or set VEOGEN_API_TOKEN in the worker's environment. Then "
+            "run it again.",
+        ) from None
 
 
 def _name_of(text: str, named_by: str) -> str:

@@ -21,7 +21,8 @@ from prefect.flows import Flow
 from prefect.types.entrypoint import EntrypointType
 
 from prefect_veogen.errors import ConfigurationError
-from prefect_veogen.store import is_absolute
+from prefect_veogen.store import is_absolute, names_block, open_store
+from prefect_veogen.tasks.block_documents import find_block
 from prefect_veogen.tasks.credentials import resolve_credentials
 from prefect_veogen.tasks.provision import Step
 
@@ -81,6 +82,7 @@ async def deploy_flows(
 ) -> list[Step]:
     """Deploy the package's flows under these names, by default all, to a work pool. Free, and safe to repeat.
 
+    A name is `by-hand`, or as Prefect shows it, `image-then-animate/by-hand`.
     Workers import them from the package, which has to be installed there; in a checkout they read them from its folder.
     `store` and the name of a `credentials` block become parameters of each. What was changed on the server since it was
     deployed before stays: its parameters, but for these two, its job variables (a cap in their `env`, say), its
@@ -89,18 +91,15 @@ async def deploy_flows(
     are off.
 
     Raises:
-        ConfigurationError: a name is none of them, the pool or the block is missing, or the store is relative; nothing
-            was deployed.
+        ConfigurationError: a name is none of them, the pool or a block is missing, or the store is relative or none;
+            nothing was deployed.
     """
     given = {"store": store, "credentials": credentials}
     descriptions = _chosen(await asyncio.to_thread(_descriptions), names)
-    if store is not None and not is_absolute(store):
-        raise ConfigurationError(
-            f"A run of a deployment needs a lasting store: {store!r} is relative to its working directory",
-            next_step="Nothing was deployed. Give --store an absolute path or s3://bucket/prefix.",
-        )
+    if store is not None:
+        await _check_store(store)
     if credentials is not None:
-        await resolve_credentials(credentials)
+        await resolve_credentials(credentials, "--credentials")
     async with get_client() as client:
         await _check_pool(client, pool)
         parameters = {name: value for name, value in given.items() if value is not None}
@@ -116,12 +115,40 @@ def _descriptions() -> dict[str, dict[str, Any]]:
 
 
 def _chosen(known: dict[str, dict[str, Any]], names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    full_names = {f"{_flow_name(described)}/{name}": name for name, described in known.items()}
+    names = [full_names.get(name, name) for name in names]
     if unknown := [name for name in names if name not in known]:
         raise ConfigurationError(
             f"There is no deployment {' and no '.join(unknown)}",
             next_step=f"Nothing was deployed. There are {', '.join(known)}.",
         )
     return {name: described for name, described in known.items() if name in (names or known)}
+
+
+async def _check_store(store: str) -> None:
+    if not is_absolute(store):
+        raise ConfigurationError(
+            f"A run of a deployment needs a lasting store: {store!r} is relative to its working directory",
+            next_step="Nothing was deployed. Give --store an absolute path or s3://bucket/prefix.",
+        )
+    if not names_block(store):
+        open_store(store)
+        return
+    # Not loaded: that takes prefect-aws, which only workers need.
+    async with get_client() as client:
+        await find_block(
+            client,
+            store,
+            capability="write-path",
+            example="s3-bucket/NAME (of prefect-aws)",
+            refused="can't be a store: {kind} is not a bucket",
+        )
+
+
+def _flow_name(described: dict[str, Any]) -> str:
+    # Prefect's default for a flow's name; to load all flows only to name them would take seconds.
+    name: str = described["entrypoint"].rpartition(":")[2].replace("_", "-")
+    return name
 
 
 async def _check_pool(client: PrefectClient, pool: str) -> None:
@@ -156,8 +183,8 @@ async def _deploy(client: PrefectClient, wanted: _Description, pool: str, given:
         description=wanted.described.get("description"),
         entrypoint_type=EntrypointType.MODULE_PATH if _IN_WHEEL else EntrypointType.FILE_PATH,
     )
-    await deployment.aapply(work_pool_name=pool)
-    detail = _detail(wanted, found, pool, [name for name in given if name in taken])
+    made = await client.read_deployment(await deployment.aapply(work_pool_name=pool))
+    detail = _detail(found, pool, [name for name in given if name in taken]) + _off(wanted.full_name, made)
     return Step(f"deployment {wanted.full_name}", "made" if found is None else "changed", detail)
 
 
@@ -168,13 +195,18 @@ async def _find(client: PrefectClient, name: str) -> DeploymentResponse | None:
         return None
 
 
-def _detail(wanted: _Description, found: DeploymentResponse | None, pool: str, given: Sequence[str]) -> str:
+def _detail(found: DeploymentResponse | None, pool: str, given: Sequence[str]) -> str:
     where = f"in the work pool {pool}"
     if found is not None:
         now = f"; {' and '.join(given)} as given now" if given else ""
         return f"{where}{now}; what {'else ' if now else ''}was changed on the server is as it was"
-    off = any(not schedule.active for schedule in wanted.schedules())
-    return f"{where}; its schedule is off until you resume it" if off else where
+    return where
+
+
+def _off(name: str, made: DeploymentResponse) -> str:
+    """Return how each schedule that is off is switched on: the command wants its id, which only the server knows."""
+    resume = [f"`prefect deployment schedule resume {name} {each.id}`" for each in made.schedules if not each.active]
+    return f"; its schedule is off until you resume it: {' and '.join(resume)}" if resume else ""
 
 
 def _same(schedule: DeploymentSchedule) -> DeploymentScheduleCreate:

@@ -27,17 +27,22 @@ async def check_store_is_durable(place: object, run: FlowRun | None = None) -> N
         ConfigurationError: the store is relative, or the default, and the run belongs to a deployment.
         TryAgainLater: the Prefect server could not be asked whether it does.
     """
-    if not isinstance(place, str | Path) or is_absolute(place) or not await _belongs_to_a_deployment(run):
+    if not isinstance(place, str | Path) or is_absolute(place) or not await belongs_to_a_deployment(run):
         return
     raise ConfigurationError(
         f"A run of a deployment needs a lasting store (VEOGEN_STORE): {str(place)!r} is relative to its working "
         "directory, which may be temporary, and with it the ledger, the caps and the paid files would vanish",
-        next_step="Nothing was bought. Set VEOGEN_STORE, or store=, to an absolute path or s3://bucket/prefix, or to a "
-        "saved block, s3-bucket/NAME.",
+        next_step="Nothing was bought. Set VEOGEN_STORE, or store= (`prefect-veogen deploy --store URL` gives it to "
+        "deployments), to an absolute path or s3://bucket/prefix, or to a saved block, s3-bucket/NAME.",
     )
 
 
-async def _belongs_to_a_deployment(run: FlowRun | None) -> bool:
+async def belongs_to_a_deployment(run: FlowRun | None = None) -> bool:
+    """Return whether a flow run, by default the current one, is a deployment's, or was started by one.
+
+    Raises:
+        TryAgainLater: the Prefect server could not be asked.
+    """
     if run is not None and run.deployment_id is not None:
         return True
     # Set in whatever a worker or a runner starts for a run: a script which that run starts has a flow run of its own.

@@ -37,6 +37,7 @@ from prefect_veogen.tasks.automations import (
     with_heartbeat,
 )
 from prefect_veogen.tasks.block_documents import find_block, name_of
+from prefect_veogen.tasks.credentials import DEFAULT_BLOCK
 from prefect_veogen.tasks.shared_limit import create_limit
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 POOL: Final = "veogen"
 """The work pool that deployments/prefect.yaml deploys to."""
-BLOCK: Final = "default"
 
 _MADE_HERE = "Runs flows that buy images and videos. Made by prefect-veogen setup."
 _UNFINISHED = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.CANCELLING]
@@ -102,7 +102,7 @@ async def withdraw(settings: Settings) -> list[Step]:
             words = "each process keeps the rate limit by itself now"
             limit = Step(f"global concurrency limit {settings.requests_limit_name}", "removed", words)
         kept = "setup never removes a token: `prefect block delete veogen-credentials/default` does"
-        return [*automations, limit, await _withdraw_pool(client), Step(f"block {BLOCK}", "left alone", kept)]
+        return [*automations, limit, await _withdraw_pool(client), Step(f"block {DEFAULT_BLOCK}", "left alone", kept)]
 
 
 # ---------------------------------------------------------------- the work pool
@@ -154,20 +154,20 @@ async def _withdraw_pool(client: PrefectClient) -> Step:
 
 
 async def _provide_block(client: PrefectClient, settings: Settings) -> Step:
-    name = f"block {BLOCK}"
+    name = f"block {DEFAULT_BLOCK}"
     await VeogenCredentials.aregister_type_and_schema(client=client)
     found = await _load_block(client)
     if settings.api_token is None:
-        words = "no VEOGEN_API_TOKEN is set here to compare it with" if found else "no VEOGEN_API_TOKEN is set here"
-        return Step(
-            name, "left alone", f"{words}; the block type Veogen Credentials is registered (Blocks → Add Block)"
-        )
+        if found is not None:
+            return Step(name, "left alone", "it is there; no VEOGEN_API_TOKEN is set here to compare it with")
+        words = "no VEOGEN_API_TOKEN is set here; add it in the UI (Blocks → Add Block → Veogen Credentials): "
+        return Step(name, "left alone", f"{words}by this name, runs of deployments use it where no token is set")
     if found is None:
         base_url = settings.base_url if "base_url" in settings.model_fields_set else None
         block = VeogenCredentials(api_token=settings.api_token, base_url=base_url)
-        await block.asave(BLOCK, client=client)
+        await block.asave(DEFAULT_BLOCK, client=client)
         words = f"holds VEOGEN_API_TOKEN{' and VEOGEN_BASE_URL' if base_url else ''}; use it by its name: "
-        return Step(name, "made", f'{words}VEOGEN_CREDENTIALS={BLOCK}, credentials="{BLOCK}"')
+        return Step(name, "made", f'{words}VEOGEN_CREDENTIALS={DEFAULT_BLOCK}, credentials="{DEFAULT_BLOCK}"')
     if differing := _differences(found, settings):
         advice = "to replace it, `prefect block delete veogen-credentials/default`, then run this again"
         return Step(name, "left alone", f"its {differing} from this environment's; {advice}")
@@ -176,7 +176,7 @@ async def _provide_block(client: PrefectClient, settings: Settings) -> Step:
 
 async def _load_block(client: PrefectClient) -> VeogenCredentials | None:
     try:
-        return await VeogenCredentials.aload(BLOCK, client=client)
+        return await VeogenCredentials.aload(DEFAULT_BLOCK, client=client)
     except ValueError as error:
         if isinstance(error.__cause__, ObjectNotFound):
             return None

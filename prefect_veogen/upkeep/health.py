@@ -90,11 +90,18 @@ async def check_service(token: SecretStr | None, base_url: str, settings: Settin
         token, unusable = None, error
     balance, refusal = await _read_balance(client)
     service = _check_response(client, refusal)
+    silent = "the service does not respond as it should"
+    if unusable is not None:
+        of_token = failed("token", "This machine", unusable)
+    elif token is not None and not service.ok:
+        of_token = unchecked(("token",), silent)[0]
+    else:
+        of_token = _check_token(token, refusal)
     if not service.ok:
-        return [service, *unchecked(_SERVICE[1:], "the service does not respond as it should")]
+        return [service, of_token, *unchecked(("clock", "balance"), silent)]
     return [
         service,
-        _check_token(token, refusal) if unusable is None else failed("token", "This machine", unusable),
+        of_token,
         check_clock(client.clock_offset, simulated=_is_on_this_machine(client.base_url)),
         _check_balance(balance),
     ]
@@ -127,7 +134,8 @@ def _check_token(token: SecretStr | None, refusal: VeogenError | None) -> Check:
     if token is None:
         advice = (
             "This machine: set VEOGEN_API_TOKEN (site → Settings → API Tokens), or VEOGEN_CREDENTIALS to the name of a "
-            "VeogenCredentials block."
+            "VeogenCredentials block. `prefect-veogen doctor --credentials NAME` checks one, such as default, which "
+            "runs of deployments use where no token is set."
         )
         return Check("token", ok=False, detail="there is none", advice=advice)
     return Check("token", ok=True, detail="accepted") if refusal is None else failed("token", "The account", refusal)

@@ -96,6 +96,21 @@ def test_a_reader_who_has_seen_enough_is_no_error(sandbox: Sandbox) -> None:
     assert (done.stdout, done.stderr) == ("0\n", "")
 
 
+@pytest.mark.parametrize("words", ["models", "models --json", "explain", "sandbox --list-faults"])
+def test_output_that_finds_no_room_on_the_disk_is_one_line_and_1(sandbox: Sandbox, words: str) -> None:
+    line = f"{sys.executable} -m prefect_veogen.cli {words} > /dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: The output can't be written: No space left on device\n")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_without_an_output_a_command_does_its_work_all_the_same(sandbox: Sandbox, closed: str) -> None:
+    for words in ("models", "models --json"):
+        line = f"{sys.executable} -m prefect_veogen.cli {words} {closed}"
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60, check=False)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_terminal_without_unicode_shows_what_it_can(sandbox: Sandbox) -> None:
     bought(GenerationRequest(model="gpt-4o-image", prompt="ein Füchschen 🦊"))
     with process("receipts", PYTHONIOENCODING="ascii") as receipts:

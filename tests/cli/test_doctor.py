@@ -112,6 +112,18 @@ def test_without_server_and_token_it_says_so_and_checks_the_rest(sandbox: Sandbo
     assert checks["worker"]["detail"] == "not checked: there is no Prefect server"
 
 
+def test_without_network_and_token_both_are_said_at_once(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VEOGEN_BASE_URL", "http://127.0.0.1:9/api/v1")
+    monkeypatch.delenv("VEOGEN_API_TOKEN", raising=False)
+    _, checks = found(run)
+    assert not checks["service"]["ok"]
+    assert checks["token"]["detail"] == "there is none"
+    monkeypatch.setenv("VEOGEN_API_TOKEN", "half a token")
+    assert "not valid in a token" in found(run)[1]["token"]["detail"]
+    monkeypatch.setenv("VEOGEN_API_TOKEN", "a-token")
+    assert found(run)[1]["token"]["detail"].startswith("not checked")
+
+
 def test_no_silent_server_makes_it_hang(tmp_path: Path) -> None:
     with silent_server() as url:
         environment = {

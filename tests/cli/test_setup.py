@@ -19,6 +19,7 @@ from prefect.workers.process import ProcessWorker
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.sandbox import Sandbox
 from tests.support.commands import Run, process
+from tests.support.servers import Reply, serving
 
 AUTOMATIONS = ("veogen-silent-run-crashed", "veogen-crashed-run-again", "veogen-unstarted-run-again")
 
@@ -51,6 +52,20 @@ def deployed_to_the_pool() -> Iterator[Any]:
         made = client.create_deployment(flow_id, "by-hand", work_pool_name="veogen")
         yield made
         client.delete_deployment(made)
+
+
+@pytest.mark.parametrize("command", ["setup", "deploy"])
+def test_a_server_that_refuses_is_said_with_the_settings_that_lead_to_it(command: str) -> None:
+    with (
+        serving(lambda _: Reply(401, {"Content-Type": "application/json"}, b"{}")) as url,
+        process(command, PREFECT_API_URL=f"{url}/api") as running,
+    ):
+        out, err = running.communicate(timeout=60)
+    assert (running.returncode, out) == (1, "")
+    assert "401" in err
+    for setting in ("PREFECT_API_URL", "PREFECT_API_KEY", "PREFECT_API_AUTH_STRING"):
+        assert setting in err
+    assert "Traceback" not in err
 
 
 @pytest.mark.server
@@ -99,7 +114,11 @@ def test_setup_leaves_another_token_where_it_is_and_says_so(
     assert sandbox.token not in detail
     assert saved_token() == sandbox.token
     monkeypatch.delenv("VEOGEN_API_TOKEN")
-    assert steps(run)["block default"][0] == "left alone"
+    there = ("left alone", "it is there; no VEOGEN_API_TOKEN is set here to compare it with")
+    assert steps(run)["block default"] == there
+    VeogenCredentials.delete("default")
+    did, detail = steps(run)["block default"]
+    assert (did, "Blocks → Add Block → Veogen Credentials" in detail) == ("left alone", True)
 
 
 @pytest.mark.server

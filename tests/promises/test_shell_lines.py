@@ -6,6 +6,7 @@ import importlib
 import inspect
 import re
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -63,6 +64,15 @@ def test_a_line_is_understood(line: str) -> None:
     }[program](words)
 
 
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "README.md"], ids=lambda page: page.stem)
+def test_a_page_that_runs_a_flow_from_a_checkout_says_how_without_one(page: Path) -> None:
+    text = page.read_text()
+    for name in re.findall(r"^python flows/(\w+)\.py", text, re.MULTILINE):
+        assert f"python -m prefect_veogen.flows.{name}" in text
+    for name in re.findall(r"^from flows\.(\w+) import", text, re.MULTILINE):
+        assert f"prefect_veogen.flows.{name}" in text
+
+
 def check_own(words: list[str]) -> None:
     if words[0] == "sandbox":
         check_sandbox(words[1:])
@@ -98,14 +108,17 @@ def flow_of(deployment: dict[str, Any]) -> Flow[Any, Any]:
 
 
 def check_python(words: list[str]) -> None:
-    if words[0] == "-m":
-        assert words[1] == "prefect_veogen.sandbox"
+    if words[:2] == ["-m", "prefect_veogen.sandbox"]:
         check_sandbox(words[2:])
         return
-    source = (ROOT / words[0]).read_text()
+    module, *given = words[words[0] == "-m" :]
+    path = f"{module.removeprefix('prefect_veogen.').replace('.', '/')}.py" if words[0] == "-m" else module
+    source = (ROOT / path).read_text()
     assert '__name__ == "__main__"' in source
+    if words[0] == "-m" and not given:  # named in a sentence, after the line with its arguments
+        return
     taken = re.search(r"sys\.argv\[1:(\d)\]|sys\.argv\[(1)\]", source)
-    assert len(words) - 1 == (0 if taken is None else int(taken[1] or 2) - 1)
+    assert len(given) == (0 if taken is None else int(taken[1] or 2) - 1)
 
 
 def check_make(words: list[str]) -> None:

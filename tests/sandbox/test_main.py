@@ -59,7 +59,9 @@ def test_the_command_prints_its_address_first_and_ends_cleanly() -> None:
 def test_the_command_explains_a_taken_port(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
     port = urlsplit(sandbox.base_url).port
     assert main(["--port", str(port)]) == 1
-    assert f"cannot listen on 127.0.0.1:{port}" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert f"cannot listen on 127.0.0.1:{port}" in err
+    assert "give another --port, or 0" in err
 
 
 @pytest.mark.parametrize("words", ["--port 99999", "--speed inf", "--balance nan", "--requests-per-minute -5"])

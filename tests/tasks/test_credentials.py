@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -294,3 +295,55 @@ async def test_a_block_in_code_leaks_nothing_and_is_used(sandbox: Sandbox, monke
 async def test_a_misspelt_field_of_a_block_is_refused_before_there_is_a_run(sandbox: Sandbox) -> None:
     with pytest.raises(PrefectHTTPStatusError, match="409"):
         await run_of_a_deployment(sweep, {"credentials": {"apitoken": "vg-1"}})
+
+
+# ---------------------------------------------------------------- nothing but a block on the server
+
+
+@pytest.fixture
+async def tokenless(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[None]:
+    """A worker's environment without any token, and a server without the block `default`, before and after."""
+    monkeypatch.delenv("VEOGEN_API_TOKEN")
+    await forget("default")
+    yield
+    await forget("default")
+
+
+async def forget(name: str) -> None:
+    with contextlib.suppress(ValueError):
+        await VeogenCredentials.adelete(name)
+
+
+async def test_a_deployments_run_without_any_token_uses_the_block_default(tokenless: None, sandbox: Sandbox) -> None:
+    await saved("default", sandbox)
+    state = await run_of_a_deployment(image_then_animate, PROMPTS)
+    assert state.is_completed(), state
+    assert len(sandbox.bill) == 2
+
+
+async def test_without_that_block_it_says_how_to_get_along_and_buys_nothing(tokenless: None, sandbox: Sandbox) -> None:
+    state = await run_of_a_deployment(image_then_animate, PROMPTS)
+    assert state.is_failed()
+    message = str(state.message)
+    assert "There is no API token for this run of a deployment" in message
+    assert "no VeogenCredentials block named 'default'" in message
+    for way in ("`prefect-veogen setup`", "deploy --credentials NAME", "VEOGEN_API_TOKEN in the worker's environment"):
+        assert way in message
+    assert len(sandbox.requests) == 0
+
+
+async def test_a_token_of_the_environment_comes_before_the_block_default(
+    tokenless: None, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await saved("default", sandbox, token="some-other-account")
+    monkeypatch.setenv("VEOGEN_API_TOKEN", sandbox.token)
+    state = await run_of_a_deployment(image_then_animate, PROMPTS)
+    assert state.is_completed(), state
+
+
+async def test_by_hand_the_block_default_is_used_only_by_its_name(tokenless: None, sandbox: Sandbox) -> None:
+    await saved("default", sandbox)
+    with pytest.raises(ConfigurationError, match="There is no API token\nWhat to do: Set VEOGEN_API_TOKEN"):
+        await submit_generation(CAT)
+    await submit_generation(CAT, credentials="default")
+    assert len(sandbox.bill) == 1

@@ -92,8 +92,9 @@ async def test_deploying_again_keeps_what_was_changed_on_the_server_but_for_what
 ) -> None:
     (made,) = await deploy_flows(["daily"], store="s3://bucket/first")
     assert made.did == "made"
-    assert made.detail == "in the work pool veogen; its schedule is off until you resume it"
     found = on_server(client)["daily"]
+    resume = f"`prefect deployment schedule resume image-then-animate/daily {found.schedules[0].id}`"
+    assert made.detail == f"in the work pool veogen; its schedule is off until you resume it: {resume}"
     mine = CronSchedule(cron="30 7 * * *", timezone="Europe/Berlin")
     client.update_deployment(found.id, DeploymentUpdate(parameters={**found.parameters, "image_prompt": "a mill"}))
     changed = DeploymentScheduleUpdate(schedule=mine, active=True)
@@ -143,13 +144,34 @@ async def test_what_was_resumed_and_lost_its_limit_is_deployed_again_as_describe
     assert not after.paused
 
 
+async def test_a_name_may_be_the_one_that_prefect_shows(client: SyncPrefectClient) -> None:
+    steps = await deploy_flows(["sweep/hourly", "image-then-animate/by-hand", "daily"])
+    assert {f"deployment {each}" for each in ("sweep/hourly", "image-then-animate/by-hand")} < {s.name for s in steps}
+    assert {*on_server(client)} == {"hourly", "by-hand", "daily"}
+    every_name = {step.name.removeprefix("deployment ") for step in await deploy_flows()}
+    assert len(await deploy_flows([*every_name])) == len(every_name)
+
+
+def test_what_runs_need_of_the_workers_environment_is_said_where_it_was_not_given(
+    client: SyncPrefectClient, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["deploy", "by-hand"]) == 0
+    out = capsys.readouterr().out
+    for needed in ("VEOGEN_STORE, s3://… or an absolute path", "VEOGEN_API_TOKEN or VEOGEN_CREDENTIALS"):
+        assert needed in out
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"names": ["sweep/by-hand"]}, "There is no deployment sweep/by-hand"),
         ({"names": ["by-hand", "weekly"]}, "There is no deployment weekly.*any-model, by-hand"),
         ({"pool": "nowhere"}, "no work pool nowhere"),
         ({"store": "media"}, "'media' is relative"),
-        ({"credentials": "nobody"}, "nobody"),
+        ({"store": "gs://bucket/media"}, "'gs://bucket/media' is not a valid store"),
+        ({"store": "s3://"}, "'s3://' is not a valid store"),
+        ({"store": "s3-bucket/nobodys"}, "has no block s3-bucket/nobodys"),
+        ({"credentials": "nobody"}, r"nobody.*\(--credentials\)"),
     ],
 )
 async def test_what_can_not_run_is_refused_before_anything_is_deployed(
