@@ -319,8 +319,9 @@ async def _show_pictures(session: Session, images: Sequence[Asset], number: int)
     ]
     title = f"Pictures to approve, round {number}"
     sheet = await acreate_markdown_artifact("\n\n".join([f"# {title}", *shown]), key=_SHEET, description=title)
-    url = url_for("artifact", obj_id=sheet)
-    return f"the artifact [{_SHEET}](<{url}>)" if url else f"the artifact `{_SHEET}` of this run"
+    # Prefect knows the addresses of runs, not those of artifacts, which are beside them.
+    ui, is_known, _ = (url_for("flow-run", obj_id=_flow_run().id) or "").rpartition("/runs/")
+    return f"the artifact [{_SHEET}](<{ui}/artifacts/artifact/{sheet}>)" if is_known else f"the artifact `{_SHEET}`"
 
 
 async def _make_thumbnails(session: Session, images: Sequence[Asset]) -> list[str | None]:
