@@ -10,7 +10,7 @@ from prefect import flow
 
 from prefect_veogen import Approved, GenerationRequest, VeogenCredentials
 from prefect_veogen.schedule import take_of_slot
-from prefect_veogen.tasks.approval import Approval, PictureRounds, ask_for_approval, clips_of
+from prefect_veogen.tasks.approval import Approval, PictureRounds, TimeoutSeconds, Variants, ask_for_approval, clips_of
 from prefect_veogen.tasks.maintenance import ON_STOP
 from prefect_veogen.tasks.requests import check_requests, generate_all, placeholder_of
 from prefect_veogen.tasks.runs import KEEP_RESULT, name_flow_run
@@ -22,13 +22,13 @@ async def approve_then_animate(
     image_prompt: str,
     motion_prompt: str,
     *,
-    variants: int = 4,
+    variants: Variants = 4,
     image_model: str = "gpt-4o-image",
     video_model: str = "veo-3.1-fast",
     aspect_ratio: str = "16:9",
     resolution: str | None = None,
     take: int | str = 1,
-    approval_timeout_seconds: float = 7 * 24 * 3600,
+    approval_timeout_seconds: TimeoutSeconds = 7 * 24 * 3600,
     credentials: VeogenCredentials | str | None = None,
     store: StoreParameter | None = None,
     budget_usd: float | None = None,
@@ -56,15 +56,14 @@ async def approve_then_animate(
         budget_usd: What this run may spend at most, in USD, pictures included; unset, no cap but those of the
             environment.
     """
-    where: dict[str, Any] = {"credentials": credentials, "store": store}
-    money: dict[str, Any] = {"budget_usd": budget_usd, **where}
+    money: dict[str, Any] = {"budget_usd": budget_usd, "credentials": credentials, "store": store}
     shared: dict[str, Any] = {"aspect_ratio": aspect_ratio, "take": take_of_slot(take)}
     motion = GenerationRequest(model=video_model, prompt=motion_prompt, resolution=resolution, **shared)
     pictures = PictureRounds(GenerationRequest(model=image_model, prompt=image_prompt, **shared), variants)
     said = Approval(decision="again")
     while said.decision == "again":
         shown = pictures.next_round(said.new_prompt)
-        await check_requests(*shown, *clips_of(motion, shown, map(placeholder_of, shown)), **where)
+        await check_requests(*shown, later=clips_of(motion, shown, map(placeholder_of, shown)), **money)
         images = await generate_all(*shown, **money)
         clips, again = clips_of(motion, shown, images), pictures.round_after()
         options: dict[str, Any] = {"number": pictures.number, "timeout_seconds": approval_timeout_seconds, **money}

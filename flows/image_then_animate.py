@@ -36,7 +36,8 @@ async def image_then_animate(
 ) -> Animated:
     """Return the picture of `image_prompt`, and that picture moving as `motion_prompt` says.
 
-    COSTS MONEY: one image and one video, both checked first, once per equal arguments; another `take` is another pair.
+    COSTS MONEY: one image and one video, once per equal arguments; another `take` is another pair. Both are checked and
+    priced first, and nothing is bought if the money would not do for both.
     The image asset itself is the video's input, under a link that the service can reach.
 
     Args:
@@ -52,13 +53,13 @@ async def image_then_animate(
         store: Where all is kept: s3://bucket/prefix, s3-bucket/NAME (a block) or an absolute path; unset, VEOGEN_STORE.
         budget_usd: What this run may spend at most, in USD; unset, no cap but those of the environment.
     """
-    where: dict[str, Any] = {"credentials": credentials, "store": store}
+    money: dict[str, Any] = {"budget_usd": budget_usd, "credentials": credentials, "store": store}
     shared: dict[str, Any] = {"aspect_ratio": aspect_ratio, "take": take_of_slot(take)}
     picture = GenerationRequest(model=image_model, prompt=image_prompt, **shared)
     motion: dict[str, Any] = {"model": video_model, "prompt": motion_prompt, "resolution": resolution, **shared}
-    await check_requests(picture, GenerationRequest(image_urls=[placeholder_of(picture)], **motion), **where)
-    image = await generate(picture, budget_usd=budget_usd, **where)
-    video = await generate(GenerationRequest(image_urls=[image], **motion), budget_usd=budget_usd, **where)
+    await check_requests(picture, GenerationRequest(image_urls=[placeholder_of(picture)], **motion), **money)
+    image = await generate(picture, **money)
+    video = await generate(GenerationRequest(image_urls=[image], **motion), **money)
     return Animated(image=image, video=video)
 
 

@@ -7,6 +7,7 @@ import secrets
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -58,6 +59,14 @@ class Engine:
         return secrets.compare_digest(token.encode(), self.settings.token.encode())
 
     # --- buying
+
+    def set_price(self, model: str, price_usd: Decimal) -> None:
+        """Sell a model at another price from now on; ValueError if it can't be."""
+        if model not in self.models:
+            raise ValueError(f"there is no model {model!r}")
+        if not (price_usd.is_finite() and price_usd >= 0):
+            raise ValueError(f"price_usd is 0 or more, not {price_usd}")
+        self.models[model] = replace(self.models[model], price_usd=price_usd)
 
     def check_balance(self, price_usd: Decimal) -> None:
         """Raise InsufficientBalanceError unless the balance covers the price."""

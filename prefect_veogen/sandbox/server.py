@@ -207,6 +207,14 @@ class Sandbox:
         """Disarm all faults."""
         self._engine.faults.clear()
 
+    def set_price(self, model: str, price_usd: Decimal | int | str) -> None:
+        """Sell a model at another price from now on: its ``price_usd`` in the catalogue.
+
+        Raises:
+            ValueError: there is no such model, or it is no price.
+        """
+        self._engine.set_price(model, Decimal(str(price_usd)))
+
     def advance(self, seconds: float) -> None:
         """Let that many sandbox seconds pass at once."""
         self._engine.clock.advance(seconds)

@@ -15,7 +15,8 @@ from prefect.context import FlowRunContext
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
 from prefect.input import RunInput
 from prefect.input.run_input import keyset_from_base_key
-from pydantic import Field, ValidationError, create_model
+from prefect.utilities.urls import url_for
+from pydantic import AfterValidator, Field, ValidationError, create_model
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.download.thumbnails import make_thumbnail
@@ -29,8 +30,10 @@ from prefect_veogen.models import (
 )
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.plan import Plan, check_money
+from prefect_veogen.tasks.artifacts import service_link
 from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.markdown import code, image, literal
+from prefect_veogen.tasks.offer import Offer, dearer, read_offer
 from prefect_veogen.tasks.requests import plan_requests
 from prefect_veogen.tasks.stores import StoreParameter
 
@@ -39,9 +42,17 @@ if TYPE_CHECKING:
 
     from prefect_veogen.session import Session
 
-__all__ = ["Approval", "PictureRounds", "ask_for_approval", "clips_of"]
+__all__ = [
+    "Approval",
+    "PictureRounds",
+    "TimeoutSeconds",
+    "Variants",
+    "ask_for_approval",
+    "clips_of",
+]
 
 MAX_VARIANTS = 24
+MAX_TIMEOUT_SECONDS = 10 * 366 * 24 * 3600
 _SHEET = "approval"
 _POLL_SECONDS = 5
 # Prefect fails a run whose pause is over; ours ends a little earlier, so that the run can end well.
@@ -52,6 +63,28 @@ _APPROVED_IF_ANIMATED = {
     "if": {"properties": {"decision": {"const": "animate"}}, "required": ["decision"]},
     "then": {"properties": {"approved": {"minItems": 1}}, "required": ["approved"]},
 }
+
+
+Variants = Annotated[int, Field(json_schema_extra={"minimum": 1, "maximum": MAX_VARIANTS})]
+"""How many pictures there are to choose from; the form of a deployment refuses what `PictureRounds` would."""
+
+
+def _check_timeout(seconds: float) -> float:
+    """Return how long to wait for a decision, after validating it: before there is anything to decide about."""
+    if not 0 < seconds <= MAX_TIMEOUT_SECONDS:
+        raise ConfigurationError(
+            f"A decision can't be waited for {seconds!r} seconds",
+            next_step=f"Nothing was bought. Give a number of more than 0, at most {MAX_TIMEOUT_SECONDS} (ten years).",
+        )
+    return seconds
+
+
+TimeoutSeconds = Annotated[
+    float,
+    Field(json_schema_extra={"exclusiveMinimum": 0, "maximum": MAX_TIMEOUT_SECONDS}),
+    AfterValidator(_check_timeout),
+]
+"""How long a flow waits for a decision; refused by the form of a deployment, and when the flow is called."""
 
 
 class Approval(RunInput):
@@ -132,22 +165,20 @@ async def ask_for_approval(
 ) -> Approval:
     """Return what a person decides about pictures, given what `clips` of them and others, `again`, would cost. Free.
 
-    A run of a deployment is suspended: no process waits, and a worker runs the flow from its start when the form is
-    filled in; what was bought before is found, not bought. A run by hand waits in place. `number` counts the
-    rounds of the run, from 1. What the form can't know is checked here, and asked again: money that would not do.
+    A run of a deployment is suspended, and a worker runs the flow from its start when the form is filled in; a run by
+    hand waits in place. `number` counts the run's rounds, from 1. What the form can't know is asked again: money that
+    would not do, a price that has risen since it was shown, pictures that are not those which were shown.
 
-    When nobody has decided after `timeout_seconds`, a run by hand goes on with "stop"; a suspended one is failed by
-    Prefect, and has spent nothing more.
+    When nobody has decided after `timeout_seconds`, a run by hand goes on with "stop"; a suspended one is failed.
     """
+    _check_timeout(timeout_seconds)
     money: dict[str, Any] = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
     asked_before, problem = _asked_before(), ""
     for attempt in count(1):
         key = f"{_SHEET}-{number}-{attempt}"
-        form = _form(len(images))
+        form, offer = _form(len(images)), None
         if key not in asked_before:
-            await _show_pictures(await open_task_session(credentials, store), images, number)
-            plans = await plan_requests(*clips, **money), await plan_requests(*again, **money)
-            form = form.with_initial_data(description=_describe(images, *plans, problem))
+            form, offer = await _make_form(images, clips, again, number=number, problem=problem, **money)
         try:
             answer = await _ask(form, key, timeout_seconds)
         except ValidationError:
@@ -156,11 +187,28 @@ async def ask_for_approval(
             continue  # the time was over before anybody decided, and the run was started again
         if f"{_SHEET}-{number}-{attempt + 1}" in asked_before:
             continue  # this one could not be, and was asked again
-        problem = await _find_problem(answer, clips, again, money)
+        problem = await _find_problem(answer, images, clips, again, offer=offer, key=key, money=money)
         if not problem:
             approved = sorted(answer.approved) if answer.decision == "animate" else []
             return answer.model_copy(update={"approved": approved})
     raise AssertionError("unreachable")
+
+
+async def _make_form(
+    images: Sequence[Asset],
+    clips: Sequence[GenerationRequest],
+    again: Sequence[GenerationRequest],
+    *,
+    number: int,
+    problem: str,
+    **money: Any,
+) -> tuple[type[Approval], Offer]:
+    """Return the form with what it says, after showing the pictures, and what it offers."""
+    sheet = await _show_pictures(await open_task_session(money["credentials"], money["store"]), images, number)
+    plans = await plan_requests(*clips, **money), await plan_requests(*again, **money)
+    offer = Offer.of(images, *plans)
+    said = _describe(f"Round {number}: {len(images)} pictures", sheet, *plans, problem)
+    return _form(len(images), offer).with_initial_data(description=said), offer
 
 
 def _asked_before() -> set[str]:
@@ -177,17 +225,32 @@ def _flow_run() -> FlowRun:
     return context.flow_run
 
 
-def _form(variants: int) -> type[Approval]:
-    """Return the form for so many pictures, with limits that the server checks."""
+def _form(variants: int, offer: Offer | None = None) -> type[Approval]:
+    """Return the form for so many pictures, with limits that the server checks, and what it offers."""
     described = Approval.model_fields["approved"].description
     of_a_picture = Annotated[int, Field(ge=1, le=variants)]
     limits: Any = Field(default=[], description=described, max_length=variants, json_schema_extra={"uniqueItems": True})
-    return create_model("Approval", __base__=Approval, approved=(list[of_a_picture], limits))
+    form = create_model("Approval", __base__=Approval, approved=(list[of_a_picture], limits))
+    if offer is not None:
+        extra: Any = {"json_schema_extra": _APPROVED_IF_ANIMATED | offer.in_schema()}
+        form.model_config = form.model_config | extra
+    return form
+
+
+def _is_suspended() -> bool:
+    """Tell whether this run is suspended while it waits, and doesn't wait in place."""
+    run = _flow_run()
+    return run.deployment_id is not None and run.parent_task_run_id is None
+
+
+def _base_key(key: str) -> str:
+    """Return what the names of a question's form and answer begin with on the server."""
+    return f"{'suspended' if _is_suspended() else 'paused'}-{key}"
 
 
 async def _ask(form: type[Approval], key: str, timeout_seconds: float) -> Approval:
     run, seconds = _flow_run(), ceil(timeout_seconds)
-    if run.deployment_id is not None and run.parent_task_run_id is None:
+    if _is_suspended():
         return cast("Approval", await asuspend_flow_run(wait_for_input=form, timeout=seconds, key=key))
     get_run_logger().info("Waiting for a decision: open this run in Prefect's UI, and resume it. Run: %s", run.id)
     options: dict[str, Any] = {"timeout": seconds + _GRACE_SECONDS, "poll_interval": _POLL_SECONDS, "key": key}
@@ -198,39 +261,45 @@ async def _ask(form: type[Approval], key: str, timeout_seconds: float) -> Approv
         async with get_client() as client:
             is_answered = (await client.read_flow_run(run.id)).state_type == "RUNNING"
         if is_answered:  # between the last poll and the end
-            return await form.aload(keyset_from_base_key(f"paused-{key}"))
+            return await form.aload(keyset_from_base_key(_base_key(key)))
         get_run_logger().warning("Nobody has decided within %s seconds: nothing more is bought", timeout_seconds)
         return Approval(decision="stop")
 
 
 async def _find_problem(
     answer: Approval,
+    images: Sequence[Asset],
     clips: Sequence[GenerationRequest],
     again: Sequence[GenerationRequest],
+    *,
+    offer: Offer | None,
+    key: str,
     money: Mapping[str, Any],
 ) -> str:
-    """Return why a decision can't be carried out, empty if it can."""
-    wanted: Sequence[GenerationRequest] = ()
+    """Return why a decision can't be carried out, or not for what the form said; empty if it can."""
+    if answer.decision == "stop":
+        return ""
+    offer = offer or await read_offer(_flow_run().id, _base_key(key))
+    if offer and offer.differs_from(images):
+        return "The pictures are others by now than those that were shown"
+    wanted: Sequence[GenerationRequest] = again
     if answer.decision == "animate":
         wanted = [clips[number - 1] for number in answer.approved]
-    elif answer.decision == "again":
-        if problem := text_problem(answer.new_prompt):
-            return f"new_prompt: {problem}"
-        wanted = again
-    if not wanted:
-        return ""
+    elif problem := text_problem(answer.new_prompt):
+        return f"new_prompt: {problem}"
+    plan = await plan_requests(*wanted, **money)
     try:
-        check_money(await plan_requests(*wanted, **money), "That")
+        check_money(plan, "That")
     except ChangeTheSetup as refusal:
         return refusal.message
-    return ""
+    return dearer(plan, offer.usd_of(answer.approved if answer.decision == "animate" else None)) if offer else ""
 
 
-def _describe(images: Sequence[Asset], clips: Plan, again: Plan, problem: str) -> str:
+def _describe(shown: str, sheet: str, clips: Plan, again: Plan, problem: str) -> str:
     each = max((item.usd for item in clips.items if item.usd is not None), default=None)
     lines = [
         f"**{literal(problem)}.** Nothing was bought." if problem else "",
-        f"{len(images)} pictures are to be judged: see the artifact `{_SHEET}` of this run for their numbers.",
+        f"{shown} are to be judged: see {sheet} for their numbers.",
         f"- **animate**: {clips.price} for all"
         + (f", {in_usd(each)} for each approved picture" if each is not None else ""),
         f"- **again**: {again.price} for {len(again.items)} other pictures",
@@ -240,15 +309,19 @@ def _describe(images: Sequence[Asset], clips: Plan, again: Plan, problem: str) -
     return "\n".join(line for line in lines if line)
 
 
-async def _show_pictures(session: Session, images: Sequence[Asset], number: int) -> None:
-    """Leave an artifact that shows the pictures with their numbers."""
+async def _show_pictures(session: Session, images: Sequence[Asset], number: int) -> str:
+    """Leave an artifact that shows the pictures with their numbers; return how the form refers to it."""
     pictures = await on_io(_make_thumbnails(session, images))
     shown = [
-        f"## {position}\n\n{f'{image(str(position), picture)}{chr(10) * 2}' if picture else ''}{code(asset.uri)}"
+        f"## {position}\n\n{f'{image(str(position), picture)}{chr(10) * 2}' if picture else ''}"
+        f"{code(asset.uri)}{service_link(asset)}"
         for position, (asset, picture) in enumerate(zip(images, pictures, strict=True), 1)
     ]
     title = f"Pictures to approve, round {number}"
-    await acreate_markdown_artifact("\n\n".join([f"# {title}", *shown]), key=_SHEET, description=title)
+    sheet = await acreate_markdown_artifact("\n\n".join([f"# {title}", *shown]), key=_SHEET, description=title)
+    # Prefect knows the addresses of runs, not those of artifacts, which are beside them.
+    ui, is_known, _ = (url_for("flow-run", obj_id=_flow_run().id) or "").rpartition("/runs/")
+    return f"the artifact [{_SHEET}](<{ui}/artifacts/artifact/{sheet}>)" if is_known else f"the artifact `{_SHEET}`"
 
 
 async def _make_thumbnails(session: Session, images: Sequence[Asset]) -> list[str | None]:

@@ -20,7 +20,7 @@ from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.runs import shorten
 
 if TYPE_CHECKING:
-    from prefect_veogen.models import Delivery
+    from prefect_veogen.models import Asset, Delivery
     from prefect_veogen.session import Session
 
 STORED_EVENT = "veogen.asset.stored"
@@ -77,7 +77,7 @@ def _card(delivery: Delivery, picture: str | None) -> str:
     prompt = delivery.prompt or ""
     cut = f"{prompt[:_MAX_PROMPT_CHARACTERS]}…" if len(prompt) > _MAX_PROMPT_CHARACTERS else prompt
     words = f"{literal(cut)}\n\n" if prompt else ""
-    return f"{shown}{words}{' · '.join(_facts(delivery))}\n\n{code(asset.uri)}{_link(asset.source_url)}\n"
+    return f"{shown}{words}{' · '.join(_facts(delivery))}\n\n{code(asset.uri)}{service_link(asset)}\n"
 
 
 def _facts(delivery: Delivery) -> list[str]:
@@ -97,8 +97,9 @@ def _price(delivery: Delivery) -> str:
     return f"reused: $0.00 (bought before for {price})" if delivery.reused else price
 
 
-def _link(source: str | None) -> str:
-    """Return the service's own link, which a browser opens as long as the service keeps the file."""
+def service_link(asset: Asset) -> str:
+    """Return a link to the file at the service, which a browser opens as long as it is kept; empty without one."""
+    source = asset.source_url
     if source is None or re.search(r"[\s<>]", source) or not source.startswith(("http://", "https://")):
         return ""
     return f" · [open at the service](<{source}>)"

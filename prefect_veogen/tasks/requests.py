@@ -14,10 +14,11 @@ from pydantic.json_schema import SkipJsonSchema
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.run import find_stored_asset
+from prefect_veogen.errors import BudgetExceeded
 from prefect_veogen.models import Asset, GenerationRequest
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.purchase.inputs import identify_inputs
-from prefect_veogen.purchase.plan import Plan, ask_price, is_bought, make_plan
+from prefect_veogen.purchase.notices import note_refused
+from prefect_veogen.purchase.plan import Plan, Planner, check_money, make_plan
 from prefect_veogen.session import Session
 from prefect_veogen.tasks.generation import check_is_request, generate, open_task_session, run_cap
 from prefect_veogen.tasks.runs import name_task_run, request_name
@@ -38,20 +39,24 @@ InputsParameter = list[str | SkipJsonSchema[Asset] | SkipJsonSchema[Path]]
 )
 async def check_requests(
     *requests: GenerationRequest,
+    later: Sequence[GenerationRequest] = (),
     credentials: VeogenCredentials | str | None = None,
     store: StoreParameter | None = None,
+    budget_usd: Decimal | float | None = None,
 ) -> None:
     """Validate and price requests before the first of them is bought. Free, and safe to repeat.
 
     For an input which another of the requests makes, give `placeholder_of` that request: it isn't made yet. What was
-    bought before is not validated again.
+    bought before is not validated again, and costs nothing. `budget_usd` is that with which this flow run buys. Of
+    `later`, some may be bought once these are made: they are validated as well, but need no money yet.
 
     Raises:
         ChangeTheRequest: a model does not offer what a request asks for, so that not all of them could be bought.
+        BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
-    for request in requests:
+    for request in (*requests, *later):
         check_is_request(request)
-    await on_io(_check_requests(await open_task_session(credentials, store), requests))
+    await on_io(_check_requests(await open_task_session(credentials, store, run_cap(budget_usd)), requests, later))
 
 
 @task(
@@ -92,12 +97,23 @@ def placeholder_of(request: GenerationRequest) -> Asset:
     return placeholder_image(request.receipt_key(""))
 
 
-async def _check_requests(session: Session, requests: Sequence[GenerationRequest]) -> None:
+async def _check_requests(
+    session: Session, requests: Sequence[GenerationRequest], later: Sequence[GenerationRequest]
+) -> None:
     makers = {placeholder_of(request).sha256: request for request in requests}
-    for request in requests:
-        known = await identify_inputs(session, await _fill_in_stored_images(session, request, makers))
-        if not await is_bought(session, known.receipt_key(session.client.base_url)):
-            await ask_price(session, known)
+    planner, possible = Planner(session), Planner(session)
+    items = await planner.add([(await _fill_in_stored_images(session, one, makers), session.caps) for one in requests])
+    others = await possible.add([(await _fill_in_stored_images(session, one, makers), ()) for one in later])
+    for item in (*items, *others):
+        if item.problem is not None:
+            raise item.problem
+    if all(item.already_bought for item in items):
+        return
+    try:
+        check_money(await planner.finish(), "That")
+    except BudgetExceeded as refusal:
+        note_refused(session, refusal)
+        raise
 
 
 async def _fill_in_stored_images(

@@ -55,6 +55,15 @@ class Deployed(DeployedTree):
             schema = (state.state_details.run_input_keyset or {})["schema"]
             return state.state_details.pause_key if client.filter_flow_run_input(run_id, schema, 1, set()) else None
 
+    def said_above_the_form(self, run_id: UUID) -> str:
+        """Return the text above the form that a suspended run shows."""
+        with self.client() as client:
+            state = client.read_flow_run(run_id).state
+            assert state is not None
+            keyset = state.state_details.run_input_keyset or {}
+            (text,) = client.filter_flow_run_input(run_id, keyset["description"], 1, set())
+            return str(text.decoded_value)
+
     def is_completed_by_a_retry(self, run_id: UUID) -> bool:
         """Tell whether a run is completed, after retrying it for as long as it is crashed.
 
@@ -123,3 +132,39 @@ def test_a_decision_that_could_not_be_carried_out_is_not_carried_out_later_eithe
         assert deployed.decide(run, decision="stop") == SetStateStatus.ACCEPT
         wait_until(lambda: deployed.is_in(run, "Completed"), "the run is completed", log)
     assert bought(sandbox) == [PICTURE] * 2
+
+
+def test_what_has_become_dearer_than_the_form_said_is_asked_again(deployed: Deployed, sandbox: Sandbox) -> None:
+    with running_worker(deployed.environment, deployed.tree) as log:
+        run = deployed.start()
+        wait_until(lambda: deployed.question(run) == "approval-1-1", "the run asks", log)
+        sandbox.set_price(CLIP, "0.90")
+        sandbox.set_price(PICTURE, "0.01")
+        assert deployed.decide(run, decision="animate", approved=[2]) == SetStateStatus.ACCEPT
+        wait_until(lambda: deployed.question(run) == "approval-1-2", "it asks again", log)
+        assert bought(sandbox) == [PICTURE] * 2
+        said = deployed.said_above_the_form(run)
+        assert "That costs $0.90 now, and $0.30 was shown" in said
+        assert "$0.90 for each approved picture" in said
+        assert deployed.decide(run, decision="again") == SetStateStatus.ACCEPT
+        wait_until(lambda: deployed.question(run) == "approval-2-1", "what is cheaper now is bought at once", log)
+        assert deployed.decide(run, decision="animate", approved=[1]) == SetStateStatus.ACCEPT
+        wait_until(lambda: deployed.is_in(run, "Completed"), "the run is completed", log)
+    assert bought(sandbox) == [PICTURE] * 4 + [CLIP]
+    assert str(sandbox.bill.total_usd) == "0.96"
+
+
+def test_pictures_that_nobody_has_seen_are_not_animated_by_a_decision_about_others(
+    deployed: Deployed, sandbox: Sandbox, tmp_path: Path
+) -> None:
+    with running_worker(deployed.environment, deployed.tree) as log:
+        run = deployed.start()
+        wait_until(lambda: deployed.question(run) == "approval-1-1", "the run asks", log)
+    moved = deployed.environment | {"VEOGEN_STORE": str(tmp_path / "another-store")}
+    with running_worker(moved, deployed.tree) as log:
+        assert deployed.decide(run, decision="animate", approved=[2]) == SetStateStatus.ACCEPT
+        wait_until(lambda: deployed.question(run) == "approval-1-2", "it asks again", log)
+        assert "The pictures are others by now" in deployed.said_above_the_form(run)
+        assert deployed.decide(run, decision="stop") == SetStateStatus.ACCEPT
+        wait_until(lambda: deployed.is_in(run, "Completed"), "the run is completed", log)
+    assert CLIP not in bought(sandbox)

@@ -31,6 +31,7 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 ROOT = Path(__file__).parents[2]
 PROMPTS = ("a lighthouse at dusk", "the beam turns")
 PICTURE, CLIP = "gpt-4o-image", "veo-3.1-fast"
+NO_TIMES = (0, -5, 1e12, float("inf"), float("nan"))
 Decide = Callable[[FlowRun], Awaitable[None]]
 
 
@@ -177,12 +178,13 @@ async def test_run_again_nothing_is_bought_twice(sandbox: Sandbox) -> None:
 
 
 async def test_what_the_budget_does_not_allow_is_asked_again_and_buys_nothing(sandbox: Sandbox) -> None:
-    made, (_, said) = await decided(
+    made, (first, said) = await decided(
         {"decision": "animate", "approved": [1, 2]},
         {"decision": "animate", "approved": [2]},
         variants=2,
         budget_usd=0.4,
     )
+    assert all(text.count("Round 1: 2 pictures are to be judged") for text in (first, said))
     assert "That would cost $0.60 more" in said
     assert "Nothing was bought" in said
     assert made.approved == (2,)
@@ -205,6 +207,7 @@ async def test_an_artifact_shows_the_pictures_with_their_numbers(sandbox: Sandbo
     )
     assert text.count("data:image/jpeg") == 2
     assert all(image.uri in text for image in made.images)
+    assert all(f"[open at the service](<{image.source_url}>)" in text for image in made.images), "in full size"
 
 
 @pytest.mark.parametrize(
@@ -215,6 +218,8 @@ async def test_an_artifact_shows_the_pictures_with_their_numbers(sandbox: Sandbo
         ({"video_model": "nope"}, ChangeTheRequest, "nope"),
         ({"resolution": "16k"}, ChangeTheRequest, "resolution"),
         ({"budget_usd": 0}, BudgetExceeded, "0.00"),
+        ({"budget_usd": 0.07}, BudgetExceeded, r"cost \$0.08 more"),
+        *(({"approval_timeout_seconds": wrong}, ConfigurationError, "can't be waited for") for wrong in NO_TIMES),
     ],
 )
 async def test_what_cannot_be_had_is_refused_before_anything_is_bought(

@@ -41,3 +41,10 @@ def test_the_form_describes_no_field_that_is_not_there(name: str) -> None:
 def test_the_form_asks_for_nothing_that_only_python_has(name: str) -> None:
     assert "format': 'path" not in str(form_of(name))
     assert "Asset" not in str(form_of(name))
+
+
+def test_the_form_of_the_approval_refuses_the_numbers_that_the_flow_would() -> None:
+    form = form_of("approve_then_animate")
+    assert (form["variants"]["minimum"], form["variants"]["maximum"]) == (1, 24)
+    assert form["approval_timeout_seconds"]["exclusiveMinimum"] == 0
+    assert form["approval_timeout_seconds"]["maximum"] == 10 * 366 * 24 * 3600

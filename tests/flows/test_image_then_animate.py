@@ -27,7 +27,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL
 
 from flows.image_then_animate import image_then_animate
-from prefect_veogen.errors import ChangeTheRequest
+from prefect_veogen.errors import ChangeTheRequest, InsufficientBalance
 from prefect_veogen.sandbox import Sandbox
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -110,13 +110,22 @@ async def test_what_cannot_be_had_of_the_clip_stops_the_picture_too(
     assert sandbox.bill.purchases == ()
 
 
-async def test_the_cap_stops_the_clip_and_keeps_the_picture(sandbox: Sandbox) -> None:
+async def test_a_cap_that_would_not_do_for_both_buys_neither(sandbox: Sandbox) -> None:
     state = await image_then_animate(*PROMPTS, budget_usd=0.1, return_state=True)
     assert state.is_failed()
-    assert "BudgetExceeded" in str(state.message)
-    assert len(sandbox.bill) == 1
-    await image_then_animate(*PROMPTS)
+    assert "BudgetExceeded: That would cost $0.32 more" in str(state.message)
+    assert len(sandbox.bill) == 0
+    await image_then_animate(*PROMPTS, budget_usd=0.32)
     assert len(sandbox.bill) == 2
+
+
+async def test_a_balance_that_would_not_do_for_both_buys_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox(speed=100, tiny_media=True, requests_per_minute=None, balance_usd=Decimal("0.31")) as poor:
+        for name, value in poor.environment.items():
+            monkeypatch.setenv(name, value)
+        with pytest.raises(InsufficientBalance, match=r"cost \$0.32 more, and the account holds \$0.31"):
+            await image_then_animate(*PROMPTS)
+        assert len(poor.bill) == 0
 
 
 @pytest.mark.slow

@@ -18,6 +18,18 @@ from prefect_veogen.sandbox import Sandbox
 from tests.support.sandbox_client import IMAGE, LONG_ENOUGH, VIDEO, buy, client_of, poll
 
 
+def test_a_price_can_change_while_it_runs_and_is_in_the_catalogue_and_on_the_bill() -> None:
+    with Sandbox() as sandbox, client_of(sandbox) as api:
+        sandbox.set_price("gpt-4o-image", "0.05")
+        assert api.get("/models/gpt-4o-image").json()["data"]["price_usd"] == 0.05
+        api.post("/generations", json=IMAGE)
+        assert sandbox.bill.total_usd == Decimal("0.05")
+        with pytest.raises(ValueError, match="no model 'nope'"):
+            sandbox.set_price("nope", 1)
+        with pytest.raises(ValueError, match="0 or more"):
+            sandbox.set_price("gpt-4o-image", -1)
+
+
 def test_ids_are_random_uuids_whatever_the_seed() -> None:
     ids = set()
     for _ in range(2):

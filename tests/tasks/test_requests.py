@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from prefect_veogen import Asset, GenerationRequest, generate
-from prefect_veogen.errors import ChangeTheRequest, ConfigurationError, GenerationFailed
+from prefect_veogen.errors import BudgetExceeded, ChangeTheRequest, ConfigurationError, GenerationFailed
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.requests import check_requests, generate_all, placeholder_of, plan_requests
 from tests.support.media import png
@@ -26,6 +26,22 @@ async def test_one_that_cannot_be_had_among_many_is_refused_before_anything_is_b
     await check_requests(PICTURE, clip_of(placeholder_of(PICTURE)))
     with pytest.raises(ChangeTheRequest, match="nope"):
         await check_requests(PICTURE, clip_of(placeholder_of(PICTURE), model="nope"))
+    assert sandbox.bill.purchases == ()
+
+
+async def test_requests_whose_money_would_run_out_half_way_are_refused_before_anything_is_bought(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = PICTURE, clip_of(placeholder_of(PICTURE))
+    await check_requests(*both, budget_usd=0.32)
+    with pytest.raises(BudgetExceeded, match=r"That would cost \$0.32 more"):
+        await check_requests(*both, budget_usd=0.31)
+    await check_requests(PICTURE, later=both[1:], budget_usd=0.02)
+    with pytest.raises(ChangeTheRequest, match="nope"):
+        await check_requests(PICTURE, later=[clip_of(placeholder_of(PICTURE), model="nope")])
+    monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.1")
+    with pytest.raises(BudgetExceeded):
+        await check_requests(*both)
     assert sandbox.bill.purchases == ()
 
 
