@@ -18,6 +18,7 @@ from prefect_veogen.tasks.campaign import (
     read_manifest,
 )
 from prefect_veogen.tasks.maintenance import ON_STOP
+from prefect_veogen.tasks.run_again import run_again_for_rows
 from prefect_veogen.tasks.runs import KEEP_RESULT
 from prefect_veogen.tasks.stores import StoreParameter
 
@@ -83,6 +84,7 @@ async def campaign(
     await check_campaign(rows, **money, **where)
     report = await make_campaign(rows, at_once=at_once, timeout_seconds=timeout_seconds, **money, **where)
     await publish_campaign(report, **where)
+    await run_again_for_rows(report)
     return report
 
 

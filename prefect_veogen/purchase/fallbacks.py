@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prefect_veogen.errors import BudgetExceeded
+from prefect_veogen.errors import BudgetExceeded, InvalidRequest, Problem
 from prefect_veogen.ledger import State
 from prefect_veogen.purchase.inputs import find_receipt_key
 from prefect_veogen.purchase.notices import note_refused
@@ -26,11 +26,12 @@ async def check_fallbacks(session: Session, requests: Sequence[GenerationRequest
     asked any more: going on with it must not fail for what would come after it, and that is checked when it is bought.
 
     Raises:
-        ChangeTheRequest: a model does not offer what one of them asks for.
+        ChangeTheRequest: a model does not offer what one of them asks for, or makes clips in place of pictures.
         BudgetExceeded, InsufficientBalance: the money would not do for one of them.
     """
     begin, is_begun = await _find_beginning(session, requests)
     for request in () if is_begun else requests[begin:]:
+        await _check_kind(session, request, requests[0])
         plan = await make_plan(session, [request])
         for item in plan.problems:
             assert item.problem is not None
@@ -41,6 +42,13 @@ async def check_fallbacks(session: Session, requests: Sequence[GenerationRequest
             note_refused(session, refusal, request)
             raise
     return begin
+
+
+async def _check_kind(session: Session, request: GenerationRequest, first: GenerationRequest) -> None:
+    made, wanted = [await session.catalogue.find_kind(one.model) for one in (request, first)]
+    if made is not None and wanted is not None and made is not wanted:
+        problem = f"makes a {made.value}, and can't stand in for the {wanted.value} of {first.model}"
+        raise InvalidRequest([Problem("model", request.model, problem)])
 
 
 async def _find_beginning(session: Session, requests: Sequence[GenerationRequest]) -> tuple[int, bool]:

@@ -207,7 +207,8 @@ async def _make_form(
     sheet = await _show_pictures(await open_task_session(money["credentials"], money["store"]), images, number)
     plans = await plan_requests(*clips, **money), await plan_requests(*again, **money)
     offer = Offer.of(images, *plans)
-    said = _describe(f"Round {number}: {len(images)} pictures", sheet, *plans, problem)
+    shown = f"Round {number}: {len(images)} picture{'' if len(images) == 1 else 's'}"
+    said = _describe(shown, sheet, *plans, problem)
     return _form(len(images), offer).with_initial_data(description=said), offer
 
 
@@ -299,7 +300,7 @@ def _describe(shown: str, sheet: str, clips: Plan, again: Plan, problem: str) ->
     each = max((item.usd for item in clips.items if item.usd is not None), default=None)
     lines = [
         f"**{literal(problem)}.** Nothing was bought." if problem else "",
-        f"{shown} are to be judged: see {sheet} for their numbers.",
+        f"{shown} to judge: see {sheet} for their numbers.",
         f"- **animate**: {clips.price} for all"
         + (f", {in_usd(each)} for each approved picture" if each is not None else ""),
         f"- **again**: {again.price} for {len(again.items)} other pictures",

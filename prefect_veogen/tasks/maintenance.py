@@ -8,14 +8,12 @@ from typing import Any, Final
 
 from prefect import task
 from prefect.artifacts import acreate_table_artifact
-from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.flows import Flow
 from prefect.logging.loggers import flow_run_logger
-from prefect.states import AwaitingRetry
 
 from prefect_veogen.blocks import VeogenCredentials
-from prefect_veogen.errors import UnknownSubmission, VeogenError
+from prefect_veogen.errors import VeogenError
 from prefect_veogen.ledger import Ledger, Receipt
 from prefect_veogen.ledger import State as ReceiptState
 from prefect_veogen.models import in_usd
@@ -26,6 +24,7 @@ from prefect_veogen.tasks.artifacts import showing
 from prefect_veogen.tasks.durability import check_store_is_durable
 from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.markdown import literal
+from prefect_veogen.tasks.run_again import run_again_later
 from prefect_veogen.tasks.runs import name_task_run
 from prefect_veogen.tasks.steps import FREE
 from prefect_veogen.tasks.stores import StoreParameter, resolve_store, store_name
@@ -33,9 +32,6 @@ from prefect_veogen.upkeep.balance import warn_of_low_balance
 from prefect_veogen.upkeep.receipts import read_receipts
 from prefect_veogen.upkeep.statement import Reconciliation, reconcile
 from prefect_veogen.upkeep.sweep import Swept, sweep
-
-_MAX_RETRIES_IN_DOUBT = 3
-_WAITS_FOR_DOUBT = "A purchase is in doubt: "
 
 _UNSETTLED = (ReceiptState.SENDING, ReceiptState.IN_DOUBT, ReceiptState.BOUGHT)
 
@@ -136,32 +132,13 @@ async def _read_unsettled(flow_run: FlowRun) -> list[Receipt]:
     ]
 
 
-async def retry_when_doubt_ends(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
-    """Put a deployment's run that ended in doubt back on the schedule for the doubt's end; use it as `on_failure`.
-
-    As `prefect flow-run retry` would: a worker runs it again then, and no process waits meanwhile. At most three times.
-    """
-    error = await state.aresult(raise_on_failure=False)
-    if flow_run.deployment_id is None or not isinstance(error, UnknownSubmission) or error.doubt_until is None:
-        return
-    log = flow_run_logger(flow_run, flow)
-    async with get_client() as client:
-        states = await client.read_flow_run_states(flow_run.id)
-        if sum((past.message or "").startswith(_WAITS_FOR_DOUBT) for past in states) >= _MAX_RETRIES_IN_DOUBT:
-            log.warning("A purchase is still in doubt after %d retries: see the error", _MAX_RETRIES_IN_DOUBT)
-            return
-        message = f"{_WAITS_FOR_DOUBT}run again at {error.doubt_until:%Y-%m-%d %H:%M:%S} UTC"
-        retry: State[Any] = AwaitingRetry(scheduled_time=error.doubt_until, message=message)
-        await client.set_flow_run_state(flow_run.id, retry, force=True)
-    log.warning(message)
-
-
 ON_STOP: Final[dict[str, Any]] = {
     "on_cancellation": [report_unfinished],
     "on_crashed": [report_unfinished],
-    "on_failure": [report_unfinished, retry_when_doubt_ends],
+    "on_failure": [report_unfinished, run_again_later],
 }
-"""For flows which buy: `@flow(**ON_STOP)` reports what a stopped run left, and retries one in doubt when that ends."""
+"""For flows which buy: `@flow(**ON_STOP)` reports what a stopped run left, and puts one that time heals back on the
+schedule."""
 
 
 def _differences(found: Reconciliation) -> list[dict[str, str]]:

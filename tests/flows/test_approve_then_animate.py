@@ -184,7 +184,7 @@ async def test_what_the_budget_does_not_allow_is_asked_again_and_buys_nothing(sa
         variants=2,
         budget_usd=0.4,
     )
-    assert all(text.count("Round 1: 2 pictures are to be judged") for text in (first, said))
+    assert all(text.count("Round 1: 2 pictures to judge") for text in (first, said))
     assert "That would cost $0.60 more" in said
     assert "Nothing was bought" in said
     assert made.approved == (2,)

@@ -46,6 +46,15 @@ async def test_when_nothing_fails_the_request_alone_is_bought(sandbox: Sandbox, 
     assert await generate(FIRST) == asset
 
 
+async def test_a_fallback_that_makes_clips_in_place_of_pictures_is_refused_before_anything_is_bought(
+    sandbox: Sandbox, store_url: str
+) -> None:
+    clip = GenerationRequest(model="veo-3.1-fast", prompt="a lighthouse at dusk")
+    with pytest.raises(InvalidRequest, match="makes a video, and can't stand in for the image of gpt-4o-image"):
+        await generate_with_fallbacks(FIRST, clip)
+    assert asked(sandbox) == []
+
+
 @pytest.mark.parametrize("reason", ["The prompt was rejected by the content policy.", "out of ink"])
 async def test_what_failed_is_not_charged_and_the_next_one_is_made(
     reason: str, sandbox: Sandbox, store_url: str, caplog: pytest.LogCaptureFixture

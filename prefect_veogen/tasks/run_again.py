@@ -1,0 +1,87 @@
+"""Runs that time heals go back on the schedule: a doubt ends, an outage passes, a generation is completed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.context import FlowRunContext
+from prefect.flows import Flow
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import AwaitingRetry
+
+from prefect_veogen import errors
+from prefect_veogen.campaign.items import CampaignItem
+from prefect_veogen.campaign.report import CampaignReport
+from prefect_veogen.errors import StillRunning, TryAgainLater, UnknownSubmission
+
+_MAX_TIMES: Final = 3
+_PAUSES: Final = (timedelta(minutes=5), timedelta(minutes=15), timedelta(minutes=45))
+# What the messages of such states begin with, by which they are counted.
+_DOUBT = "A purchase is in doubt: "
+_TROUBLE = "The trouble may pass: "
+
+
+async def run_again_later(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    """Put a deployment's run that time heals back on the schedule; use it as `on_failure`.
+
+    A run that ended in doubt, for the end of the doubt. A run that a schedule started and an outage ended, or a wait
+    that was too short, for 5, 15 and 45 minutes later; whoever starts one in another way is there to see the error.
+    As `prefect flow-run retry` would: a worker runs it again then, and no process waits meanwhile. At most three times
+    each.
+    """
+    error = await state.aresult(raise_on_failure=False)
+    if flow_run.deployment_id is None:
+        return
+    if isinstance(error, UnknownSubmission) and error.doubt_until is not None:
+        why, unhealed = _DOUBT, "A purchase is still in doubt"
+    elif isinstance(error, TryAgainLater | StillRunning) and flow_run.auto_scheduled:
+        why, unhealed = _TROUBLE, "The trouble is not over"
+    else:
+        return
+    log = flow_run_logger(flow_run, flow)
+    times = await _count_postponed(flow_run, why)
+    if times >= _MAX_TIMES:
+        log.warning("%s after %d retries: see the error", unhealed, times)
+        return
+    again_at = error.doubt_until if isinstance(error, UnknownSubmission) else datetime.now(UTC) + _PAUSES[times]
+    assert again_at is not None
+    message = f"{why}run again at {again_at:%Y-%m-%d %H:%M:%S} UTC"
+    retry: State[Any] = AwaitingRetry(scheduled_time=again_at, message=message)
+    async with get_client() as client:
+        await client.set_flow_run_state(flow_run.id, retry, force=True)
+    log.warning(message)
+
+
+async def run_again_for_rows(*reports: CampaignReport) -> None:
+    """End a scheduled run in which an outage or a doubt kept rows from being made, so that it is run again. Free.
+
+    In all other runs, and once it was run again as often as `run_again_later` does that, the table of results says what
+    became of them.
+
+    Raises:
+        TryAgainLater: there are such rows, and the run goes back on the schedule for them.
+    """
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or run.deployment_id is None or not run.auto_scheduled:
+        return
+    waiting = [item for report in reports for item in report.items if _heals_with_time(item)]
+    if waiting and await _count_postponed(run, _TROUBLE) < _MAX_TIMES:
+        first = (waiting[0].error or "").partition("\n")[0]
+        count = f"{len(waiting)} row{'' if len(waiting) == 1 else 's'}"
+        raise TryAgainLater(f"{count} could not be made yet; the first: {first}")
+
+
+def _heals_with_time(item: CampaignItem) -> bool:
+    kind = getattr(errors, item.error_type or "", None)
+    return isinstance(kind, type) and issubclass(kind, TryAgainLater | StillRunning | UnknownSubmission)
+
+
+async def _count_postponed(flow_run: FlowRun, why: str) -> int:
+    async with get_client() as client:
+        states: Sequence[State[Any]] = await client.read_flow_run_states(flow_run.id)
+    return sum((past.message or "").startswith(why) for past in states)

@@ -1,0 +1,134 @@
+"""A scheduled run that an outage ended is run again by itself, and so is one whose rows it kept from being made."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from prefect import Flow, flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.flow_engine import run_flow_async
+from prefect.states import Scheduled
+
+from flows.campaign import campaign
+from flows.daily_content import daily_content
+from prefect_veogen import GenerationRequest, generate
+from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.maintenance import ON_STOP
+
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
+
+PAUSES = [timedelta(minutes=5), timedelta(minutes=15), timedelta(minutes=45)]
+SLOT = "{scheduled:%Y-%m-%dT%H-%M-%S}"
+ROWS = [{"id": name, "model": "gpt-4o-image", "prompt": f"a {name}"} for name in ("lamp", "chair")]
+
+
+@flow(**ON_STOP)
+async def lamp(take: str) -> str:
+    request = GenerationRequest(model="gpt-4o-image", prompt="a lamp", take=take)
+    return (await generate.with_options(retries=0)(request)).uri
+
+
+async def run_of(pipeline: Flow[Any, Any], *, scheduled: bool = True, **parameters: Any) -> FlowRun:
+    """Return a run of a deployment that its schedule, or a person, has made."""
+    deployment = await pipeline.ato_deployment("nightly", parameters=parameters, interval=3600)
+    deployment_id = await deployment.aapply()
+    async with get_client() as client:
+        if not scheduled:
+            return await client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
+        response = await client._client.post(f"/deployments/{deployment_id}/schedule", json={"min_runs": 1})
+        response.raise_for_status()
+        this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+        runs = await client.read_flow_runs(deployment_filter=this, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    assert runs[0].auto_scheduled
+    return runs[0]
+
+
+async def execute(pipeline: Flow[Any, Any], run: FlowRun) -> State[Any]:
+    """Run it at once, as a worker would, and return the state the server has for it afterwards."""
+    async with get_client() as client:
+        await client.set_flow_run_state(run.id, Scheduled(), force=True)
+        run = await client.read_flow_run(run.id)
+        await run_flow_async(pipeline, flow_run=run, parameters=run.parameters, return_type="state")
+        state = (await client.read_flow_run(run.id)).state
+    assert state is not None
+    return state
+
+
+def pause_of(state: State[Any]) -> timedelta:
+    again_at = state.state_details.scheduled_time
+    assert isinstance(again_at, datetime)
+    pause: timedelta = again_at - datetime.now(UTC)
+    return pause
+
+
+async def test_a_scheduled_run_that_an_outage_ends_is_run_again_after_5_15_and_45_minutes_and_then_stays_failed(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    sandbox.fault("model-500", times=None)
+    run = await run_of(lamp, take="1")
+    for pause in PAUSES:
+        state = await execute(lamp, run)
+        assert state.name == "AwaitingRetry"
+        assert pause - timedelta(minutes=1) < pause_of(state) <= pause
+    assert (await execute(lamp, run)).is_failed()
+    assert "The trouble is not over after 3 retries" in caplog.text
+
+
+async def test_the_run_after_the_outage_buys_what_its_slot_is_for_once(sandbox: Sandbox) -> None:
+    run = await run_of(daily_content, manifest=ROWS, take=SLOT, timeout_seconds=0.5)
+    sandbox.speed = 1  # a picture takes longer than the wait
+    assert (await execute(daily_content, run)).name == "AwaitingRetry"
+    sandbox.speed = 100
+    sandbox.advance(600)
+    assert (await execute(daily_content, run)).is_completed()
+    assert len(sandbox.bill) == len(ROWS)
+    slot = f"{run.expected_start_time:%Y-%m-%dT%H-%M-%S}"
+    (report,) = await last_result(run)
+    assert (report.name, report.counts) == (f"daily-{slot}", {"ok": len(ROWS)})
+    assert {item.take for item in report.items} == {slot}
+
+
+async def last_result(run: FlowRun) -> Any:
+    async with get_client() as client:
+        state = (await client.read_flow_run(run.id)).state
+    assert state is not None
+    return await state.aresult()
+
+
+async def test_a_campaign_whose_rows_are_kept_waiting_ends_as_its_table_says_once_it_was_run_again_three_times(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.speed = 1
+    sandbox.fault("stuck", times=None)
+    run = await run_of(campaign, manifest=ROWS, name="stuck", timeout_seconds=0.5)
+    names = [(await execute(campaign, run)).name for _ in range(4)]
+    assert names == ["AwaitingRetry"] * 3 + ["Completed"]
+    assert (await last_result(run)).counts == {"unknown": len(ROWS)}
+    assert len(sandbox.bill) == len(ROWS)
+
+
+async def test_rows_that_time_does_not_heal_end_a_scheduled_run_well(sandbox: Sandbox) -> None:
+    sandbox.fault("failed", prompt="a chair")
+    run = await run_of(campaign, manifest=ROWS, name="failed")
+    assert (await execute(campaign, run)).is_completed()
+    assert (await last_result(run)).counts == {"ok": 1, "failed": 1}
+
+
+@pytest.mark.parametrize("pipeline", [lamp, campaign])
+async def test_whoever_starts_a_run_of_a_deployment_gets_its_end_at_once(
+    pipeline: Flow[Any, Any], sandbox: Sandbox
+) -> None:
+    if pipeline is lamp:
+        sandbox.fault("model-500", times=None)
+        run = await run_of(pipeline, scheduled=False, take="1")
+        assert (await execute(pipeline, run)).is_failed()
+    else:
+        sandbox.speed = 1
+        run = await run_of(pipeline, scheduled=False, manifest=ROWS, name="by-hand", timeout_seconds=0.5)
+        assert (await execute(pipeline, run)).is_completed()
+        assert (await last_result(run)).counts == {"unknown": len(ROWS)}
