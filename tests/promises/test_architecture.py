@@ -79,6 +79,7 @@ PUBLIC_MODULES = [
     "tasks.fallback",
     "tasks.maintenance",
     "tasks.requests",
+    "tasks.run_again",
     "tasks.runs",
     "tasks.stores",
     "tasks.storyboard",
