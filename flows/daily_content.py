@@ -10,9 +10,8 @@ from typing import Any, Literal
 
 from prefect_veogen import CampaignReport, VeogenCredentials
 from prefect_veogen.tasks.campaign import TableParameter, campaign_flow, check_campaign
-from prefect_veogen.tasks.daily import is_late, make_slot, read_slots
+from prefect_veogen.tasks.daily import is_late, make_slots, read_slots
 from prefect_veogen.tasks.maintenance import ON_STOP, sweep_store
-from prefect_veogen.tasks.run_again import run_again_for_rows
 from prefect_veogen.tasks.runs import KEEP_RESULT
 from prefect_veogen.tasks.stores import StoreParameter
 
@@ -87,9 +86,7 @@ async def daily_content(
     money: dict[str, Any] = {"budget_usd": budget_usd, **where}
     await check_campaign(*(slot.rows for slot in slots), name=budget, **money)
     limits: dict[str, Any] = {"at_once": at_once, "timeout_seconds": timeout_seconds, "budget": budget}
-    reports = [await make_slot(slot, **limits, **money) for slot in slots]
-    await run_again_for_rows(*reports)
-    return reports
+    return await make_slots(slots, **limits, **money)
 
 
 if __name__ == "__main__":

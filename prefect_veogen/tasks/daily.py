@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -28,12 +28,13 @@ from prefect_veogen.tasks.campaign import (
     read_manifest,
 )
 from prefect_veogen.tasks.generation import open_task_session
+from prefect_veogen.tasks.run_again import run_again_for_rows
 from prefect_veogen.tasks.runs import name_task_run
 from prefect_veogen.tasks.slots import Slot, check_kinds, check_names, kind_of_ending, templates_of
 from prefect_veogen.tasks.steps import FREE
 from prefect_veogen.tasks.stores import StoreParameter
 
-__all__ = ["Slot", "is_late", "make_slot", "publish_asset", "read_slots"]
+__all__ = ["Slot", "is_late", "make_slot", "make_slots", "publish_asset", "read_slots"]
 
 _MAX_SLOTS = 366
 
@@ -161,6 +162,17 @@ async def make_slot(
     if failures:
         raise failures[0]
     return report
+
+
+async def make_slots(slots: Sequence[Slot], **options: Any) -> list[CampaignReport]:
+    """Return how the rows of each slot ended, after making one slot after the other. COSTS MONEY; safe to repeat.
+
+    `options` are those of `make_slot`. A scheduled run in which an outage kept rows from being made ends by
+    `run_again_for_rows`.
+    """
+    reports = [await make_slot(slot, **options) for slot in slots]
+    await run_again_for_rows(*reports)
+    return reports
 
 
 @task(
