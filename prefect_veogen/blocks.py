@@ -7,7 +7,7 @@ from typing import Any
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import Block
-from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, SecretStr, field_validator, model_validator
+from pydantic import ConfigDict, Field, GetJsonSchemaHandler, HttpUrl, SecretStr, model_validator
 from pydantic.json_schema import JsonSchemaValue, SkipJsonSchema
 
 from prefect_veogen.api.client import VeogenClient
@@ -79,13 +79,6 @@ class VeogenCredentials(CredentialsBlock):
     base_url: str | SkipJsonSchema[None] = optional_field(
         "The base URL of the API; unset: the environment's VEOGEN_BASE_URL."
     )
-
-    @field_validator("api_token", "base_url", mode="before")
-    @classmethod
-    def _unset_if_empty(cls, value: Any) -> Any:
-        # What a form leaves of a field that was cleared; a setting in the environment is unset by it as well.
-        text = value.get_secret_value() if isinstance(value, SecretStr) else value
-        return None if isinstance(text, str) and not text.strip() else value
 
     def get_client(self) -> VeogenClient:
         """Return the process's client for this account; it shares the rate limit with all tasks."""

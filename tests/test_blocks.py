@@ -55,19 +55,6 @@ def test_the_slug_under_which_servers_know_the_block_never_changes() -> None:
     assert list(VeogenCredentials.model_fields) == ["api_token", "base_url"]
 
 
-@pytest.mark.parametrize("cleared", ["", "  "])
-def test_a_field_that_was_cleared_in_the_form_is_unset(
-    cleared: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for token in (cleared, SecretStr(cleared)):
-        block = VeogenCredentials.model_validate({"api_token": token, "base_url": cleared})
-        assert (block.api_token, block.base_url) == (None, None)
-    assert block.get_client().base_url == sandbox.base_url
-    monkeypatch.delenv("VEOGEN_API_TOKEN")
-    with pytest.raises(ConfigurationError, match="There is no API token"):
-        block.get_client()
-
-
 def test_the_token_is_masked_wherever_the_block_is_shown() -> None:
     block = VeogenCredentials(api_token=SecretStr(TOKEN))
     document = block._to_block_document(name="x", block_schema_id=uuid4(), block_type_id=uuid4())

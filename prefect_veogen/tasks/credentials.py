@@ -35,7 +35,7 @@ async def resolve_credentials(
             tokenless = settings.api_token is None and await belongs_to_a_deployment()
             return await _load_default() if tokenless else None
     if isinstance(credentials, str):
-        return await saved_blocks().load(KIND, _name_of(credentials, named_by), named_by)
+        return await _load(_name_of(credentials, named_by), named_by)
     if not isinstance(credentials, VeogenCredentials):
         raise ConfigurationError(
             f"A VeogenCredentials is needed, not a {type(credentials).__name__}",
@@ -54,9 +54,17 @@ async def resolve_credentials(
     return credentials
 
 
+async def _load(name: str, named_by: str) -> VeogenCredentials:
+    """Return a saved block; a field that was cleared in its form, which leaves an empty text, is unset."""
+    block = await saved_blocks().load(KIND, name, named_by)
+    token = block.api_token.get_secret_value() if block.api_token else ""
+    filled_in = {"api_token": token.strip(), "base_url": (block.base_url or "").strip()}
+    return block.model_copy(update={field: None for field, text in filled_in.items() if not text})
+
+
 async def _load_default() -> VeogenCredentials:
     try:
-        return await saved_blocks().load(KIND, DEFAULT_BLOCK, "used where no other token is given")
+        return await _load(DEFAULT_BLOCK, "used where no other token is given")
     except ConfigurationError as error:
         raise ConfigurationError(
             f"There is no API token for this run of a deployment: {error.message}",

@@ -148,6 +148,18 @@ def test_the_command_line_does_without_prefect_as_long_as_no_block_is_named(sand
     assert ran.stdout.splitlines()[-1] == "False"
 
 
+@pytest.mark.parametrize("cleared", ["", "  "])
+async def test_a_field_that_was_cleared_in_the_form_of_a_block_is_unset(
+    cleared: str, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await VeogenCredentials(api_token=SecretStr(cleared), base_url=cleared).asave("cleared", overwrite=True)
+    assert (await submit_generation(CAT, credentials="cleared")).id
+    assert len(sandbox.bill) == 1
+    monkeypatch.delenv("VEOGEN_API_TOKEN")
+    with pytest.raises(ConfigurationError, match="There is no API token"):
+        await submit_generation(CAT.model_copy(update={"take": 2}), credentials="cleared")
+
+
 # ---------------------------------------------------------------- how often
 
 
