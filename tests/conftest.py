@@ -7,8 +7,10 @@ import os
 import uuid
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
+from threading import Lock
+from typing import Any
 
 import boto3
 import pytest
@@ -81,12 +83,29 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox
         yield sandbox
 
 
+def with_atomic_conditions(app: Any) -> Any:
+    """Return moto's application with conditional writes one after the other, as S3 has them.
+
+    moto compares and writes in two steps, between which another of its threads may write.
+    """
+    lock = Lock()
+
+    def respond(environ: dict[str, Any], start_response: Any) -> Any:
+        is_conditional = {"HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"} & environ.keys()
+        with lock if is_conditional and environ["REQUEST_METHOD"] in ("PUT", "POST") else nullcontext():
+            return app(environ, start_response)
+
+    return respond
+
+
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server that honours conditional writes."""
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
+    assert server._server is not None
+    server._server.app = with_atomic_conditions(server._server.app)
     yield f"http://{host}:{port}"
     server.stop()
 
