@@ -15,6 +15,7 @@ from typing import Any
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
+from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
@@ -108,6 +109,12 @@ def s3_server() -> Iterator[str]:
     server._server.app = with_atomic_conditions(server._server.app)
     yield f"http://{host}:{port}"
     server.stop()
+
+
+@pytest.fixture
+def own_events_worker() -> None:
+    """Have events sent to this test's server: Prefect's worker goes on with that of an earlier test in this process."""
+    EventsWorker.reset_instances_for_fork()
 
 
 @pytest.fixture
