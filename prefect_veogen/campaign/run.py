@@ -17,7 +17,6 @@ from prefect_veogen.campaign.references import ROW, placeholder_image, with_pict
 from prefect_veogen.campaign.rows import Rows
 from prefect_veogen.download.deliver import deliver, find_intact_asset
 from prefect_veogen.errors import (
-    BudgetExceeded,
     ChangeTheRequest,
     ChangeTheSetup,
     InvalidManifest,
@@ -31,8 +30,7 @@ from prefect_veogen.models import Asset, GenerationRequest, Kind, in_usd
 from prefect_veogen.models.signed_links import without_queries
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.purchase.inputs import find_receipt_key, identify_inputs
-from prefect_veogen.purchase.notices import note_refused
-from prefect_veogen.purchase.plan import Plan, PlanItem, Planner, ask_price, check_money
+from prefect_veogen.purchase.plan import Plan, PlanItem, Planner, ask_price, require_money
 from prefect_veogen.purchase.submit import buy
 from prefect_veogen.purchase.wait import wait
 
@@ -95,11 +93,7 @@ async def check_rows(session: Session, *campaigns: Sequence[Row]) -> Decimal:
         if problems := await find_problems(session, rows):
             raise InvalidManifest(problems)
     plan = await plan_rows(session, *given)
-    try:
-        check_money(plan, "The campaign")
-    except BudgetExceeded as refusal:
-        note_refused(session, refusal)
-        raise
+    require_money(session, plan, "The campaign")
     return plan.total_usd
 
 

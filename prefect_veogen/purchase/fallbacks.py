@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from prefect_veogen.errors import BudgetExceeded, InvalidRequest, Problem
+from prefect_veogen.errors import InvalidRequest, Problem
 from prefect_veogen.ledger import State
 from prefect_veogen.purchase.inputs import find_receipt_key
-from prefect_veogen.purchase.notices import note_refused
-from prefect_veogen.purchase.plan import check_money, make_plan
+from prefect_veogen.purchase.plan import make_plan, require_money
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,11 +35,7 @@ async def check_fallbacks(session: Session, requests: Sequence[GenerationRequest
         for item in plan.problems:
             assert item.problem is not None
             raise item.problem
-        try:
-            check_money(plan, f"{request.model} (take {request.take})")
-        except BudgetExceeded as refusal:
-            note_refused(session, refusal, request)
-            raise
+        require_money(session, plan, f"{request.model} (take {request.take})", request)
     return begin
 
 

@@ -13,6 +13,7 @@ from prefect_veogen.ledger import State
 from prefect_veogen.models import Certainty, GenerationRequest, Quote, ReceiptKey, in_usd
 from prefect_veogen.process.concurrency import map_bounded
 from prefect_veogen.purchase.inputs import identify_inputs
+from prefect_veogen.purchase.notices import note_refused
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -184,6 +185,15 @@ def check_money(plan: Plan, what: str) -> None:
             required_usd=plan.total_usd,
             balance_usd=plan.balance_usd,
         )
+
+
+def require_money(session: Session, plan: Plan, what: str, request: GenerationRequest | None = None) -> None:
+    """Validate as `check_money` does, before a purchase, and send `veogen.budget.refused` where a cap refuses it."""
+    try:
+        check_money(plan, what)
+    except BudgetExceeded as refusal:
+        note_refused(session, refusal, request)
+        raise
 
 
 async def _identify(session: Session, request: GenerationRequest) -> tuple[GenerationRequest, PlanItem | None]:

@@ -14,11 +14,9 @@ from pydantic.json_schema import SkipJsonSchema
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.run import find_stored_asset
-from prefect_veogen.errors import BudgetExceeded
 from prefect_veogen.models import Asset, GenerationRequest
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.purchase.notices import note_refused
-from prefect_veogen.purchase.plan import Plan, Planner, check_money, make_plan
+from prefect_veogen.purchase.plan import Plan, Planner, make_plan, require_money
 from prefect_veogen.session import Session
 from prefect_veogen.tasks.generation import check_is_request, generate, open_task_session, run_cap
 from prefect_veogen.tasks.runs import name_task_run, request_name
@@ -109,11 +107,7 @@ async def _check_requests(
             raise item.problem
     if all(item.already_bought for item in items):
         return
-    try:
-        check_money(await planner.finish(), "That")
-    except BudgetExceeded as refusal:
-        note_refused(session, refusal)
-        raise
+    require_money(session, await planner.finish(), "That")
 
 
 async def _fill_in_stored_images(

@@ -18,8 +18,8 @@ from prefect_veogen.campaign.items import CampaignItem
 from prefect_veogen.campaign.report import CampaignReport
 from prefect_veogen.errors import StillRunning, TryAgainLater, UnknownSubmission
 
-_MAX_TIMES: Final = 3
 _PAUSES: Final = (timedelta(minutes=5), timedelta(minutes=15), timedelta(minutes=45))
+_MAX_TIMES: Final = len(_PAUSES)
 # What the messages of such states begin with, by which they are counted.
 _DOUBT = "A purchase is in doubt: "
 _TROUBLE = "The trouble may pass: "
@@ -33,24 +33,25 @@ async def run_again_later(flow: Flow[Any, Any], flow_run: FlowRun, state: State[
     As `prefect flow-run retry` would: a worker runs it again then, and no process waits meanwhile. At most three times
     each.
     """
-    error = await state.aresult(raise_on_failure=False)
-    if flow_run.deployment_id is None:
-        return
-    if isinstance(error, UnknownSubmission) and error.doubt_until is not None:
-        why, unhealed = _DOUBT, "A purchase is still in doubt"
-    elif isinstance(error, TryAgainLater | StillRunning) and flow_run.auto_scheduled:
-        why, unhealed = _TROUBLE, "The trouble is not over"
-    else:
-        return
+    match await state.aresult(raise_on_failure=False):
+        case UnknownSubmission(doubt_until=datetime() as end) if flow_run.deployment_id is not None:
+            await _postpone(flow, flow_run, _DOUBT, [end] * _MAX_TIMES, "A purchase is still in doubt")
+        case TryAgainLater() | StillRunning() if flow_run.auto_scheduled:
+            moments = [datetime.now(UTC) + pause for pause in _PAUSES]
+            await _postpone(flow, flow_run, _TROUBLE, moments, "The trouble is not over")
+
+
+async def _postpone(
+    flow: Flow[Any, Any], flow_run: FlowRun, why: str, moments: Sequence[datetime], unhealed: str
+) -> None:
+    """Put a run back on the schedule for the moment that is next, if it wasn't for all of them already."""
     log = flow_run_logger(flow_run, flow)
     times = await _count_postponed(flow_run, why)
-    if times >= _MAX_TIMES:
+    if times >= len(moments):
         log.warning("%s after %d retries: see the error", unhealed, times)
         return
-    again_at = error.doubt_until if isinstance(error, UnknownSubmission) else datetime.now(UTC) + _PAUSES[times]
-    assert again_at is not None
-    message = f"{why}run again at {again_at:%Y-%m-%d %H:%M:%S} UTC"
-    retry: State[Any] = AwaitingRetry(scheduled_time=again_at, message=message)
+    message = f"{why}run again at {moments[times]:%Y-%m-%d %H:%M:%S} UTC"
+    retry: State[Any] = AwaitingRetry(scheduled_time=moments[times], message=message)
     async with get_client() as client:
         await client.set_flow_run_state(flow_run.id, retry, force=True)
     log.warning(message)
@@ -67,7 +68,7 @@ async def run_again_for_rows(*reports: CampaignReport) -> None:
     """
     context = FlowRunContext.get()
     run = context.flow_run if context else None
-    if run is None or run.deployment_id is None or not run.auto_scheduled:
+    if run is None or not run.auto_scheduled:
         return
     waiting = [item for report in reports for item in report.items if _heals_with_time(item)]
     if waiting and await _count_postponed(run, _TROUBLE) < _MAX_TIMES:

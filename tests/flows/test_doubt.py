@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.flow_engine import run_flow_async
-from prefect.states import Scheduled
 
 from flows.image_then_animate import image_then_animate
 from prefect_veogen import GenerationRequest
@@ -27,6 +25,7 @@ from tests.support.prefect_processes import (
     running_worker,
     wait_until,
 )
+from tests.support.runs import execute
 
 pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
 
@@ -110,17 +109,6 @@ async def run_of_a_deployment() -> FlowRun:
         return await client.create_flow_run_from_deployment(deployment_id, parameters=PROMPTS)
 
 
-async def execute(run: FlowRun) -> State[Any]:
-    """Run it at once, whenever it is scheduled for, and return the state the server has for it afterwards."""
-    async with get_client() as client:
-        await client.set_flow_run_state(run.id, Scheduled(), force=True)
-        run = await client.read_flow_run(run.id)
-        await run_flow_async(image_then_animate, flow_run=run, parameters=run.parameters, return_type="state")
-        state = (await client.read_flow_run(run.id)).state
-    assert state is not None
-    return state
-
-
 @pytest.mark.usefixtures("prefect_server")
 async def test_a_run_goes_back_on_the_schedule_at_most_three_times(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -129,8 +117,8 @@ async def test_a_run_goes_back_on_the_schedule_at_most_three_times(
     sandbox.fault("503-before-charge")
     run = await run_of_a_deployment()
     for _ in range(MAX_RETRIES):
-        assert (await execute(run)).name == "AwaitingRetry"
-    assert (await execute(run)).is_failed()
+        assert (await execute(image_then_animate, run)).name == "AwaitingRetry"
+    assert (await execute(image_then_animate, run)).is_failed()
     assert f"still in doubt after {MAX_RETRIES} retries" in caplog.text
     assert bought_pictures(sandbox) == 0
 
@@ -141,7 +129,7 @@ async def test_a_run_that_only_a_person_can_help_stays_failed(
 ) -> None:
     monkeypatch.setenv("VEOGEN_IN_DOUBT_SECONDS", "never")
     sandbox.fault("503-before-charge")
-    assert (await execute(await run_of_a_deployment())).is_failed()
+    assert (await execute(image_then_animate, await run_of_a_deployment())).is_failed()
 
 
 @pytest.mark.usefixtures("prefect_server")

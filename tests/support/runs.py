@@ -1,15 +1,19 @@
-"""Runs as the Prefect server has recorded them."""
+"""Runs as the Prefect server has recorded them, and runs executed in this process."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
+from prefect import Flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import TaskRun
+from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.flow_engine import run_flow_async
+from prefect.states import Scheduled
 
 TIMEOUT_SECONDS = 120.0
 
@@ -29,3 +33,14 @@ async def task_runs(run_id: UUID, at_least: int = 1) -> list[TaskRun]:
 def start_of(run: TaskRun) -> datetime:
     assert run.start_time is not None
     return run.start_time
+
+
+async def execute(flow: Flow[Any, Any], run: FlowRun) -> State[Any]:
+    """Run it at once, as a worker would, whenever it is scheduled for; return the state the server has for it then."""
+    async with get_client() as client:
+        await client.set_flow_run_state(run.id, Scheduled(), force=True)
+        run = await client.read_flow_run(run.id)
+        await run_flow_async(flow, flow_run=run, parameters=run.parameters, return_type="state")
+        state = (await client.read_flow_run(run.id)).state
+    assert state is not None
+    return state

@@ -11,14 +11,13 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.flow_engine import run_flow_async
-from prefect.states import Scheduled
 
 from flows.campaign import campaign
 from flows.daily_content import daily_content
 from prefect_veogen import GenerationRequest, generate
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.maintenance import ON_STOP
+from tests.support.runs import execute
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
 
@@ -46,17 +45,6 @@ async def run_of(pipeline: Flow[Any, Any], *, scheduled: bool = True, **paramete
         runs = await client.read_flow_runs(deployment_filter=this, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
     assert runs[0].auto_scheduled
     return runs[0]
-
-
-async def execute(pipeline: Flow[Any, Any], run: FlowRun) -> State[Any]:
-    """Run it at once, as a worker would, and return the state the server has for it afterwards."""
-    async with get_client() as client:
-        await client.set_flow_run_state(run.id, Scheduled(), force=True)
-        run = await client.read_flow_run(run.id)
-        await run_flow_async(pipeline, flow_run=run, parameters=run.parameters, return_type="state")
-        state = (await client.read_flow_run(run.id)).state
-    assert state is not None
-    return state
 
 
 def pause_of(state: State[Any]) -> timedelta:
