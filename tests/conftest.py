@@ -50,13 +50,32 @@ def _may_leave_open(item: pytest.Item) -> bool:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
-    """Collect what other libraries' clients left open before a test begins which tolerates nothing."""
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Keep what earlier tests left behind out of the garbage collections of a test which tolerates nothing."""
+    gc.freeze()
     yield
-    if _may_leave_open(item) and nextitem is not None and not _may_leave_open(nextitem):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ResourceWarning)
-            gc.collect()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Collect what a test left behind while it can still be blamed for it: here, and not in the middle of another."""
+    try:
+        yield
+        left_open = _collect_garbage()
+    finally:
+        gc.unfreeze()
+        if nextitem is None or nextitem.path != item.path:
+            _collect_garbage()
+    if left_open and not _may_leave_open(item):
+        pytest.fail("left open: " + "; ".join(left_open), pytrace=False)
+
+
+def _collect_garbage() -> list[str]:
+    """Collect garbage; return what had been left open in it."""
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always", ResourceWarning)
+        gc.collect()
+    return [str(warning.message) for warning in seen if issubclass(warning.category, ResourceWarning)]
 
 
 @pytest.fixture(autouse=True)
