@@ -120,12 +120,14 @@ def _described(made: Plan) -> dict[str, Any]:
                 "usd": item.usd,
                 "certainty": item.certainty,
                 "already_bought": item.already_bought,
+                "in_doubt": item.in_doubt,
                 "problem": item.problem and item.problem.message,
                 "next_step": item.problem and item.problem.next_step,
             }
             for item in made.items
         ],
         "total_usd": made.total_usd,
+        "in_doubt_usd": made.in_doubt_usd,
         "certainty": made.certainty,
         "balance_usd": made.balance_usd,
         "budgets": made.budgets,
@@ -160,6 +162,8 @@ def _price_and_note(item: PlanItem, seen: list[str]) -> tuple[str, str]:
         return "-", "would be refused"
     if item.already_bought:
         return in_usd(item.usd), "same as above" if item.request.receipt_key("") in seen else "already bought"
+    if item.in_doubt:
+        return in_usd(item.usd), "in doubt: may be paid already"
     return in_usd(item.usd), "" if item.certainty is Certainty.EXACT else _note_on(item.certainty)
 
 

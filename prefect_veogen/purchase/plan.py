@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
@@ -22,17 +22,23 @@ if TYPE_CHECKING:
     from prefect_veogen.session import Session
 
 
+_PAID = (State.BOUGHT, State.STORED)
+_PERHAPS_PAID = (State.SENDING, State.IN_DOUBT)
+
+
 @dataclass(frozen=True, slots=True)
 class PlanItem:
     """What one request would cost now; `usd` is 0 for what was bought before, `None` if nothing can be said.
 
-    `where` is the row of a manifest that it is for.
+    `where` is the row of a manifest that it is for. What is `in_doubt` may have been charged already: its purchase was
+    cut off, and is looked for before it is made again.
     """
 
     request: GenerationRequest
     usd: Decimal | None
     certainty: Certainty
     already_bought: bool = False
+    in_doubt: bool = False
     problem: ChangeTheRequest | None = None
     where: str | None = None
 
@@ -56,7 +62,8 @@ class Plan:
     """What a list of requests would cost now, and whether that can be paid.
 
     `total_usd` is the sum of all that is known, an upper bound if any item's price is one; `certainty` is that of the
-    least sure item; `unpriced` names the models without a price.
+    least sure item; `unpriced` names the models without a price. `in_doubt_usd` is the part of the total that may have
+    left the balance already.
     """
 
     items: tuple[PlanItem, ...]
@@ -65,6 +72,7 @@ class Plan:
     unpriced: frozenset[str]
     balance_usd: Decimal | None
     budgets: tuple[BudgetLeft, ...]
+    in_doubt_usd: Decimal = Decimal(0)
 
     @property
     def problems(self) -> tuple[PlanItem, ...]:
@@ -79,9 +87,14 @@ class Plan:
         return f"{'at most ' if self.certainty is Certainty.UPPER_BOUND else ''}{in_usd(self.total_usd)}"
 
     @property
+    def due_usd(self) -> Decimal:
+        """What the balance has to hold: what is in doubt may have been taken from it, and would count twice."""
+        return self.total_usd - self.in_doubt_usd
+
+    @property
     def is_affordable(self) -> bool:
         """Whether balance and budgets allow all of it, as far as they are known."""
-        if self.balance_usd is not None and self.total_usd > self.balance_usd:
+        if self.balance_usd is not None and self.due_usd > self.balance_usd:
             return False
         return all(budget.wanted_usd <= budget.left_usd and not budget.unpriced for budget in self.budgets)
 
@@ -106,7 +119,9 @@ class Planner:
     def __init__(self, session: Session) -> None:
         self._session = session
         self._counted: set[str] = set()
+        self._in_doubt: set[str] = set()
         self._total = Decimal(0)
+        self._in_doubt_total = Decimal(0)
         self._certainties: set[Certainty] = set()
         self._unpriced: set[str] = set()
         self._wanted: dict[Cap, dict[str, Decimal]] = {cap: {} for cap in session.caps}
@@ -117,12 +132,16 @@ class Planner:
         identified = await map_bounded(wanted, lambda one: _identify(self._session, one[0]))
         keys = [request.receipt_key(self._session.client.base_url) for request, _ in identified]
         new = list(dict.fromkeys(key for key in keys if key not in self._counted))
-        bought = await map_bounded(new, lambda key: is_bought(self._session, key))
-        self._counted.update(key for key, known in zip(new, bought, strict=True) if known)
+        states = await map_bounded(new, lambda key: _read_state(self._session, key))
+        self._counted.update(key for key, state in zip(new, states, strict=True) if state in _PAID)
+        self._in_doubt.update(key for key, state in zip(new, states, strict=True) if state in _PERHAPS_PAID)
         items = []
         for key, (request, problem), (_, caps) in zip(keys, identified, wanted, strict=True):
-            items.append(problem or await _price_item(self._session, request, bought=key in self._counted))
-            self._count(items[-1], key, caps)
+            item = problem or await _price_item(self._session, request, bought=key in self._counted)
+            if key in self._in_doubt and not item.already_bought:
+                item = replace(item, in_doubt=True)
+            items.append(item)
+            self._count(item, key, caps)
         return items
 
     def _count(self, item: PlanItem, key: str, caps: tuple[Cap, ...]) -> None:
@@ -134,6 +153,8 @@ class Planner:
             return
         self._counted.add(key)
         self._total += item.usd or 0
+        if item.in_doubt:
+            self._in_doubt_total += item.usd or 0
         for cap in caps:
             self._wanted.setdefault(cap, {})[key] = item.usd or Decimal(0)
             if item.problem is None and item.usd is None:
@@ -156,6 +177,7 @@ class Planner:
             unpriced=frozenset(self._unpriced),
             balance_usd=balance.remaining_usd if balance else None,
             budgets=tuple(budgets),
+            in_doubt_usd=self._in_doubt_total,
         )
 
 
@@ -179,10 +201,10 @@ def check_money(plan: Plan, what: str) -> None:
                 cap_usd=budget.cap_usd,
                 budget=budget.budget,
             )
-    if plan.balance_usd is not None and plan.total_usd > plan.balance_usd:
+    if plan.balance_usd is not None and plan.due_usd > plan.balance_usd:
         raise InsufficientBalance(
-            f"{what} would cost {in_usd(plan.total_usd)} more, and the account holds {in_usd(plan.balance_usd)}",
-            required_usd=plan.total_usd,
+            f"{what} would cost {in_usd(plan.due_usd)} more, and the account holds {in_usd(plan.balance_usd)}",
+            required_usd=plan.due_usd,
             balance_usd=plan.balance_usd,
         )
 
@@ -233,7 +255,6 @@ async def _read_left(session: Session, cap: Cap, unpaid: set[str]) -> Decimal:
     return cap.usd - account.committed_usd + own
 
 
-async def is_bought(session: Session, key: str) -> bool:
-    """Tell whether a receipt says that the purchase of that key was made."""
+async def _read_state(session: Session, key: str) -> State | None:
     entry = await session.ledger.read(key)
-    return entry is not None and entry.receipt.state in (State.BOUGHT, State.STORED)
+    return None if entry is None else entry.receipt.state

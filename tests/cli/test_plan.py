@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from prefect_veogen.sandbox import Sandbox
-from tests.support.commands import Run, bought
+from tests.support.commands import FOX, Run, bought, lost
 from tests.support.media import png
 
 
@@ -47,6 +47,17 @@ def test_a_plan_of_a_manifest_knows_what_is_bought_and_what_is_double(
     assert "Total: $0.50" in lines
     assert [line.split("  ")[0] for line in lines[1:4]] == ["line 2 (a)", "line 3 (b)", "line 3 (b)"]
     assert [item["row"] for item in items] == [f"line {line}" for line in ("2 (a)", "3 (b)", "3 (b)", "4 (c)", "5 (d)")]
+
+
+def test_a_plan_says_of_a_purchase_in_doubt_that_it_may_be_paid_already(
+    sandbox: Sandbox, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost(sandbox, monkeypatch)
+    code, out, _ = run("plan", FOX.model, FOX.prompt)
+    assert code == 0
+    assert "in doubt: may be paid already" in out
+    described = json.loads(run("plan", FOX.model, FOX.prompt, "--json")[1])
+    assert (described["items"][0]["in_doubt"], Decimal(described["in_doubt_usd"])) == (True, Decimal("0.02"))
 
 
 def test_a_plan_names_the_rows_that_would_be_refused(sandbox: Sandbox, run: Run, tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from prefect_veogen import Asset, GenerationRequest, generate
-from prefect_veogen.errors import BudgetExceeded, ChangeTheRequest, ConfigurationError, GenerationFailed
+from prefect_veogen.errors import (
+    BudgetExceeded,
+    ChangeTheRequest,
+    ConfigurationError,
+    GenerationFailed,
+    InsufficientBalance,
+    UnknownSubmission,
+)
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.requests import check_requests, generate_all, placeholder_of, plan_requests
 from tests.support.media import png
@@ -43,6 +50,30 @@ async def test_requests_whose_money_would_run_out_half_way_are_refused_before_an
     with pytest.raises(BudgetExceeded):
         await check_requests(*both)
     assert sandbox.bill.purchases == ()
+
+
+async def test_a_purchase_in_doubt_that_emptied_the_account_is_adopted_and_not_refused_for_want_of_money(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Sandbox(speed=100, tiny_media=True, requests_per_minute=None, balance_usd="0.32") as poor:
+        monkeypatch.setenv("VEOGEN_BASE_URL", poor.base_url)
+        clip = clip_of(await generate(PICTURE))
+        poor.fault("lost-answer-after-charge")
+        poor.fault("hidden-from-list", times=None)
+        with pytest.raises(UnknownSubmission):
+            await generate(clip)
+        assert poor.balance_usd == 0
+        plan = await plan_requests(PICTURE, clip)
+        assert [(item.already_bought, item.in_doubt) for item in plan.items] == [(True, False), (False, True)]
+        assert (plan.total_usd, plan.in_doubt_usd, plan.due_usd) == (Decimal("0.30"), Decimal("0.30"), 0)
+        assert plan.is_affordable
+        await check_requests(PICTURE, clip_of(placeholder_of(PICTURE)))
+        with pytest.raises(InsufficientBalance, match=r"would cost \$0.02 more, and the account holds \$0"):
+            await check_requests(PICTURE, clip, PICTURE.model_copy(update={"take": 2}))
+        poor.clear_faults()
+        poor.advance(60)
+        await generate(clip)
+        assert poor.bill.total_usd == Decimal("0.32")
 
 
 async def test_what_was_bought_is_had_whatever_the_catalogue_says_by_now(sandbox: Sandbox) -> None:
