@@ -8,7 +8,6 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.context import FlowRunContext
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.campaign.items import ItemStatus
@@ -19,7 +18,7 @@ from prefect_veogen.download.publication import publish
 from prefect_veogen.errors import ConfigurationError, VeogenError
 from prefect_veogen.models import Asset, Kind
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.schedule import scheduled_start, take_of_slot
+from prefect_veogen.schedule import scheduled_run, scheduled_start, take_of_slot
 from prefect_veogen.tasks.campaign import (
     Only,
     keep_results,
@@ -44,8 +43,7 @@ def is_late(late_after_seconds: float) -> bool:
 
     A retry of a run that began in time is not late.
     """
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
+    run = scheduled_run()
     if run is None or run.expected_start_time is None:
         return False
     began = run.start_time or datetime.now(UTC)

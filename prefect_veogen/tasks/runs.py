@@ -10,7 +10,7 @@ from prefect.context import FlowRunContext
 
 from prefect_veogen.errors import ConfigurationError
 from prefect_veogen.models import ReceiptKey
-from prefect_veogen.schedule import take_of_slot
+from prefect_veogen.schedule import scheduled_start, take_of_slot
 
 if TYPE_CHECKING:
     from prefect_veogen.models import Generation, GenerationRequest
@@ -102,8 +102,7 @@ def _parameters(context: FlowRunContext) -> dict[str, Any]:
     assert context.flow is not None
     known = inspect.signature(context.flow.fn).parameters.values()
     defaults = {item.name: item.default for item in known if item.default is not inspect.Parameter.empty}
-    scheduled = context.flow_run.expected_start_time if context.flow_run else None
-    parameters = {"scheduled": scheduled, **defaults, **(context.parameters or {})}
+    parameters = {"scheduled": scheduled_start(), **defaults, **(context.parameters or {})}
     if "take" in parameters:
         parameters["take"] = _take(parameters["take"])
     return parameters

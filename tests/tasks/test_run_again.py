@@ -16,6 +16,7 @@ from flows.campaign import campaign
 from flows.daily_content import daily_content
 from prefect_veogen import GenerationRequest, generate
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.tasks.maintenance import ON_STOP
 from tests.support.runs import execute
 
@@ -28,7 +29,7 @@ ROWS = [{"id": name, "model": "gpt-4o-image", "prompt": f"a {name}"} for name in
 
 @flow(**ON_STOP)
 async def lamp(take: str) -> str:
-    request = GenerationRequest(model="gpt-4o-image", prompt="a lamp", take=take)
+    request = GenerationRequest(model="gpt-4o-image", prompt="a lamp", take=take_of_slot(take))
     return (await generate.with_options(retries=0)(request)).uri
 
 
@@ -79,6 +80,22 @@ async def test_the_run_after_the_outage_buys_what_its_slot_is_for_once(sandbox: 
     (report,) = await last_result(run)
     assert (report.name, report.counts) == (f"daily-{slot}", {"ok": len(ROWS)})
     assert {item.take for item in report.items} == {slot}
+
+
+@flow(**ON_STOP)
+async def nightly() -> str:
+    return await lamp(SLOT)
+
+
+async def test_a_subflow_of_a_run_that_is_run_again_has_the_slot_of_that_run_and_buys_nothing_more(
+    sandbox: Sandbox,
+) -> None:
+    run = await run_of(nightly)
+    sandbox.fault("media-503", times=None)
+    assert (await execute(nightly, run)).name == "AwaitingRetry"
+    sandbox.clear_faults()
+    assert (await execute(nightly, run)).is_completed()
+    assert len(sandbox.bill) == 1
 
 
 async def last_result(run: FlowRun) -> Any:
