@@ -65,9 +65,9 @@ async def approve_then_animate(
         shown = pictures.next_round(said.new_prompt)
         await check_requests(*shown, later=clips_of(motion, shown, map(placeholder_of, shown)), **money)
         images = await generate_all(*shown, **money)
-        clips, again = clips_of(motion, shown, images), pictures.round_after()
-        options: dict[str, Any] = {"number": pictures.number, "timeout_seconds": approval_timeout_seconds, **money}
-        said = await ask_for_approval(images, clips=clips, again=again, **options)
+        clips = clips_of(motion, shown, images)
+        options: dict[str, Any] = {"timeout_seconds": approval_timeout_seconds, **money}
+        said = await ask_for_approval(images, clips=clips, rounds=pictures, **options)
     videos = await generate_all(*(clips[number - 1] for number in said.approved), **money)
     return Approved(images=images, videos=videos, approved=tuple(said.approved))
 

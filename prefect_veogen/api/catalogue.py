@@ -43,6 +43,10 @@ class Catalogue:
                 self._models[slug] = (time.monotonic(), model)
             return model
 
+    def forget(self) -> None:
+        """Have every model read again by whoever asks for it next, for a decision about its price now."""
+        self._models.clear()
+
     async def find_kind(self, slug: str) -> Kind | None:
         """Return what a model makes, `None` if the service doesn't say, doesn't know it or can't be asked."""
         try:

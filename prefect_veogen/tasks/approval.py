@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from decimal import Decimal
 from itertools import count
 from math import ceil
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -20,7 +21,7 @@ from pydantic import AfterValidator, Field, ValidationError, create_model
 
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.download.thumbnails import make_thumbnail
-from prefect_veogen.errors import ChangeTheSetup, ConfigurationError
+from prefect_veogen.errors import ChangeTheRequest, ChangeTheSetup, ConfigurationError
 from prefect_veogen.models import (
     MAX_PROMPT_CHARACTERS,
     Asset,
@@ -29,7 +30,7 @@ from prefect_veogen.models import (
     text_problem,
 )
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.purchase.plan import Plan, check_money
+from prefect_veogen.purchase.plan import Plan, ask_price, check_money
 from prefect_veogen.tasks.artifacts import service_link
 from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.markdown import code, image, literal
@@ -122,17 +123,18 @@ class PictureRounds:
 
     def next_round(self, new_prompt: str = "") -> list[GenerationRequest]:
         """Return the next requests, of another prompt if there is one. Free."""
+        requests = self.round_after(new_prompt)
         self.number += 1
-        self._prompt = new_prompt.strip() or self._prompt
-        requests = self.round_after()
+        self._prompt = requests[0].prompt
         self._made[self._prompt] += self._variants
         return requests
 
-    def round_after(self) -> list[GenerationRequest]:
-        """Return what the next round would be with the same prompt. Free."""
-        fields, made = self._picture.set_fields(), self._made[self._prompt]
+    def round_after(self, new_prompt: str = "") -> list[GenerationRequest]:
+        """Return what the next round would be, with the same prompt or another one. Free."""
+        prompt = new_prompt.strip() or self._prompt
+        fields, made = self._picture.set_fields(), self._made[prompt]
         takes = [_take_of_variant(self._picture.take, number) for number in range(made, made + self._variants)]
-        return [GenerationRequest(**fields | {"prompt": self._prompt, "take": take}) for take in takes]
+        return [GenerationRequest(**fields | {"prompt": prompt, "take": take}) for take in takes]
 
 
 def clips_of(
@@ -156,18 +158,17 @@ async def ask_for_approval(
     images: Sequence[Asset],
     *,
     clips: Sequence[GenerationRequest],
-    again: Sequence[GenerationRequest],
-    number: int = 1,
+    rounds: PictureRounds,
     timeout_seconds: float,
     budget_usd: float | None = None,
     credentials: VeogenCredentials | str | None = None,
     store: StoreParameter | None = None,
 ) -> Approval:
-    """Return what a person decides about pictures, given what `clips` of them and others, `again`, would cost. Free.
+    """Return what a person decides about pictures, given what `clips` of them and the next of `rounds` cost. Free.
 
     A run of a deployment is suspended, and a worker runs the flow from its start when the form is filled in; a run by
-    hand waits in place. `number` counts the run's rounds, from 1. What the form can't know is asked again: money that
-    would not do, a price that has risen since it was shown, pictures that are not those which were shown.
+    hand waits in place. What the form can't know is asked again: money that would not do, a price that has risen since
+    it was shown, pictures that are not those which were shown.
 
     When nobody has decided after `timeout_seconds`, a run by hand goes on with "stop"; a suspended one is failed.
     """
@@ -175,19 +176,19 @@ async def ask_for_approval(
     money: dict[str, Any] = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
     asked_before, problem = _asked_before(), ""
     for attempt in count(1):
-        key = f"{_SHEET}-{number}-{attempt}"
+        key = f"{_SHEET}-{rounds.number}-{attempt}"
         form, offer = _form(len(images)), None
         if key not in asked_before:
-            form, offer = await _make_form(images, clips, again, number=number, problem=problem, **money)
+            form, offer = await _make_form(images, clips, rounds, problem=problem, **money)
         try:
             answer = await _ask(form, key, timeout_seconds)
         except ValidationError:
             if key not in asked_before:
                 raise
             continue  # the time was over before anybody decided, and the run was started again
-        if f"{_SHEET}-{number}-{attempt + 1}" in asked_before:
+        if f"{_SHEET}-{rounds.number}-{attempt + 1}" in asked_before:
             continue  # this one could not be, and was asked again
-        problem = await _find_problem(answer, images, clips, again, offer=offer, key=key, money=money)
+        problem = await _find_problem(answer, images, clips, rounds, offer=offer, key=key, money=money)
         if not problem:
             approved = sorted(answer.approved) if answer.decision == "animate" else []
             return answer.model_copy(update={"approved": approved})
@@ -197,19 +198,29 @@ async def ask_for_approval(
 async def _make_form(
     images: Sequence[Asset],
     clips: Sequence[GenerationRequest],
-    again: Sequence[GenerationRequest],
+    rounds: PictureRounds,
     *,
-    number: int,
     problem: str,
     **money: Any,
 ) -> tuple[type[Approval], Offer]:
     """Return the form with what it says, after showing the pictures, and what it offers."""
-    sheet = await _show_pictures(await open_task_session(money["credentials"], money["store"]), images, number)
+    session = await open_task_session(money["credentials"], money["store"])
+    sheet = await _show_pictures(session, images, rounds.number)
+    again = rounds.round_after()
     plans = await plan_requests(*clips, **money), await plan_requests(*again, **money)
-    offer = Offer.of(images, *plans)
-    shown = f"Round {number}: {len(images)} picture{'' if len(images) == 1 else 's'}"
-    said = _describe(shown, sheet, *plans, problem)
+    offer = Offer.of(images, *plans, new_prompt_usd=await on_io(_price_unbought(session, again)))
+    to_judge = f"Round {rounds.number}: {_pictures(len(images))} to judge: see {sheet} for their numbers."
+    said = _describe(to_judge, *plans, offer.new_prompt_usd, problem)
     return _form(len(images), offer).with_initial_data(description=said), offer
+
+
+async def _price_unbought(session: Session, alike: Sequence[GenerationRequest]) -> Decimal | None:
+    """Return what requests which differ in their takes alone cost if none was bought before, `None` if unknown."""
+    try:
+        each = (await ask_price(session, alike[0])).usd
+    except ChangeTheRequest:
+        return None
+    return None if each is None else each * len(alike)
 
 
 def _asked_before() -> set[str]:
@@ -271,7 +282,7 @@ async def _find_problem(
     answer: Approval,
     images: Sequence[Asset],
     clips: Sequence[GenerationRequest],
-    again: Sequence[GenerationRequest],
+    rounds: PictureRounds,
     *,
     offer: Offer | None,
     key: str,
@@ -283,31 +294,57 @@ async def _find_problem(
     offer = offer or await read_offer(_flow_run().id, _base_key(key))
     if offer and offer.differs_from(images):
         return "The pictures are others by now than those that were shown"
-    wanted: Sequence[GenerationRequest] = again
     if answer.decision == "animate":
         wanted = [clips[number - 1] for number in answer.approved]
+        shown_usd = None if offer is None else offer.usd_of(answer.approved)
     elif problem := text_problem(answer.new_prompt):
         return f"new_prompt: {problem}"
+    else:
+        wanted, again = rounds.round_after(answer.new_prompt), rounds.round_after()
+        shown_usd = None if offer is None else offer.again_usd if wanted == again else offer.new_prompt_usd
+    await on_io(_forget_prices(await open_task_session(money["credentials"], money["store"])))
     plan = await plan_requests(*wanted, **money)
+    if refused := _refusal_of(plan):
+        return refused
     try:
         check_money(plan, "That")
     except ChangeTheSetup as refusal:
         return refusal.message
-    return dearer(plan, offer.usd_of(answer.approved if answer.decision == "animate" else None)) if offer else ""
+    return dearer(plan, shown_usd)
 
 
-def _describe(shown: str, sheet: str, clips: Plan, again: Plan, problem: str) -> str:
+async def _forget_prices(session: Session) -> None:
+    """Have the prices read anew: the form may have been open for days, and one that has risen was not agreed to."""
+    session.catalogue.forget()
+
+
+def _describe(to_judge: str, clips: Plan, again: Plan, new_prompt_usd: Decimal | None, problem: str) -> str:
     each = max((item.usd for item in clips.items if item.usd is not None), default=None)
+    differs = new_prompt_usd is not None and new_prompt_usd != again.total_usd
     lines = [
         f"**{literal(problem)}.** Nothing was bought." if problem else "",
-        f"{shown} to judge: see {sheet} for their numbers.",
-        f"- **animate**: {clips.price} for all"
+        to_judge,
+        f"- **animate**: {_price_or_refusal(clips)} for all"
         + (f", {in_usd(each)} for each approved picture" if each is not None else ""),
-        f"- **again**: {again.price} for {len(again.items)} other pictures",
+        f"- **again**: {_price_or_refusal(again)} for {_pictures(len(again.items), 'other ')}"
+        + (f", {in_usd(new_prompt_usd)} with a new prompt" if differs else ""),
         "- **stop**: nothing",
         *(f"\nLeft of the budget {code(left.budget)}: {in_usd(left.left_usd)}" for left in clips.budgets),
     ]
     return "\n".join(line for line in lines if line)
+
+
+def _refusal_of(plan: Plan) -> str:
+    return next((item.problem.message for item in plan.problems if item.problem is not None), "")
+
+
+def _price_or_refusal(plan: Plan) -> str:
+    refused = _refusal_of(plan)
+    return f"would be refused ({literal(refused)})" if refused else plan.price
+
+
+def _pictures(number: int, which: str = "") -> str:
+    return f"{number} {which}picture{'' if number == 1 else 's'}"
 
 
 async def _show_pictures(session: Session, images: Sequence[Asset], number: int) -> str:

@@ -28,14 +28,16 @@ class Offer(Value):
     pictures: tuple[str, ...]
     clips_usd: tuple[Decimal | None, ...]
     again_usd: Decimal | None
+    new_prompt_usd: Decimal | None = None
 
     @classmethod
-    def of(cls, images: Sequence[Asset], clips: Plan, again: Plan) -> Offer:
+    def of(cls, images: Sequence[Asset], clips: Plan, again: Plan, *, new_prompt_usd: Decimal | None) -> Offer:
         """Return what a form about these pictures offers. Free."""
         return cls(
             pictures=_identities(images),
             clips_usd=tuple(item.usd for item in clips.items),
             again_usd=_known_total(again),
+            new_prompt_usd=new_prompt_usd,
         )
 
     def in_schema(self) -> dict[str, Any]:
@@ -46,10 +48,8 @@ class Offer(Value):
         """Tell whether the pictures are others by now. Free."""
         return self.pictures != _identities(images)
 
-    def usd_of(self, approved: Sequence[int] | None) -> Decimal | None:
-        """Return what clips of the approved pictures, or (`None`) others, were to cost; `None` if it was not known."""
-        if approved is None:
-            return self.again_usd
+    def usd_of(self, approved: Sequence[int]) -> Decimal | None:
+        """Return what clips of the approved pictures were to cost; `None` if it was not known."""
         known = [usd for usd in (self.clips_usd[number - 1] for number in approved) if usd is not None]
         return sum(known, Decimal(0)) if len(known) == len(approved) else None
 

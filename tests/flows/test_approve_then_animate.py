@@ -25,6 +25,7 @@ from prefect_veogen import Approved, GenerationRequest
 from prefect_veogen.errors import BudgetExceeded, ChangeTheRequest, ConfigurationError
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.tasks.approval import PictureRounds
+from tests.support.servers import Reply, Request, relayed, serving
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
@@ -190,6 +191,50 @@ async def test_what_the_budget_does_not_allow_is_asked_again_and_buys_nothing(sa
     assert made.approved == (2,)
     assert bought(sandbox) == [PICTURE] * 2 + [CLIP]
     assert sandbox.bill.total_usd == Decimal("0.34")
+
+
+async def test_a_price_that_rises_while_a_run_by_hand_waits_is_asked_again(sandbox: Sandbox) -> None:
+    running = asyncio.create_task(approve_then_animate(*PROMPTS, variants=1, budget_usd=0.4))
+    first = await waiting_run()
+    sandbox.set_price(CLIP, "0.90")
+    await resume(first.id, decision="animate", approved=[1])
+    second = await waiting_run(after=key_of(first))
+    _, said = await form_of(second)
+    assert "That would cost $0.90 more" in said
+    await resume(second.id, decision="stop")
+    await running
+    assert bought(sandbox) == [PICTURE]
+
+
+async def test_pictures_of_a_new_prompt_are_bought_at_the_price_that_was_shown_for_them(sandbox: Sandbox) -> None:
+    await decided({"decision": "again"}, {"decision": "stop"}, variants=2)
+    _, (said, _) = await decided({"decision": "again", "new_prompt": "a harbour"}, {"decision": "stop"}, variants=2)
+    assert "**again**: $0.00 for 2 other pictures, $0.04 with a new prompt" in said
+    assert bought(sandbox) == [PICTURE] * 6
+
+
+async def test_others_that_the_service_would_refuse_are_asked_again_and_fail_no_run(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    withdrawn: set[str] = set()
+
+    def respond(request: Request) -> Reply:
+        if request.path.rpartition("/")[2] in withdrawn:
+            return Reply(404, {}, b'{"message": "Not found"}')
+        return relayed(sandbox.base_url, request)
+
+    with serving(respond) as origin:
+        monkeypatch.setenv("VEOGEN_BASE_URL", f"{origin}/api/v1")
+        running = asyncio.create_task(approve_then_animate(*PROMPTS, variants=1))
+        first = await waiting_run()
+        withdrawn.add(PICTURE)
+        await resume(first.id, decision="again")
+        second = await waiting_run(after=key_of(first))
+        _, said = await form_of(second)
+        assert "404" in said.splitlines()[0]
+        assert "**again**: would be refused" in said
+        await resume(second.id, decision="stop")
+        assert len((await running).images) == 1
 
 
 async def test_an_artifact_shows_the_pictures_with_their_numbers(sandbox: Sandbox) -> None:
