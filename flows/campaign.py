@@ -83,7 +83,7 @@ async def campaign(
     await keep_results(rows, only, name=name, **where)
     await check_campaign(rows, **money, **where)
     report = await make_campaign(rows, at_once=at_once, timeout_seconds=timeout_seconds, **money, **where)
-    await publish_campaign(report, **where)
+    await publish_campaign(report, run_again=True, **where)
     await run_again_for_rows(report)
     return report
 

@@ -110,7 +110,7 @@ _CAMPAIGN: Final = _Alert(
     "Pictures: {{ event.payload.gallery_uri }}\nErrors, row by row: {{ event.payload.results_uri }}\n\n"
     "What to do: run the campaign again. It buys only what is missing, and resumes what is paid for." + _RUN,
     per=_EACH,
-    match={"prefect.resource.id": "veogen.campaign.*", "veogen.all_ok": "false"},
+    match={"prefect.resource.id": "veogen.campaign.*", "veogen.all_ok": "false", "veogen.run_again": "false"},
 )
 _APPROVAL: Final = _Alert(
     "veogen-alert-approval",

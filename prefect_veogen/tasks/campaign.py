@@ -47,6 +47,7 @@ from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.manifest import read_manifest
 from prefect_veogen.tasks.markdown import code, image, literal
 from prefect_veogen.tasks.progress import show_progress
+from prefect_veogen.tasks.run_again import find_rows_to_wait_for
 from prefect_veogen.tasks.runs import name_flow_run, name_task_run, shorten
 from prefect_veogen.tasks.steps import FREE, KeepsItsKind, is_retryable, reused, step
 from prefect_veogen.tasks.stores import StoreParameter
@@ -303,6 +304,7 @@ async def make_whatever_happens(
 async def publish_campaign(
     report: CampaignReport,
     *,
+    run_again: bool = False,
     credentials: VeogenCredentials | str | None = None,
     store: StoreParameter | None = None,
 ) -> str:
@@ -310,6 +312,7 @@ async def publish_campaign(
 
     The gallery is one page, `campaigns/<name>/gallery.html`, with relative links. The artifacts are a table and some
     pictures. The table of results is written last and whole: where one of this run is, the campaign has ended.
+    `run_again` says that the flow ends by `run_again_for_rows`, so that the event tells whether that is the last word.
     """
     session = await open_task_session(credentials, store)
     tiles = await on_io(make_tiles(session, report.by_need))
@@ -327,7 +330,9 @@ async def publish_campaign(
         await acreate_table_artifact(_table(tiles), key=key, description=summary)
         await acreate_markdown_artifact(markdown, key=f"{key}-pictures")
     await on_io(write_results(session.store, report.name, report.items))
-    emit(FINISHED_EVENT, f"veogen.campaign.{plain_name(report.name)}", _finished(report, where))
+    is_run_again = run_again and bool(await find_rows_to_wait_for(report))
+    finished = _finished(report, where) | {"run_again": is_run_again}
+    emit(FINISHED_EVENT, f"veogen.campaign.{plain_name(report.name)}", finished)
     session.log.info("%s. Gallery: %s. Results: %s", report, where, report.results_uri)
     return where
 

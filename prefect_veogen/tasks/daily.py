@@ -137,14 +137,16 @@ def _days(take: int | str, start: date | None, end: date | None) -> list[datetim
 async def make_slot(
     slot: Slot,
     *,
+    run_again: bool = False,
     credentials: VeogenCredentials | str | None = None,
     store: StoreParameter | None = None,
     **options: Any,
 ) -> CampaignReport:
     """Return how the rows of a slot ended, after making and publishing them. COSTS MONEY; safe to repeat.
 
-    `options` are those of `make_campaign`. Rows that failed leave what was published before as it is. What can't be
-    published, such as an asset that is gone, is raised when all others are, and the table of results is written.
+    `run_again` is that of `publish_campaign`, `options` are those of `make_campaign`. Rows that failed leave what was
+    published before as it is. What can't be published, such as an asset that is gone, is raised when all others are,
+    and the table of results is written.
     """
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     report = await make_campaign(slot.rows, name=slot.name, **options, **where)
@@ -156,7 +158,7 @@ async def make_slot(
                     await publish_asset(asset, key, scheduled=scheduled, **where)
                 except VeogenError as failure:
                     failures.append(failure)
-    await publish_campaign(report, **where)
+    await publish_campaign(report, run_again=run_again, **where)
     if failures:
         raise failures[0]
     return report
@@ -168,7 +170,7 @@ async def make_slots(slots: Sequence[Slot], **options: Any) -> list[CampaignRepo
     `options` are those of `make_slot`. A scheduled run in which an outage kept rows from being made ends by
     `run_again_for_rows`.
     """
-    reports = [await make_slot(slot, **options) for slot in slots]
+    reports = [await make_slot(slot, run_again=True, **options) for slot in slots]
     await run_again_for_rows(*reports)
     return reports
 

@@ -135,7 +135,7 @@ async def _read_unsettled(flow_run: FlowRun) -> list[Receipt]:
 ON_STOP: Final[dict[str, Any]] = {
     "on_cancellation": [report_unfinished],
     "on_crashed": [report_unfinished],
-    "on_failure": [report_unfinished, run_again_later],
+    "on_failure": [run_again_later, report_unfinished],  # reading all receipts may take a while
 }
 """For flows which buy: `@flow(**ON_STOP)` reports what a stopped run left, and puts one that time heals back on the
 schedule."""

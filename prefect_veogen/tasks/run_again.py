@@ -31,7 +31,7 @@ async def run_again_later(flow: Flow[Any, Any], flow_run: FlowRun, state: State[
     A run that ended in doubt, for the end of the doubt. A run that a schedule started and an outage ended, or a wait
     that was too short, for 5, 15 and 45 minutes later; whoever starts one in another way is there to see the error.
     As `prefect flow-run retry` would: a worker runs it again then, and no process waits meanwhile. At most three times
-    each.
+    each, and never what somebody has cancelled or started again meanwhile.
     """
     match await state.aresult(raise_on_failure=False):
         case UnknownSubmission(doubt_until=datetime() as end) if flow_run.deployment_id is not None:
@@ -53,6 +53,10 @@ async def _postpone(
     message = f"{why}run again at {moments[times]:%Y-%m-%d %H:%M:%S} UTC"
     retry: State[Any] = AwaitingRetry(scheduled_time=moments[times], message=message)
     async with get_client() as client:
+        now = (await client.read_flow_run(flow_run.id)).state
+        if now is not None and not now.is_failed():
+            log.info("It is %s by now, and stays so", now.name)
+            return
         await client.set_flow_run_state(flow_run.id, retry, force=True)
     log.warning(message)
 
@@ -66,15 +70,21 @@ async def run_again_for_rows(*reports: CampaignReport) -> None:
     Raises:
         TryAgainLater: there are such rows, and the run goes back on the schedule for them.
     """
-    context = FlowRunContext.get()
-    run = context.flow_run if context else None
-    if run is None or not run.auto_scheduled:
-        return
-    waiting = [item for report in reports for item in report.items if _heals_with_time(item)]
-    if waiting and await _count_postponed(run, _TROUBLE) < _MAX_TIMES:
+    waiting = await find_rows_to_wait_for(*reports)
+    if waiting:
         first = (waiting[0].error or "").partition("\n")[0]
         count = f"{len(waiting)} row{'' if len(waiting) == 1 else 's'}"
         raise TryAgainLater(f"{count} could not be made yet; the first: {first}")
+
+
+async def find_rows_to_wait_for(*reports: CampaignReport) -> list[CampaignItem]:
+    """Return the rows for which `run_again_for_rows` has this run run again, none if it doesn't. Free."""
+    context = FlowRunContext.get()
+    run = context.flow_run if context else None
+    if run is None or not run.auto_scheduled:
+        return []
+    waiting = [item for report in reports for item in report.items if _heals_with_time(item)]
+    return waiting if waiting and await _count_postponed(run, _TROUBLE) < _MAX_TIMES else []
 
 
 def _heals_with_time(item: CampaignItem) -> bool:

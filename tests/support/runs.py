@@ -10,8 +10,9 @@ from uuid import UUID
 
 from prefect import Flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId, FlowRunFilter, FlowRunFilterId
 from prefect.client.schemas.objects import FlowRun, State, TaskRun
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.flow_engine import run_flow_async
 from prefect.states import Scheduled
 
@@ -33,6 +34,20 @@ async def task_runs(run_id: UUID, at_least: int = 1) -> list[TaskRun]:
 def start_of(run: TaskRun) -> datetime:
     assert run.start_time is not None
     return run.start_time
+
+
+async def run_of(pipeline: Flow[Any, Any], *, scheduled: bool = True, **parameters: Any) -> FlowRun:
+    """Return a run of a deployment that its schedule, or a person, has made."""
+    deployment = await pipeline.ato_deployment("nightly", parameters=parameters, interval=3600)
+    deployment_id = await deployment.aapply()
+    async with get_client() as client:
+        if not scheduled:
+            return await client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
+        response = await client._client.post(f"/deployments/{deployment_id}/schedule", json={"min_runs": 1})
+        response.raise_for_status()
+        this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
+        runs = await client.read_flow_runs(deployment_filter=this, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
+    return next(run for run in runs if run.auto_scheduled and run.state is not None and run.state.is_scheduled())
 
 
 async def execute(flow: Flow[Any, Any], run: FlowRun) -> State[Any]:

@@ -20,6 +20,7 @@ from prefect.runtime import flow_run
 from prefect.states import Suspended
 from pydantic import SecretStr
 
+from flows.campaign import campaign
 from prefect_veogen import GenerationRequest, Settings, generate
 from prefect_veogen.campaign.rows import Row
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError
@@ -29,6 +30,7 @@ from prefect_veogen.tasks.campaign import make_campaign, publish_campaign
 from prefect_veogen.tasks.events import emit
 from prefect_veogen.tasks.provision import provision, withdraw
 from prefect_veogen.upkeep.balance import LOW
+from tests.support.runs import execute, run_of
 from tests.support.servers import Reply, Request, serving
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -121,6 +123,24 @@ async def test_a_doubt_and_a_failure_arrive_with_the_receipt_to_look_at(
     subject, body = await inbox.about(failed)
     assert subject == "Veogen: a generation of gpt-4o-image failed"
     assert "It was not charged.\n\nWhat to do: run again" in body
+
+
+async def test_of_a_scheduled_campaign_that_is_run_again_for_its_rows_only_the_last_word_arrives(
+    inbox: Inbox, sandbox: Sandbox
+) -> None:
+    sandbox.speed = 1
+    sandbox.fault("stuck", times=None)
+    names = [f"{kind}-{uuid.uuid4().hex[:8]}" for kind in ("scheduled", "hand")]
+    table = [{"id": "1", "model": "gpt-4o-image", "prompt": "a lamp"}]
+    run = await run_of(campaign, manifest=table, name=names[0], timeout_seconds=0.5)
+    for _ in range(3):
+        assert (await execute(campaign, run)).name == "AwaitingRetry"
+    await campaign(table, name=names[1], timeout_seconds=0.5)
+    await inbox.about(f"the campaign {names[1]} ended")
+    assert names[0] not in str(inbox.messages)
+    assert (await execute(campaign, run)).is_completed()
+    _, body = await inbox.about(f"the campaign {names[0]} ended")
+    assert body.startswith("Of 1 rows: 1 unknown")
 
 
 async def test_a_service_in_trouble_sends_one_message_and_the_campaign_tells_the_rest(

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 from prefect import Flow, flow
 from prefect.client.orchestration import get_client
-from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.states import Cancelled
 
 from flows.campaign import campaign
 from flows.daily_content import daily_content
 from prefect_veogen import GenerationRequest, generate
+from prefect_veogen.errors import ServiceUnavailable
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.tasks.maintenance import ON_STOP
-from tests.support.runs import execute
+from tests.support.runs import execute, run_of
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
 
@@ -31,21 +31,6 @@ ROWS = [{"id": name, "model": "gpt-4o-image", "prompt": f"a {name}"} for name in
 async def lamp(take: str) -> str:
     request = GenerationRequest(model="gpt-4o-image", prompt="a lamp", take=take_of_slot(take))
     return (await generate.with_options(retries=0)(request)).uri
-
-
-async def run_of(pipeline: Flow[Any, Any], *, scheduled: bool = True, **parameters: Any) -> FlowRun:
-    """Return a run of a deployment that its schedule, or a person, has made."""
-    deployment = await pipeline.ato_deployment("nightly", parameters=parameters, interval=3600)
-    deployment_id = await deployment.aapply()
-    async with get_client() as client:
-        if not scheduled:
-            return await client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
-        response = await client._client.post(f"/deployments/{deployment_id}/schedule", json={"min_runs": 1})
-        response.raise_for_status()
-        this = DeploymentFilter(id=DeploymentFilterId(any_=[deployment_id]))
-        runs = await client.read_flow_runs(deployment_filter=this, sort=FlowRunSort.EXPECTED_START_TIME_ASC)
-    assert runs[0].auto_scheduled
-    return runs[0]
 
 
 def pause_of(state: State[Any]) -> timedelta:
@@ -96,6 +81,20 @@ async def test_a_subflow_of_a_run_that_is_run_again_has_the_slot_of_that_run_and
     sandbox.clear_faults()
     assert (await execute(nightly, run)).is_completed()
     assert len(sandbox.bill) == 1
+
+
+async def cancel(flow: Flow[Any, Any], flow_run: FlowRun, state: State[Any]) -> None:
+    async with get_client() as client:
+        await client.set_flow_run_state(flow_run.id, Cancelled(), force=True)
+
+
+@flow(on_failure=[cancel, *ON_STOP["on_failure"]])
+async def given_up() -> None:
+    raise ServiceUnavailable("The service is down")
+
+
+async def test_a_failed_run_that_somebody_has_cancelled_meanwhile_stays_cancelled(sandbox: Sandbox) -> None:
+    assert (await execute(given_up, await run_of(given_up))).is_cancelled()
 
 
 async def last_result(run: FlowRun) -> Any:
