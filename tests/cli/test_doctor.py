@@ -19,6 +19,7 @@ from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import DeploymentScheduleCreate, WorkPoolUpdate
+from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterId
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.settings import PREFECT_SERVER_DATABASE_CONNECTION_URL
 from prefect.workers.process import ProcessWorker
@@ -311,9 +312,9 @@ def test_schedules_without_runs_are_reported_once_they_are_old_enough(
     schedule = DeploymentScheduleCreate(schedule=CronSchedule(cron="0 3 * * *"), active=True)
     flow_id = empty_server.create_flow(nightly)
     made = empty_server.create_deployment(flow_id, "nightly", schedules=[schedule])
-    for planned in empty_server.read_flow_runs():
-        if planned.deployment_id == made:
-            empty_server.delete_flow_run(planned.id)
+    of_it = DeploymentFilter(id=DeploymentFilterId(any_=[made]))
+    for planned in empty_server.read_flow_runs(deployment_filter=of_it):
+        empty_server.delete_flow_run(planned.id)
     _, young = found(run)
     assert young["scheduler"]["detail"] == "not known yet: the schedules are some seconds old"
     age_schedules()

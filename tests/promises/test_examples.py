@@ -11,6 +11,8 @@ from uuid import UUID
 
 import pytest
 from prefect import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.objects import StateType
 
 from flows.approve_then_animate import approve_then_animate
 from prefect_veogen.sandbox import Sandbox
@@ -59,9 +61,11 @@ async def decide(approve: Callable[[UUID], Awaitable[None]]) -> None:
 
 
 async def _paused_run() -> UUID:
+    # Of all runs of the tests' server, a page shows any two hundred.
+    paused = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PAUSED])))
     async with get_client() as client:
         for _ in range(600):
-            for run in await client.read_flow_runs():
+            for run in await client.read_flow_runs(flow_run_filter=paused):
                 state = run.state
                 if state is not None and state.is_paused():
                     keyset = state.state_details.run_input_keyset or {}
