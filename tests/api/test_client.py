@@ -235,8 +235,8 @@ async def test_a_read_with_repeated_429_ends_as_rate_limited() -> None:
 
 
 async def test_at_the_limit_hardly_any_request_gets_429_and_all_succeed() -> None:
-    with Sandbox(speed=60, requests_per_minute=120, tiny_media=True) as sandbox:
-        client = client_at(sandbox.base_url, token=sandbox.token, rate=120 * 60)
+    with Sandbox(speed=20, requests_per_minute=120, tiny_media=True) as sandbox:
+        client = client_at(sandbox.base_url, token=sandbox.token, rate=120 * 20)
         # That none is refused is shown where time is simulated; here the machine's own delays bunch requests up.
         await asyncio.gather(*(client.get_account() for _ in range(180)))
         assert sum(request.status == 429 for request in sandbox.requests) < 18

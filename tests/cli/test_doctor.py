@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import socket
 import sqlite3
@@ -45,6 +46,13 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox
         for name, value in {**sandbox.environment, **settings, "VEOGEN_REQUESTS_PER_MINUTE": "12000"}.items():
             monkeypatch.setenv(name, value)
         yield sandbox
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take no busy machine for a silent server; how long one is waited for is shown in a process of its own."""
+    for module in ("cli.doctor", "tasks.diagnosis", "upkeep.health"):
+        monkeypatch.setattr(importlib.import_module(f"prefect_veogen.{module}"), "CHECK_SECONDS", 60.0)
 
 
 def found(run: Run, *words: str) -> tuple[int, dict[str, dict[str, Any]]]:
