@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import gc
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Iterator
 from contextlib import closing, nullcontext
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 import boto3
 import pytest
+from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
+from prefect.events.clients import PrefectEventsClient
 from prefect.events.worker import EventsWorker
-from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.testing.utilities import prefect_test_harness
 
 from prefect_veogen.sandbox import Sandbox
@@ -24,10 +28,16 @@ from tests.support.environments import fast_settings, s3_environment
 
 SPEED = 100.0
 
+# A busy machine takes its time for an example, and the same commit is tested with the same examples.
+settings.register_profile("tests", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
+
 
 # What is left open is an error, wherever it was opened, but for the connections of Prefect's and boto3's own clients.
 LEFT_OPEN = ("error::ResourceWarning", "error::pytest.PytestUnraisableExceptionWarning")
 MAY_LEAVE_OPEN = ("server", "s3")
+# Longer than any test takes whose outcome depends on the day.
+LAST_SECONDS = 30
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -76,6 +86,14 @@ def _collect_garbage() -> list[str]:
         warnings.simplefilter("always", ResourceWarning)
         gc.collect()
     return [str(warning.message) for warning in seen if issubclass(warning.category, ResourceWarning)]
+
+
+@pytest.fixture(autouse=True)
+def _within_a_day() -> None:
+    """Begin no test in the last seconds of a day: it would spend under one day's budget and look at the next one's."""
+    now = datetime.now(UTC)
+    if now.date() != (soon := now + timedelta(seconds=LAST_SECONDS)).date():
+        time.sleep((soon.replace(hour=0, minute=0, second=0, microsecond=0) - now).total_seconds())
 
 
 @pytest.fixture(autouse=True)
@@ -130,10 +148,23 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
-@pytest.fixture
-def own_events_worker() -> None:
-    """Have events sent to this test's server: Prefect's worker goes on with that of an earlier test in this process."""
-    EventsWorker.reset_instances_for_fork()
+@pytest.fixture(scope="session", autouse=True)
+def _events_reach_their_server() -> Iterator[None]:
+    """Send each server's events, task runs among them, by a sender of its own.
+
+    Prefect has one for the whole process, which goes on with the server that it met first.
+    """
+    of_prefect = EventsWorker.instance
+
+    def instance(client_type: Any = None) -> EventsWorker:
+        url = PREFECT_API_URL.value()
+        if client_type is not None or url is None:
+            return of_prefect(client_type)
+        return super(EventsWorker, EventsWorker).instance(PrefectEventsClient, (("api_url", url),))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EventsWorker, "instance", instance)
+        yield
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def empty_server(prefect_server: None, sandbox: Sandbox, run: Run) -> Iterator[SyncPrefectClient]:
-    """A server without anything that setup makes, whose limit no other test uses; left like that."""
+    """A server without schedules and what setup makes, whose limit no other test uses; left like that."""
     with get_client(sync_client=True) as client:
         _clear(client, run)
         yield client
@@ -40,8 +40,9 @@ def empty_server(prefect_server: None, sandbox: Sandbox, run: Run) -> Iterator[S
 
 
 def _clear(client: SyncPrefectClient, run: Run) -> None:
+    # Those of other tests as well: a schedule of one of them is a schedule of the server.
     for deployment in client.read_deployments():
-        if deployment.work_pool_name == "veogen":
+        if deployment.work_pool_name == "veogen" or deployment.schedules:
             client.delete_deployment(deployment.id)
     assert run("setup", "--remove")[0] == 0
     with suppress(ObjectNotFound):

@@ -198,8 +198,8 @@ async def test_the_rest_of_another_version_is_not_glued_on(validator: str, sandb
 
 
 async def test_a_host_that_trickles_is_given_up(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", "0.3")
     generation = await bought(sandbox)
+    monkeypatch.setenv("VEOGEN_REQUEST_TIMEOUT_SECONDS", "0.3")
     sandbox.fault("media-slow", bytes_per_second=2000, times=None)
     with pytest.raises(DownloadBroken, match="bytes arrived in"):
         await asyncio.wait_for(delivered(generation), 30)

@@ -9,7 +9,7 @@ from playwright.sync_api import Browser, Page
 
 from tests.support.browser import chromium
 
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -27,8 +27,12 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 ROOT = Path(__file__).parents[2]
 LIGHT = {"id": "light", "model": "gpt-4o-image", "prompt": "a lighthouse at dusk"}
 SHELL = {"id": "shell", "model": "gpt-4o-image", "prompt": "a shell on the beach"}
-TODAY = f"{datetime.now(UTC):%Y-%m-%d}"
 DAYS: dict[str, Any] = {"start": date(2026, 11, 1), "end": date(2026, 11, 3)}
+
+
+def today() -> str:
+    """Return the day by now: the tests may have been collected on another one."""
+    return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 def takes(store: Path) -> list[str]:
@@ -51,13 +55,13 @@ async def run_late(by: timedelta, **parameters: Any) -> list[CampaignReport]:
 
 async def test_a_slot_is_made_once_and_has_results_and_a_budget_of_its_own(sandbox: Sandbox, tmp_path: Path) -> None:
     (report,) = await daily_content([LIGHT], budget_usd=0.02)
-    assert (report.name, report.rows) == (f"daily-{TODAY}", 1)
-    assert takes(tmp_path / "store") == [TODAY]
+    assert (report.name, report.rows) == (f"daily-{today()}", 1)
+    assert takes(tmp_path / "store") == [today()]
     await daily_content([LIGHT], budget_usd=0.02)
     assert len(sandbox.bill) == 1
     await daily_content([LIGHT], start=date(2026, 11, 24), end=date(2026, 11, 24), budget_usd=0.02)
     results = sorted(path.parent.name for path in (tmp_path / "store" / "campaigns").rglob("results.jsonl"))
-    assert results == sorted([f"daily-{TODAY}", "daily-2026-11-24"])
+    assert results == sorted([f"daily-{today()}", "daily-2026-11-24"])
     assert len(sandbox.bill) == 2, "each slot has its own budget"
 
 
@@ -154,14 +158,14 @@ async def test_each_slot_is_published_and_latest_is_the_newest_slot(sandbox: San
     await daily_content([LIGHT], **places, start=date(2026, 10, 30), end=date(2026, 10, 31))
     assert json.loads((store / "out/latest.png.json").read_text()) == latest, "a late day doesn't bring yesterday back"
     await daily_content([LIGHT], **places)
-    assert json.loads((store / "out/latest.png.json").read_text())["scheduled"][:10] == TODAY
+    assert json.loads((store / "out/latest.png.json").read_text())["scheduled"][:10] == today()
 
 
 async def test_an_asset_is_published_with_its_own_ending_and_never_as_another_kind_of_media(
     sandbox: Sandbox, tmp_path: Path
 ) -> None:
     await daily_content([LIGHT], publish_as="out/{scheduled:%F}{ext}", latest="out/latest{ext}")
-    assert (tmp_path / "store" / f"out/{TODAY}.png").exists()
+    assert (tmp_path / "store" / f"out/{today()}.png").exists()
     assert (tmp_path / "store" / "out/latest.png").exists()
     assert len(sandbox.bill) == 1
     with pytest.raises(
@@ -180,9 +184,9 @@ async def test_a_name_that_a_refusal_shows_publishes_what_the_rows_are(sandbox: 
         await daily_content([LIGHT], publish_as="assets/x.png")
     shown = caught.value.next_step.split("such as ")[1].split(", in none of")[0]
     await daily_content([LIGHT], publish_as=shown)
-    assert (tmp_path / "store" / f"daily/{TODAY}.png").exists()
+    assert (tmp_path / "store" / f"daily/{today()}.png").exists()
     await daily_content([LIGHT | {"motion_prompt": "the beam turns"}], publish_as=shown)
-    assert (tmp_path / "store" / f"daily/{TODAY}.mp4").exists()
+    assert (tmp_path / "store" / f"daily/{today()}.mp4").exists()
 
 
 async def test_what_cannot_be_published_stops_nothing_else_and_the_table_is_written(
@@ -193,8 +197,8 @@ async def test_what_cannot_be_published_stops_nothing_else_and_the_table_is_writ
     options: dict[str, Any] = {"store": tmp_path / "other", "publish_as": "out/{scheduled:%F}-{id}.png", "name": "n"}
     with pytest.raises(ConfigurationError, match="is not in the store"):
         await daily_content(before.results_uri, **options)
-    assert (tmp_path / "other" / f"out/{TODAY}-shell.png").exists()
-    lines = (tmp_path / "other" / f"campaigns/n-{TODAY}/results.jsonl").read_text().splitlines()
+    assert (tmp_path / "other" / f"out/{today()}-shell.png").exists()
+    lines = (tmp_path / "other" / f"campaigns/n-{today()}/results.jsonl").read_text().splitlines()
     assert [json.loads(line)["status"] for line in lines] == ["ok", "ok"]
     assert len(sandbox.bill) == 2
 
@@ -207,7 +211,7 @@ async def test_the_clip_is_what_is_published_and_a_failure_leaves_what_was_there
     note = json.loads((tmp_path / "store" / "latest.mp4.json").read_text())
     assert note["asset"]["content_type"] == "video/mp4"
     sandbox.fault("failed", times=1)
-    tomorrow = date.fromisoformat(TODAY) + timedelta(days=1)
+    tomorrow = date.fromisoformat(today()) + timedelta(days=1)
     (report,) = await daily_content([row], start=tomorrow, end=tomorrow, latest="latest.mp4")
     assert report.items[0].status.value == "failed"
     assert json.loads((tmp_path / "store" / "latest.mp4.json").read_text()) == note

@@ -56,7 +56,8 @@ def files_in(tree: Path) -> dict[str, bytes]:
 
 async def on_server() -> dict[str, DeploymentResponse]:
     async with get_client() as client:
-        return {deployment.name: deployment for deployment in await client.read_deployments()}
+        of_pool = [each for each in await client.read_deployments() if each.work_pool_name == "veogen"]
+    return {deployment.name: deployment for deployment in of_pool}
 
 
 @pytest.mark.parametrize("deployment", DEPLOYMENTS, ids=lambda deployment: str(deployment["name"]))

@@ -354,6 +354,7 @@ def test_killed_in_a_chain_and_run_again_it_pays_each_clip_once(
     code += "made = asyncio.run(storyboard(sys.argv[1], chain='last_frame', join=True)); print(made.report, made.film)"
     (tmp_path / "shots.json").write_text(json.dumps(SHOTS))
     command = [sys.executable, "-c", code, str(tmp_path / "shots.json")]
+    sandbox.speed = 40  # it is some time before the next one when it is killed
     process = subprocess.Popen(command, env=child_environment())
     deadline = time.monotonic() + PATIENCE_SECONDS
     while len(sandbox.bill) < after and process.poll() is None:
@@ -362,6 +363,7 @@ def test_killed_in_a_chain_and_run_again_it_pays_each_clip_once(
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     assert len(sandbox.bill) < 5
+    sandbox.speed = 100
     again = subprocess.run(command, env=child_environment(), capture_output=True, text=True, check=False)
     assert "4 ok; $1.22" in again.stdout, again.stderr
     assert "/assets/films/" in again.stdout

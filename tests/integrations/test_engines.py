@@ -25,7 +25,7 @@ from tests.support.environments import fast_settings
 from tests.support.postgres_and_redis import postgres_and_redis
 from tests.support.prefect_processes import environment_for, kill_worker, running_server, running_worker, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.server, pytest.mark.timeout(600)]
 
 TWICE_AND_MORE = "a lighthouse"
 PROMPTS = [*[f"picture {number}" for number in range(10)], *[TWICE_AND_MORE] * 3]

@@ -90,12 +90,14 @@ async def test_what_is_proven_absent_is_bought_again_and_the_receipt_says_why(
 ) -> None:
     monkeypatch.setenv("VEOGEN_BUDGET_USD", "1")
     await purchase(OURS)
+    sandbox.speed = 1  # what is left of the doubt is told by the service's clock
     doubted = await lose(sandbox)
     assert doubted.doubt_until is not None
     assert timedelta(minutes=12) < doubted.doubt_until - datetime.now(UTC) < timedelta(minutes=16)
     assert f"{doubted.doubt_until:%Y-%m-%d %H:%M:%S} UTC" in str(doubted)
     with pytest.raises(UnknownSubmission):
         await purchase()
+    sandbox.speed = 100
     when_it_is_over(sandbox, monkeypatch)
     assert not (await purchase()).reused
     receipt = await receipt_of()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -195,7 +196,7 @@ async def test_one_reference_of_many_rows_is_read_once(
 
 @pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="only Linux counts what is read")
 async def test_a_local_file_is_read_once(sandbox: Sandbox, store: str, tmp_path: Path) -> None:
-    place = file(tmp_path / "fox.png", png() + bytes(30_000_000))
+    place = tmp_path / "fox.png"
 
     def bytes_read() -> int:
         return int(Path("/proc/self/io").read_text().split()[1])
@@ -205,7 +206,13 @@ async def test_a_local_file_is_read_once(sandbox: Sandbox, store: str, tmp_path:
         await identified(place)
         return bytes_read() - before
 
-    assert min(await read_for_another(), await read_for_another()) > 30_000_000
+    for _ in range(10):
+        began = time.monotonic()
+        file(place, png() + bytes(30_000_000))
+        reads = await read_for_another(), await read_for_another()
+        if time.monotonic() - began < input_files._SETTLED_SECONDS:  # or a busy machine may remember it already
+            break
+    assert min(reads) > 30_000_000
     await asyncio.sleep(_SETTLED_SECONDS)
     assert await read_for_another() > 30_000_000
     assert await read_for_another() < 1_000_000

@@ -369,12 +369,12 @@ async def test_an_id_is_written_down_when_the_store_comes_back(
 async def test_a_caller_cancelled_while_the_id_is_written_down_loses_nothing(
     sandbox: Sandbox, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    claiming = threading.Event()
+    claiming, go_on = threading.Event(), threading.Event()
 
     def slow(request: Request) -> Reply:
         if is_claim(request):
             claiming.set()
-            time.sleep(0.5)
+            go_on.wait(30)
         return relayed(s3_server, request)
 
     sandbox.fault("hidden-from-list", times=None)
@@ -384,6 +384,8 @@ async def test_a_caller_cancelled_while_the_id_is_written_down_loses_nothing(
         buying = asyncio.create_task(purchase())
         await asyncio.to_thread(claiming.wait)
         buying.cancel()
+        await asyncio.sleep(0.3)
+        go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await buying
         assert (await receipt_of()).state is State.BOUGHT
@@ -589,7 +591,7 @@ async def test_what_a_dead_buyer_had_set_aside_is_not_set_aside_twice(
 
 async def test_a_caller_cancelled_during_the_purchase_loses_nothing(sandbox: Sandbox, store_url: str) -> None:
     await purchase(takes(2)[1])
-    sandbox.fault("slow-answer", seconds=1.0)
+    sandbox.fault("slow-answer", seconds=60.0)
     buying = asyncio.create_task(purchase())
     await made(sandbox, 2)
     buying.cancel()
@@ -605,13 +607,12 @@ async def test_a_caller_cancelled_during_the_purchase_loses_nothing(sandbox: San
 async def test_a_caller_cancelled_before_the_purchase_leaves_nothing_that_others_wait_for(
     late: bytes, sandbox: Sandbox, bucket: str, s3_server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writing = asyncio.Event()
-    loop = asyncio.get_running_loop()
+    writing, go_on = threading.Event(), threading.Event()
 
     def slow(request: Request) -> Reply:
         if request.method == "PUT" and late in request.body and not writing.is_set():
-            loop.call_soon_threadsafe(writing.set)
-            time.sleep(0.3)
+            writing.set()
+            go_on.wait(30)
         return relayed(s3_server, request)
 
     with serving(slow) as proxy:
@@ -619,8 +620,10 @@ async def test_a_caller_cancelled_before_the_purchase_leaves_nothing_that_others
         monkeypatch.setenv("VEOGEN_STORE", f"s3://{bucket}/media")
         monkeypatch.setenv("VEOGEN_BUDGET_USD", "0.02")
         buying = asyncio.create_task(purchase())
-        await writing.wait()
+        await asyncio.to_thread(writing.wait)
         buying.cancel()
+        await asyncio.sleep(0.1)
+        go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await buying
         assert ((await receipt_of()).state, await committed()) == (State.RELEASED, 0)

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from prefect_veogen.sandbox import Sandbox
+from tests.support.prefect_processes import free_port
 from tests.support.sandbox_client import IMAGE
 
 PACKAGE = Path(__file__).parents[2] / "prefect_veogen" / "sandbox"
@@ -52,7 +53,7 @@ def test_stopping_does_not_wait_for_slow_responses(sandbox: Sandbox, api: httpx.
     while not len(sandbox.bill):
         pass
     sandbox.stop()
-    asking.join(5)
+    asking.join(30)
     assert isinstance(outcome.get_nowait(), httpx.TransportError)
 
 
@@ -67,9 +68,7 @@ def test_a_sandbox_can_be_stopped_twice_and_started_again() -> None:
 
 
 def test_a_chosen_port_is_used_and_a_taken_one_is_an_error() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     with Sandbox(port) as sandbox:
         assert sandbox.base_url == f"http://127.0.0.1:{port}/api/v1"
         with pytest.raises(OSError, match="in use"):

@@ -6,13 +6,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
 
 from prefect_veogen.store import Store, open_store
+from tests.support.prefect_processes import free_port, wait_until
 
 
 @pytest.fixture
@@ -20,12 +20,16 @@ def store(store_url: str) -> Store:
     return open_store(store_url)
 
 
+def listens_on(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+        return True
+    return False
+
+
 @pytest.fixture(scope="module")
 def strict_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """An S3 server in another process, which checks checksums and the signatures of links."""
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port = taken.getsockname()[1]
+    port = free_port()
     environment = {**os.environ, "BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "SERVICES": "s3"}
     command = [sys.executable, "-m", "ministack"]
     folder = tmp_path_factory.mktemp("ministack")
@@ -33,10 +37,8 @@ def strict_s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        for _ in range(200):
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                break
-            time.sleep(0.1)
+        wait_until(lambda: server.poll() is not None or listens_on(port), "the S3 server starts")
+        assert server.poll() is None, "the S3 server ended while starting"
         yield f"http://127.0.0.1:{port}"
     finally:
         server.kill()

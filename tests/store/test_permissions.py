@@ -87,7 +87,7 @@ def guarded() -> Iterator[Guarded]:
             admin = unchecked.user_with(json.dumps({"Version": "2012-10-17", "Statement": [everything]}))
             text = {"Content-Type": "text/plain"}
             check = urllib.request.Request(f"{unchecked.endpoint}/moto-api/reset-auth", b"0", text, method="POST")
-            with urllib.request.urlopen(check, timeout=10):
+            with urllib.request.urlopen(check, timeout=60):
                 pass
             yield Guarded(
                 unchecked.endpoint,

@@ -67,13 +67,6 @@ def saying(status: int, body: bytes = b"{}", *headers: str) -> Callable[[socket.
     return respond
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 async def buy(client: VeogenClient, body: dict[str, Any]) -> Any:
     await client.acquire_for_purchase()
     return await client.create_generation(body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -22,6 +23,8 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 ROOT = Path(__file__).parents[2]
 POOL = "veogen"
 TIMEOUT_SECONDS = 240.0
+# Below those of /proc/sys/net/ipv4/ip_local_port_range, of which other tests get one while a server is starting.
+PORTS = (20_000, 32_000)
 
 
 def environment_for(api_url: str, home: Path) -> dict[str, str]:
@@ -178,11 +181,12 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def free_port() -> int:
-    """Return a port that nothing listened on a moment ago."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-        return port
+    """Return a port that nothing listens on, and that the system gives to nobody who asks for any port."""
+    while True:
+        port = random.randrange(*PORTS)
+        with socket.socket() as found, contextlib.suppress(OSError):
+            found.bind(("127.0.0.1", port))
+            return port
 
 
 def _responds(url: str, server: subprocess.Popen[bytes]) -> bool:

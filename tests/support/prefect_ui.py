@@ -11,7 +11,6 @@ from playwright.sync_api import TimeoutError as TooSlow
 
 from tests.support.pictures import save_picture
 
-_OPTION_PATIENCE_MS = 5000.0
 _SUBMIT_PATIENCE_MS = 15_000.0
 
 
@@ -70,7 +69,7 @@ class PrefectUi:
     def choose(self, button: Locator, option: str) -> None:
         """Choose an option of a list that opens by a button."""
         button.click()
-        self.tab.get_by_role("option", name=option).click(timeout=_OPTION_PATIENCE_MS)
+        self.tab.get_by_role("option", name=option).click()
 
     def _go(self, path: str) -> None:
         # Its own analytics can't be reached, so that it never comes to rest: what is needed is waited for.

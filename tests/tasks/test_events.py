@@ -29,7 +29,7 @@ from prefect_veogen.tasks.events import emit
 from prefect_veogen.upkeep.balance import LOW
 from tests.support.runs import task_runs
 
-pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server", "own_events_worker")]
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
 CAT = GenerationRequest(model="gpt-4o-image", prompt="a cat")
 PICTURES = [GenerationRequest(model="gpt-4o-image", prompt=f"picture {number}") for number in range(3)]

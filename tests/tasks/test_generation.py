@@ -49,7 +49,7 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
 CAT = GenerationRequest(model="gpt-4o-image", prompt="a cat")
 PICTURES = [GenerationRequest(model="gpt-4o-image", prompt=f"picture {number}") for number in range(3)]
-PATIENCE_SECONDS = 30.0
+PATIENCE_SECONDS = 60.0
 
 submit_at_once = submit_generation.with_options(retry_delay_seconds=0)
 wait_at_once = wait_for_generation.with_options(retry_delay_seconds=0)

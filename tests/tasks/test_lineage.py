@@ -12,7 +12,7 @@ from prefect import flow, get_client
 from prefect_veogen import Asset, GenerationRequest, generate
 from prefect_veogen.sandbox import Sandbox
 
-pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server", "own_events_worker")]
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
 
 CAT = GenerationRequest(model="gpt-4o-image", prompt="a cat")
 

@@ -67,7 +67,7 @@ async def never() -> None:
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.parametrize(
-    ("name", "ends", "options"), [("TimedOut", never, {"timeout_seconds": 5}), ("Failed", fail, {})]
+    ("name", "ends", "options"), [("TimedOut", never, {"timeout_seconds": 15}), ("Failed", fail, {})]
 )
 async def test_a_flow_that_stops_reports_what_runs_on(
     name: str, ends: Callable[[], Awaitable[None]], options: dict[str, Any], sandbox: Sandbox, prefect_server: None

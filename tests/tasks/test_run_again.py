@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -25,6 +26,16 @@ pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server"), pyt
 PAUSES = [timedelta(minutes=5), timedelta(minutes=15), timedelta(minutes=45)]
 SLOT = "{scheduled:%Y-%m-%dT%H-%M-%S}"
 ROWS = [{"id": name, "model": "gpt-4o-image", "prompt": f"a {name}"} for name in ("lamp", "chair")]
+
+
+@pytest.fixture(autouse=True)
+def _no_schedule_stays(prefect_server: None) -> Iterator[None]:
+    """Take the deployments away again: what other tests see of the server's schedules would depend on their order."""
+    yield
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            if deployment.name == "nightly":
+                client.delete_deployment(deployment.id)
 
 
 @flow(**ON_STOP)

@@ -23,6 +23,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect_veogen import GenerationRequest, generate
 from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import Session, open_session
+from prefect_veogen.tasks import shared_limit
 from prefect_veogen.tasks.shared_limit import create_limit, use_shared_limit
 from tests.support.servers import Reply, Request, relayed, serving
 
@@ -33,8 +34,11 @@ PICTURE = GenerationRequest(model="gpt-4o-image", prompt="a lighthouse")
 # Two of them together send requests for some seconds, each of them as fast as its own limit lets it.
 POLLING = """
 import asyncio, sys, time
+from prefect_veogen.tasks import shared_limit
 from prefect_veogen.tasks.shared_limit import use_shared_limit
 from prefect_veogen.session import open_session
+
+shared_limit._FIRST_RESPONSE_SECONDS = 60.0  # a busy machine is no server that is gone
 
 async def poll() -> None:
     session = open_session()
@@ -50,8 +54,9 @@ asyncio.run(poll())
 
 
 @pytest.fixture
-def name(sandbox: Sandbox, prefect_server: None) -> str:
-    """The limit's name in the settings, which no other test uses."""
+def name(sandbox: Sandbox, prefect_server: None, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The limit's name in the settings, which no other test uses, on a server that is not given up for being slow."""
+    monkeypatch.setattr(shared_limit, "_FIRST_RESPONSE_SECONDS", 60.0)
     return os.environ["VEOGEN_REQUESTS_LIMIT_NAME"]
 
 
@@ -106,7 +111,7 @@ async def test_two_processes_together_keep_the_pace(
         assert process.stdout is not None
         assert await process.stdout.readline() == b"ready\n"
     until = datetime.now().timestamp() + seconds  # noqa: DTZ005 - the same clock on both ends
-    assert [await reported(process, until) for process in processes] == [0, 0]
+    assert await asyncio.gather(*(reported(process, until) for process in processes)) == [0, 0]
     moments = [record.at for record in sandbox.requests if record.path.endswith("/account")]
     # Each alone may send 200 a second.
     assert most_within(moments, 2.0) <= 2 * per_minute / 60 + 3 + 2
@@ -146,10 +151,11 @@ async def test_a_limit_made_by_hand_counts_requests(name: str, sandbox: Sandbox)
         by_hand = GlobalConcurrencyLimitCreate(name=name, limit=1, slot_decay_per_second=2)
         await client.create_global_concurrency_limit(by_hand)
     session = await shared_session()
-    for _ in range(3):
+    for _ in range(5):
         await session.client.get_account()
     first, *_, last = (record.at for record in sandbox.requests)
-    assert (last - first).total_seconds() >= 0.9
+    # Two seconds, but for what the first request was late by: it takes the longest from the slot to the service.
+    assert (last - first).total_seconds() >= 1.5
 
 
 @pytest.mark.server
@@ -168,11 +174,11 @@ async def test_with_a_server_that_does_not_report_the_decay_the_limit_is_acquire
     with serving(respond) as origin, temporary_settings({PREFECT_API_URL: origin + server.path}):
         session = await shared_session()
         async with asyncio.timeout(60):
-            for _ in range(4):
+            for _ in range(6):
                 await session.client.get_account()
     assert "can't be used" not in caplog.text
     first, *_, last = (record.at for record in sandbox.requests)
-    assert (last - first).total_seconds() >= 0.9  # and no faster than the limit's pace
+    assert (last - first).total_seconds() >= 1.5  # two at once, and no faster than the limit's pace after that
 
 
 @pytest.mark.server
@@ -183,7 +189,7 @@ async def test_a_limit_that_is_switched_off_is_not_used_and_is_no_trouble(
     async with get_client() as client:
         await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(active=False))
     session = await shared_session()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(50):  # the limit would let the second one through after a minute
         for _ in range(3):
             await session.client.get_account()
     assert "can't be used" not in caplog.text
@@ -245,7 +251,7 @@ async def test_a_server_that_never_responds_delays_by_seconds_and_does_not_stop(
         serving(lambda request: None) as origin,
         temporary_settings({PREFECT_API_URL: f"{origin}/api"}),
     ):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             session = await shared_session()
     assert session.client.limiter.acquire_shared is None
 

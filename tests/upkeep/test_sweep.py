@@ -103,8 +103,9 @@ async def test_a_sweep_that_may_not_list_uploads_finishes_the_rest(
 
 
 async def test_a_sweep_leaves_live_purchases_alone(sandbox: Sandbox) -> None:
-    sandbox.fault("slow-answer", prompt="on its way", seconds=2.0)
-    sandbox.fault("429", prompt="asked to wait", retry_after=2)
+    # Long enough for both to be seen at once, and for a sweep, on a busy machine.
+    sandbox.fault("slow-answer", prompt="on its way", seconds=6.0)
+    sandbox.fault("429", prompt="asked to wait", retry_after=6)
     buying = asyncio.create_task(buy_everything(["on its way", "asked to wait"]))
 
     async def is_under_way() -> bool:
