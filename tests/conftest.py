@@ -18,6 +18,7 @@ import boto3
 import pytest
 from hypothesis import HealthCheck, settings
 from moto.server import ThreadedMotoServer
+from prefect.client.orchestration import get_client
 from prefect.events.clients import PrefectEventsClient
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
@@ -25,6 +26,7 @@ from prefect.testing.utilities import prefect_test_harness
 
 from prefect_veogen.sandbox import Sandbox
 from tests.support.environments import fast_settings, s3_environment
+from tests.support.runs import SCHEDULED
 
 SPEED = 100.0
 
@@ -160,7 +162,8 @@ def _events_reach_their_server() -> Iterator[None]:
         url = PREFECT_API_URL.value()
         if client_type is not None or url is None:
             return of_prefect(client_type)
-        return super(EventsWorker, EventsWorker).instance(PrefectEventsClient, (("api_url", url),))
+        of_any = super(EventsWorker, EventsWorker).instance
+        return of_any(PrefectEventsClient, (("api_url", url),))  # type: ignore[call-arg]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(EventsWorker, "instance", instance)
@@ -194,3 +197,13 @@ def prefect_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     results = {PREFECT_LOCAL_STORAGE_PATH: tmp_path_factory.mktemp("prefect-results")}
     with temporary_settings(results), prefect_test_harness(server_startup_timeout=180):
         yield
+
+
+@pytest.fixture
+def no_schedule_stays(prefect_server: None) -> Iterator[None]:
+    """Take the test's deployments away again: what others see of the server's schedules would depend on their order."""
+    yield
+    with get_client(sync_client=True) as client:
+        for deployment in client.read_deployments():
+            if deployment.name == SCHEDULED:
+                client.delete_deployment(deployment.id)

@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 _TRUSTED_SECONDS = 300.0
 # A server that doesn't respond is asked again sooner.
 _RETRY_AFTER_SECONDS = 60.0
-# Timeouts of the first request to a Prefect server, and of those after a first response: a busy server (SQLite under
-# load) takes some seconds now and then, and a process that gives up leaves the shared limit.
-_FIRST_RESPONSE_SECONDS = 3.0
+# A busy server (SQLite under load) takes some seconds now and then, Prefect's client waits for two before it repeats a
+# 503, and a process that gives up leaves the shared limit.
 _RESPONSE_SECONDS = 10.0
 # Prefect lets whole slots decay and rounds fractions away at each request: of thousandths that is hardly anything.
 _SLOTS_PER_REQUEST = 1000
@@ -234,7 +233,7 @@ async def _borrow_connection() -> AsyncIterator[tuple[PrefectClient, _Server]]:
 
 async def _read(name: str) -> None:
     """Raise if the server doesn't return the limit within some seconds."""
-    async with asyncio.timeout(_FIRST_RESPONSE_SECONDS), get_client() as client:
+    async with asyncio.timeout(_RESPONSE_SECONDS), get_client() as client:
         await client.read_global_concurrency_limit_by_name(name)
 
 

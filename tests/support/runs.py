@@ -17,6 +17,8 @@ from prefect.flow_engine import run_flow_async
 from prefect.states import Scheduled
 
 TIMEOUT_SECONDS = 120.0
+SCHEDULED = "nightly"
+"""The name of the deployments of `run_of`."""
 
 
 async def task_runs(run_id: UUID, at_least: int = 1) -> list[TaskRun]:
@@ -38,7 +40,7 @@ def start_of(run: TaskRun) -> datetime:
 
 async def run_of(pipeline: Flow[Any, Any], *, scheduled: bool = True, **parameters: Any) -> FlowRun:
     """Return a run of a deployment that its schedule, or a person, has made."""
-    deployment = await pipeline.ato_deployment("nightly", parameters=parameters, interval=3600)
+    deployment = await pipeline.ato_deployment(SCHEDULED, parameters=parameters, interval=3600)
     deployment_id = await deployment.aapply()
     async with get_client() as client:
         if not scheduled:

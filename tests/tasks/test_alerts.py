@@ -125,6 +125,7 @@ async def test_a_doubt_and_a_failure_arrive_with_the_receipt_to_look_at(
     assert "It was not charged.\n\nWhat to do: run again" in body
 
 
+@pytest.mark.usefixtures("no_schedule_stays")
 async def test_of_a_scheduled_campaign_that_is_run_again_for_its_rows_only_the_last_word_arrives(
     inbox: Inbox, sandbox: Sandbox
 ) -> None:

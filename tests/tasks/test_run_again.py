@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,21 +20,11 @@ from prefect_veogen.schedule import take_of_slot
 from prefect_veogen.tasks.maintenance import ON_STOP
 from tests.support.runs import execute, run_of
 
-pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server"), pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.server, pytest.mark.usefixtures("no_schedule_stays"), pytest.mark.timeout(300)]
 
 PAUSES = [timedelta(minutes=5), timedelta(minutes=15), timedelta(minutes=45)]
 SLOT = "{scheduled:%Y-%m-%dT%H-%M-%S}"
 ROWS = [{"id": name, "model": "gpt-4o-image", "prompt": f"a {name}"} for name in ("lamp", "chair")]
-
-
-@pytest.fixture(autouse=True)
-def _no_schedule_stays(prefect_server: None) -> Iterator[None]:
-    """Take the deployments away again: what other tests see of the server's schedules would depend on their order."""
-    yield
-    with get_client(sync_client=True) as client:
-        for deployment in client.read_deployments():
-            if deployment.name == "nightly":
-                client.delete_deployment(deployment.id)
 
 
 @flow(**ON_STOP)
