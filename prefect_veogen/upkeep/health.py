@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from prefect_veogen.api.responses import Balance
     from prefect_veogen.settings import Settings
 
-CHECK_SECONDS: Final = 8.0
+CHECK_SECONDS: Final = 15.0
 """No check takes longer than this."""
 NO_RESPONSE: Final = f"no response within {CHECK_SECONDS:.0f} s"
 _SERVICE = ("service", "token", "clock", "balance")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import socket
 import sqlite3
@@ -46,13 +45,6 @@ def sandbox(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Sandbox
         for name, value in {**sandbox.environment, **settings, "VEOGEN_REQUESTS_PER_MINUTE": "12000"}.items():
             monkeypatch.setenv(name, value)
         yield sandbox
-
-
-@pytest.fixture(autouse=True)
-def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take no busy machine for a silent server; how long one is waited for is shown in a process of its own."""
-    for module in ("cli.doctor", "tasks.diagnosis", "upkeep.health"):
-        monkeypatch.setattr(importlib.import_module(f"prefect_veogen.{module}"), "CHECK_SECONDS", 60.0)
 
 
 def found(run: Run, *words: str) -> tuple[int, dict[str, dict[str, Any]]]:
@@ -150,10 +142,10 @@ def test_no_silent_server_makes_it_hang(tmp_path: Path) -> None:
     checks = checks_in(out)
     assert doctor.returncode == 1
     assert "secret-token-of-mine" not in out + err
-    silent = [name for name, check in checks.items() if "no response within 8 s" in check["detail"]]
+    silent = [name for name, check in checks.items() if "no response within 15 s" in check["detail"]]
     assert silent == ["service", "store", "Prefect server"]
     assert {check["detail"][:13] for name, check in checks.items() if name not in silent} == {"not checked: "}
-    assert took < 80, f"{took:.1f} s"  # three waits of 8 s at the same time, and the imports of a busy machine
+    assert took < 80, f"{took:.1f} s"  # three waits of 15 s at the same time, and the imports of a busy machine
 
 
 # ---------------------------------------------------------------- the service, the store
