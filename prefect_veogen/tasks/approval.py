@@ -15,7 +15,7 @@ from prefect.artifacts import acreate_markdown_artifact
 from prefect.context import FlowRunContext
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
 from prefect.input import RunInput
-from prefect.input.run_input import keyset_from_base_key
+from prefect.input.run_input import Keyset, keyset_from_base_key
 from prefect.utilities.urls import url_for
 from pydantic import AfterValidator, Field, ValidationError, create_model
 
@@ -174,19 +174,19 @@ async def ask_for_approval(
     """
     _check_timeout(timeout_seconds)
     money: dict[str, Any] = {"credentials": credentials, "store": store, "budget_usd": budget_usd}
-    asked_before, problem = _asked_before(), ""
+    problem = ""
     for attempt in count(1):
         key = f"{_SHEET}-{rounds.number}-{attempt}"
-        form, offer = _form(len(images)), None
-        if key not in asked_before:
+        offer = None
+        if await _was_asked(key):
+            decided = await _read_answer(_form(len(images)), key)
+            if decided is None:
+                continue  # the time was over before anybody decided, and the run was started again
+            answer = decided
+        else:
             form, offer = await _make_form(images, clips, rounds, problem=problem, **money)
-        try:
             answer = await _ask(form, key, timeout_seconds)
-        except ValidationError:
-            if key not in asked_before:
-                raise
-            continue  # the time was over before anybody decided, and the run was started again
-        if f"{_SHEET}-{rounds.number}-{attempt + 1}" in asked_before:
+        if await _was_asked(f"{_SHEET}-{rounds.number}-{attempt + 1}"):
             continue  # this one could not be, and was asked again
         problem = await _find_problem(answer, images, clips, rounds, offer=offer, key=key, money=money)
         if not problem:
@@ -223,9 +223,25 @@ async def _price_unbought(session: Session, alike: Sequence[GenerationRequest]) 
     return None if each is None else each * len(alike)
 
 
-def _asked_before() -> set[str]:
-    """Return the keys of the questions which an earlier process of this run has asked."""
-    return {*(_flow_run().empirical_policy.pause_keys or ())}
+async def _was_asked(key: str) -> bool:
+    """Tell whether an earlier process of this run has asked a question.
+
+    Prefect keeps the keys of a run's questions, and forgets them when a run that has ended is put back on the schedule,
+    as one is that is healed; it would then throw away the answer and ask once more. The forms stay.
+    """
+    run = _flow_run()
+    if key in (run.empirical_policy.pause_keys or ()):
+        return True
+    async with get_client() as client:
+        return bool(await client.filter_flow_run_input(run.id, _keyset(key)["schema"], 1, set()))
+
+
+async def _read_answer(form: type[Approval], key: str) -> Approval | None:
+    """Return what was decided about a question that an earlier process has asked, `None` if nobody has decided."""
+    try:
+        return await form.aload(_keyset(key))
+    except ValidationError:
+        return None
 
 
 def _flow_run() -> FlowRun:
@@ -255,9 +271,9 @@ def _is_suspended() -> bool:
     return run.deployment_id is not None and run.parent_task_run_id is None
 
 
-def _base_key(key: str) -> str:
-    """Return what the names of a question's form and answer begin with on the server."""
-    return f"{'suspended' if _is_suspended() else 'paused'}-{key}"
+def _keyset(key: str) -> Keyset:
+    """Return the names of a question's form and answer on the server."""
+    return keyset_from_base_key(f"{'suspended' if _is_suspended() else 'paused'}-{key}")
 
 
 async def _ask(form: type[Approval], key: str, timeout_seconds: float) -> Approval:
@@ -273,7 +289,7 @@ async def _ask(form: type[Approval], key: str, timeout_seconds: float) -> Approv
         async with get_client() as client:
             is_answered = (await client.read_flow_run(run.id)).state_type == "RUNNING"
         if is_answered:  # between the last poll and the end
-            return await form.aload(keyset_from_base_key(_base_key(key)))
+            return await form.aload(_keyset(key))
         get_run_logger().warning("Nobody has decided within %s seconds: nothing more is bought", timeout_seconds)
         return Approval(decision="stop")
 
@@ -291,7 +307,7 @@ async def _find_problem(
     """Return why a decision can't be carried out, or not for what the form said; empty if it can."""
     if answer.decision == "stop":
         return ""
-    offer = offer or await read_offer(_flow_run().id, _base_key(key))
+    offer = offer or await read_offer(_flow_run().id, _keyset(key)["schema"])
     if offer and offer.differs_from(images):
         return "The pictures are others by now than those that were shown"
     if answer.decision == "animate":

@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 from prefect import get_client
-from prefect.input.run_input import keyset_from_base_key
 from pydantic import ValidationError
 
 from prefect_veogen.models import Asset, in_usd
@@ -62,10 +61,10 @@ def dearer(plan: Plan, offered: Decimal | None) -> str:
     return f"That costs {plan.price} now, and {in_usd(offered)} was shown: prices have changed"
 
 
-async def read_offer(run_id: UUID, base_key: str) -> Offer | None:
+async def read_offer(run_id: UUID, schema_key: str) -> Offer | None:
     """Return what a form of a run offers; `None` for one of an older version, which didn't say. Free."""
     async with get_client() as client:
-        stored = await client.filter_flow_run_input(run_id, keyset_from_base_key(base_key)["schema"], 1, set())
+        stored = await client.filter_flow_run_input(run_id, schema_key, 1, set())
     try:
         return Offer.model_validate(stored[0].decoded_value[_KEY])
     except (LookupError, TypeError, ValidationError):
