@@ -20,7 +20,7 @@ from prefect_veogen.models import in_usd
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.session import Session
 from prefect_veogen.settings import Settings
-from prefect_veogen.tasks.artifacts import showing
+from prefect_veogen.tasks.artifacts import courtesy, showing
 from prefect_veogen.tasks.durability import check_store_is_durable
 from prefect_veogen.tasks.generation import open_task_session
 from prefect_veogen.tasks.markdown import literal
@@ -59,7 +59,8 @@ async def sweep_store(
             {"receipt": item.key, "before": item.before.label, "after": item.after.label, "note": literal(item.note)}
             for item in swept
         ]
-        await acreate_table_artifact(table, key="veogen-sweep", description=f"Unfinished receipts: {len(swept)}")
+        async with courtesy(session):
+            await acreate_table_artifact(table, key="veogen-sweep", description=f"Unfinished receipts: {len(swept)}")
     return swept
 
 
@@ -92,7 +93,8 @@ async def compare_with_statement(
     )
     differences = _differences(found)
     said = "What does not add up" if differences else "Ledger and statement add up"
-    await acreate_table_artifact(differences, key="veogen-reconciliation", description=said)
+    async with courtesy(session):
+        await acreate_table_artifact(differences, key="veogen-reconciliation", description=said)
     return found
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
+import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
@@ -84,7 +85,10 @@ async def find_rows_to_wait_for(*reports: CampaignReport) -> list[CampaignItem]:
     if run is None or not run.auto_scheduled:
         return []
     waiting = [item for report in reports for item in report.items if _heals_with_time(item)]
-    return waiting if waiting and await _count_postponed(run, _TROUBLE) < _MAX_TIMES else []
+    try:
+        return waiting if waiting and await _count_postponed(run, _TROUBLE) < _MAX_TIMES else []
+    except httpx.HTTPError:  # a moment's silence of the Prefect server; `run_again_later` counts once more
+        return waiting
 
 
 def _heals_with_time(item: CampaignItem) -> bool:

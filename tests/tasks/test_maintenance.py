@@ -14,6 +14,7 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId, LogFilter, LogFilterFlowRunId
 from prefect.client.schemas.objects import State as FlowState
 from prefect.logging.handlers import APILogHandler
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Cancelled
 
 from flows.sweep import sweep as sweep_flow
@@ -25,6 +26,7 @@ from prefect_veogen.sandbox import Sandbox
 from prefect_veogen.session import open_session
 from prefect_veogen.tasks.maintenance import report_unfinished
 from prefect_veogen.upkeep.sweep import Swept
+from tests.support.servers import Reply, Request, relayed, serving
 from tests.support.upkeep import bought, picture, until
 
 
@@ -135,3 +137,18 @@ async def test_the_sweep_flow_finishes_compares_and_shows_it(sandbox: Sandbox, p
     assert set(made) == {"veogen-sweep", "veogen-reconciliation", plain_name(f"gpt-4o-image {picture().prompt}")}
     assert key in str(made["veogen-sweep"].data)
     assert not any(sandbox.token in str(artifact) for artifact in made.values())
+
+
+@pytest.mark.server
+async def test_a_prefect_server_that_takes_no_artifacts_fails_no_sweep(sandbox: Sandbox, prefect_server: None) -> None:
+    key = await bought(picture())
+    sandbox.advance(60)
+    server = PREFECT_API_URL.value()
+    assert server is not None
+
+    def respond(request: Request) -> Reply:
+        return Reply(500) if "/artifacts" in request.path else relayed(server, request)
+
+    with serving(respond) as origin, temporary_settings({PREFECT_API_URL: f"{origin}/api"}):
+        (swept,) = await sweep_flow()
+    assert (swept.key, swept.after) == (key, State.STORED)
