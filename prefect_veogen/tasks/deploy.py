@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from prefect.client.schemas.actions import DeploymentScheduleCreate
 from prefect.client.schemas.objects import ConcurrencyLimitConfig
 from prefect.client.schemas.schedules import CronSchedule, IntervalSchedule
 from prefect.deployments.runner import RunnerDeployment
+from prefect.events.schemas.automations import AutomationCore
 from prefect.exceptions import ObjectNotFound
 from prefect.flows import Flow
 from prefect.types.entrypoint import EntrypointType
@@ -67,9 +69,12 @@ class _Description:
     def options_beside(self, found: DeploymentResponse) -> dict[str, Any]:
         """Return them with what was changed on the server; whatever is not passed, Prefect would clear."""
         described = self.options()
+        known = (found.parameter_openapi_schema or {}).get("properties", {})
+        new = {name: value for name, value in described["parameters"].items() if name not in known}
         return {
             "schedules": [_same(each) for each in found.schedules],
-            "parameters": {**described["parameters"], **found.parameters},
+            "parameters": {**new, **found.parameters},
+            "enforce_parameter_schema": found.enforce_parameter_schema,
             "tags": [*dict.fromkeys([*described["tags"], *found.tags])],
             "concurrency_limit": _same_limit(found) or described["concurrency_limit"],
             "job_variables": found.job_variables,
@@ -85,10 +90,10 @@ async def deploy_flows(
     A name is `by-hand`, or as Prefect shows it, `image-then-animate/by-hand`.
     Workers import them from the package, which has to be installed there; in a checkout they read them from its folder.
     `store` and the name of a `credentials` block become parameters of each. What was changed on the server since it was
-    deployed before stays: its parameters, but for these two, its job variables (a cap in their `env`, say), its
-    schedules, whether it is paused, a concurrency limit that it has and tags that were added. Set anew are the flow,
-    the description, the work pool with its default queue, and the described tags, by which it is healed. New schedules
-    are off.
+    deployed before stays: its parameters, but for these two and for new ones of the flow, its job variables (a cap in
+    their `env`, say), its schedules and triggers, whether it is paused, a concurrency limit that it has and tags that
+    were added. Set anew are the flow, the description, the work pool with its default queue, and the described tags, by
+    which it is healed. New schedules are off.
 
     Raises:
         ConfigurationError: a name is none of them, the pool or a block is missing, or the store is relative or none;
@@ -183,9 +188,26 @@ async def _deploy(client: PrefectClient, wanted: _Description, pool: str, given:
         description=wanted.described.get("description"),
         entrypoint_type=EntrypointType.MODULE_PATH if _IN_WHEEL else EntrypointType.FILE_PATH,
     )
-    made = await client.read_deployment(await deployment.aapply(work_pool_name=pool))
+    async with _keeping_triggers(client, found):
+        deployment_id = await deployment.aapply(work_pool_name=pool)
+    made = await client.read_deployment(deployment_id)
     detail = _detail(found, pool, [name for name in given if name in taken]) + _off(wanted.full_name, made)
     return Step(f"deployment {wanted.full_name}", "made" if found is None else "changed", detail)
+
+
+@asynccontextmanager
+async def _keeping_triggers(client: PrefectClient, found: DeploymentResponse | None) -> AsyncIterator[None]:
+    """Make a deployment's own automations anew: Prefect removes those which it was not applied with, without a word."""
+    owner = "" if found is None else f"prefect.deployment.{found.id}"
+    related = await client.read_resource_related_automations(owner) if owner else []
+    try:
+        yield
+    finally:
+        left = {each.id for each in await client.read_resource_related_automations(owner)} if related else set()
+        for lost in related:
+            if lost.id not in left:
+                fields = lost.model_dump(exclude={"id"}) | {"owner_resource": owner}
+                await client.create_automation(AutomationCore.model_validate(fields))
 
 
 async def _find(client: PrefectClient, name: str) -> DeploymentResponse | None:

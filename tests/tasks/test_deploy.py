@@ -17,6 +17,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import DeploymentScheduleUpdate, DeploymentUpdate, WorkPoolCreate
 from prefect.client.schemas.responses import DeploymentResponse
 from prefect.client.schemas.schedules import CronSchedule
+from prefect.events import DeploymentEventTrigger
 from prefect.settings import PREFECT_API_URL, temporary_settings
 from pydantic import SecretStr
 
@@ -131,6 +132,28 @@ async def test_deploying_again_keeps_a_cap_in_job_variables_a_pause_a_limit_and_
     assert after.paused
     assert (essence(after)["limit"], essence(after)["collision"]) == (2, "CANCEL_NEW")
     assert sorted(after.tags) == ["mine", "veogen"], "what heals runs goes by the tag"
+
+
+async def test_deploying_again_brings_no_removed_parameter_back_and_takes_no_trigger_away(
+    client: SyncPrefectClient,
+) -> None:
+    await deploy_flows(["every-day"])
+    found = on_server(client)["every-day"]
+    parameters = {name: value for name, value in found.parameters.items() if name not in ("latest", "publish_as")}
+    assert len(parameters) < len(found.parameters)
+    client.update_deployment(found.id, DeploymentUpdate(parameters=parameters, enforce_parameter_schema=False))
+    trigger = DeploymentEventTrigger(name="after a picture", expect={"veogen.asset.stored"}, parameters={"name": "x"})
+    trigger.set_deployment_id(found.id)
+    automation = trigger.as_automation()
+    client._client.post("/automations/", json=automation.model_dump(mode="json")).raise_for_status()
+    await deploy_flows(["every-day"])
+    after = on_server(client)["every-day"]
+    assert (after.parameters, after.enforce_parameter_schema) == (parameters, False)
+    (kept,) = client._client.get(f"/automations/related-to/prefect.deployment.{found.id}").json()
+    wanted = automation.model_dump(mode="json")
+    assert (kept["trigger"]["expect"], kept["actions"]) == (wanted["trigger"]["expect"], wanted["actions"])
+    client._client.delete(f"/automations/owned-by/prefect.deployment.{found.id}").raise_for_status()
+    assert client._client.get(f"/automations/related-to/prefect.deployment.{found.id}").json() == []
 
 
 async def test_what_was_resumed_and_lost_its_limit_is_deployed_again_as_described(client: SyncPrefectClient) -> None:
