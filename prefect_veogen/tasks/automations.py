@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import ResourceSpecification
+from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 
 if TYPE_CHECKING:
@@ -145,12 +147,16 @@ class Comparison:
 
     wanted: AutomationCore
     found: Automation | None
+    others: tuple[Automation, ...] = ()
+    """More of that name, which would do everything once more: two have made it at the same time."""
 
     @property
     def is_as_wanted(self) -> bool:
         """Whether trigger and actions are what they should be; someone may have paused it nevertheless."""
-        return self.found is not None and (
-            _essence(self.found) == _essence(self.wanted) and self.found.description == self.wanted.description
+        return (
+            self.found is not None
+            and not self.others
+            and (_essence(self.found) == _essence(self.wanted) and self.found.description == self.wanted.description)
         )
 
 
@@ -161,9 +167,23 @@ async def read_healing(client: PrefectClient, every_seconds: int) -> tuple[Compa
 
 async def compare(client: PrefectClient, wanted: Iterable[AutomationCore]) -> tuple[Comparison, ...]:
     """Return automations beside what the server has under their names."""
-    return tuple(
-        [Comparison(each, next(iter(await client.read_automations_by_name(each.name)), None)) for each in wanted]
-    )
+    return tuple([await _compare(client, each) for each in wanted])
+
+
+async def _compare(client: PrefectClient, wanted: AutomationCore) -> Comparison:
+    found = await _find(client, wanted.name)
+    return Comparison(wanted, found[0] if found else None, tuple(found[1:]))
+
+
+async def keep_one(client: PrefectClient, name: str) -> None:
+    """Remove all automations of a name but one: the same one that whoever else does so at this time keeps."""
+    for each in (await _find(client, name))[1:]:
+        with suppress(ObjectNotFound):
+            await client.delete_automation(each.id)
+
+
+async def _find(client: PrefectClient, name: str) -> list[Automation]:
+    return sorted(await client.read_automations_by_name(name), key=lambda each: each.id)
 
 
 def silence_of(automation: AutomationCore) -> timedelta | None:

@@ -33,6 +33,7 @@ from prefect_veogen.tasks.automations import (
     Comparison,
     heartbeat_of,
     heartbeat_seconds,
+    keep_one,
     read_healing,
     with_heartbeat,
 )
@@ -233,12 +234,14 @@ async def _provide_automation(client: PrefectClient, compared: Comparison, detai
     name = f"automation {wanted.name}"
     if found is None:
         await client.create_automation(wanted)
+        await keep_one(client, wanted.name)
         return Step(name, "made", detail)
     # Whoever paused it had a reason.
     paused = "" if found.enabled else f"; it is paused: `prefect automation resume {wanted.name}`"
     if compared.is_as_wanted:
         return Step(name, "exists", detail + paused)
     await client.update_automation(found.id, wanted.model_copy(update={"enabled": found.enabled}))
+    await keep_one(client, wanted.name)
     return Step(name, "changed", detail + paused)
 
 

@@ -16,8 +16,10 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.exceptions import ObjectNotFound
 from prefect.workers.process import ProcessWorker
 
+from prefect_veogen import Settings
 from prefect_veogen.blocks import VeogenCredentials
 from prefect_veogen.sandbox import Sandbox
+from prefect_veogen.tasks.provision import provision
 from tests.support.commands import Run, process
 from tests.support.servers import Reply, serving
 
@@ -153,6 +155,24 @@ def test_setup_has_the_runs_of_its_pool_send_heartbeats_as_often_as_they_are_exp
 
 
 @pytest.mark.server
+def test_of_automations_that_two_setups_made_at_once_one_is_left(
+    empty_server: SyncPrefectClient, sandbox: Sandbox, run: Run
+) -> None:
+    async def provide_twice() -> None:
+        settings = Settings()
+        await asyncio.gather(provision(settings), provision(settings), return_exceptions=True)
+
+    asyncio.run(provide_twice())
+    steps(run)
+    found = [empty_server.read_automations_by_name(name) for name in AUTOMATIONS]
+    assert [len(same) for same in found] == [1, 1, 1]
+    wanted = found[0][0].model_dump(mode="json", exclude={"id"})
+    empty_server._client.post("/automations/", json=wanted).raise_for_status()
+    assert done(run)[AUTOMATIONS[0]] == "changed"
+    assert len(empty_server.read_automations_by_name(AUTOMATIONS[0])) == 1
+    assert done(run)[AUTOMATIONS[0]] == "exists"
+
+
 def test_setup_repairs_an_automation_and_leaves_it_paused_if_it_was(
     empty_server: SyncPrefectClient, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
