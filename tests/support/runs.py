@@ -33,6 +33,15 @@ async def task_runs(run_id: UUID, at_least: int = 1) -> list[TaskRun]:
             await asyncio.sleep(0.1)
 
 
+async def until_recorded(task_run_id: UUID) -> None:
+    """Wait until the server has recorded how a task run ended."""
+    deadline = time.monotonic() + TIMEOUT_SECONDS
+    async with get_client() as client:
+        while (state := (await client.read_task_run(task_run_id)).state) is None or not state.is_final():
+            assert time.monotonic() < deadline, state
+            await asyncio.sleep(0.1)
+
+
 def start_of(run: TaskRun) -> datetime:
     assert run.start_time is not None
     return run.start_time
