@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import ConfigurationError, PersonNeeded
+from prefect_veogen.process.concurrency import ConcurrencyLimit, run_uninterrupted
 from prefect_veogen.store import FOLDERS, commit_at_end
 
 if TYPE_CHECKING:
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from prefect_veogen.store import Store
 
 _MAX_CHARACTERS = 512
+# Each copy holds a thread for reading, which waits for another one that writes: the smallest pool, of a machine with a
+# single core, has five.
+_limit = ConcurrencyLimit(4)
 
 
 def check_publication_key(key: str, such_as: str) -> None:
@@ -90,14 +94,15 @@ async def _is_later(store: Store, key: str, scheduled: datetime) -> bool:
 async def _copy(store: Store, source: str, key: str, asset: Asset) -> None:
     """Stream an object to another key of the store; it appears there whole, and only with the right bytes."""
     loop, digest = asyncio.get_running_loop(), hashlib.sha256()
-    async with commit_at_end(store.writer(key, asset.content_type)) as writer:
+    async with _limit(), commit_at_end(store.writer(key, asset.content_type)) as writer:
 
         def pass_on(piece: bytes) -> None:
             digest.update(piece)
             # In the reading thread: it goes on reading when the piece is written.
             asyncio.run_coroutine_threadsafe(writer.write(piece), loop).result()
 
-        was_there = await store.read_through(source, pass_on) is not None
+        # Not interrupted: its thread would go on, and write into what is removed already.
+        was_there = await run_uninterrupted(store.read_through(source, pass_on)) is not None
         if not was_there or digest.hexdigest() != asset.sha256:
             raise not_as_stored(asset, was_there=was_there)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import tracemalloc
@@ -12,6 +13,7 @@ import pytest
 from prefect_veogen.download.publication import check_publication_key, publish
 from prefect_veogen.errors import ConfigurationError, PersonNeeded
 from prefect_veogen.models import Asset
+from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.store import FOLDERS, Store, open_store
 
 MIB = 1024 * 1024
@@ -29,6 +31,10 @@ async def there(store: Store) -> bytes:
     document = await store.read(KEY)
     assert document is not None
     return document.body
+
+
+async def publish_all(store: Store, asset: Asset, keys: list[str]) -> None:
+    await asyncio.gather(*(publish(store, asset, key) for key in keys))
 
 
 async def test_a_copy_replaces_what_was_there_and_says_where_it_comes_from(store_url: str) -> None:
@@ -57,6 +63,15 @@ async def test_a_large_asset_is_copied_in_little_memory(store_url: str) -> None:
     assert await store.sha256(KEY) == asset.sha256
     if directory:  # the bucket's server is in this process, too
         assert peak < 8 * MIB
+
+
+async def test_many_copies_at_once_leave_threads_for_what_they_wait_for(store_url: str) -> None:
+    store = open_store(store_url)
+    asset = await stored(store, b"x" * 3000)
+    keys = [f"daily/{number}.mp4" for number in range(70)]
+    async with asyncio.timeout(60):
+        await on_io(publish_all(store, asset, keys))
+        assert await asyncio.gather(*(store.sha256(key) for key in keys)) == [asset.sha256] * len(keys)
 
 
 @pytest.mark.parametrize("body", [b"other", None])
