@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import json
 import tracemalloc
-from datetime import UTC, datetime
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
 
 import pytest
 
@@ -14,10 +17,11 @@ from prefect_veogen.download.publication import check_publication_key, publish
 from prefect_veogen.errors import ConfigurationError, PersonNeeded
 from prefect_veogen.models import Asset
 from prefect_veogen.process.io_loop import on_io
-from prefect_veogen.store import FOLDERS, Store, open_store
+from prefect_veogen.store import FOLDERS, Store, Writer, open_store
 
 MIB = 1024 * 1024
 KEY = "daily/latest.mp4"
+FIRST, SECOND = datetime(2026, 11, 1, 6, tzinfo=UTC), datetime(2026, 11, 2, 6, tzinfo=UTC)
 
 
 async def stored(store: Store, body: bytes, name: str = "clip") -> Asset:
@@ -35,6 +39,46 @@ async def there(store: Store) -> bytes:
 
 async def publish_all(store: Store, asset: Asset, keys: list[str]) -> None:
     await asyncio.gather(*(publish(store, asset, key) for key in keys))
+
+
+async def announced(store: Store) -> dict[str, Any]:
+    note = await store.read(f"{KEY}.json")
+    assert note is not None
+    found: dict[str, Any] = json.loads(note.body)
+    return found
+
+
+class Slow:
+    """A view of a store, as another process has it, that stops once: at what it reads, or at (or after) a commit."""
+
+    is_killed = False
+
+    def __init__(self, store: Store, at: Literal["read_through", "commit"], *, after: bool = False) -> None:
+        self.reached, self.go_on, self.after = asyncio.Event(), asyncio.Event(), after
+        self.store = copy.copy(store)
+        if at == "read_through":
+            self.store.read_through = self.wait_before(store.read_through)  # type: ignore[method-assign]
+        else:
+            self.store.writer = self.writer_of(store)  # type: ignore[method-assign]
+
+    def writer_of(self, store: Store) -> Callable[[str, str], Writer]:
+        def writer(key: str, content_type: str) -> Writer:
+            found = store.writer(key, content_type)
+            found.commit = self.wait_before(found.commit)  # type: ignore[method-assign]
+            return found
+
+        return writer
+
+    def wait_before(self, call: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+        async def wait(*arguments: Any) -> Any:
+            result = await call(*arguments) if self.after else None
+            self.reached.set()
+            await self.go_on.wait()
+            if self.is_killed:
+                raise RuntimeError("killed")
+            return result if self.after else await call(*arguments)
+
+        return wait
 
 
 async def test_a_copy_replaces_what_was_there_and_says_where_it_comes_from(store_url: str) -> None:
@@ -94,6 +138,78 @@ async def test_an_earlier_slot_leaves_what_is_there_and_the_same_slot_replaces_i
         asset = await stored(store, body)
         assert await publish(store, asset, KEY, datetime(2026, 11, day, tzinfo=UTC)) is is_there
         assert await there(store) == (body if is_there else b"second")
+
+
+async def test_the_take_that_is_there_replaces_itself_at_any_hour_and_no_other_one(store_url: str) -> None:
+    """A day that is made again has midnight for its slot, and its run of the schedule had another hour."""
+    store = open_store(store_url)
+    for hour, take, body, is_there in (
+        (10, "2026-11-02", b"wrong", True),
+        (0, "2026-11-02", b"right", True),
+        (-1, "2026-11-01", b"yesterday", False),
+        (24, "2026-11-03", b"tomorrow", True),
+        (23, "2026-11-02", b"late", False),
+    ):
+        slot = datetime(2026, 11, 2, tzinfo=UTC) + timedelta(hours=hour)
+        assert await publish(store, await stored(store, body), KEY, slot, take) is is_there
+        assert (await there(store) == body) is is_there
+    assert (await announced(store))["take"] == "2026-11-03"
+
+
+async def test_what_an_older_version_published_without_its_take_is_compared_by_its_time(store_url: str) -> None:
+    store = open_store(store_url)
+    await publish(store, await stored(store, b"first"), KEY, SECOND)
+    assert "take" not in await announced(store)
+    assert not await publish(store, await stored(store, b"earlier"), KEY, FIRST, "2026-11-01")
+    assert await publish(store, await stored(store, b"same"), KEY, SECOND, "2026-11-02")
+
+
+async def test_a_slot_that_is_overtaken_while_it_is_copied_leaves_the_later_one(store_url: str) -> None:
+    store = open_store(store_url)
+    old, new = await stored(store, b"old", "old"), await stored(store, b"new", "new")
+    slow = Slow(store, at="read_through")
+    late = asyncio.create_task(publish(slow.store, old, KEY, FIRST))
+    await slow.reached.wait()
+    assert await publish(store, new, KEY, SECOND)
+    slow.go_on.set()
+    assert not await late
+    assert (await there(store), (await announced(store))["asset"]["sha256"]) == (b"new", new.sha256)
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+async def test_a_copy_that_comes_in_last_gives_way_to_the_one_that_was_announced_last(
+    scheduled: bool, store_url: str
+) -> None:
+    store = open_store(store_url)
+    old, new = await stored(store, b"old", "old"), await stored(store, b"new", "new")
+    slow = Slow(store, at="commit")
+    late = asyncio.create_task(publish(slow.store, old, KEY, FIRST if scheduled else None))
+    await slow.reached.wait()
+    assert await publish(store, new, KEY, SECOND if scheduled else None)
+    slow.go_on.set()
+    assert not await late
+    assert (await there(store), (await announced(store))["asset"]["sha256"]) == (b"new", new.sha256)
+
+
+@pytest.mark.parametrize("after", [True, False])
+async def test_a_slot_between_leaves_the_one_whose_process_was_killed_as_its_copy_came_in(
+    after: bool, store_url: str
+) -> None:
+    store = open_store(store_url)
+    await publish(store, await stored(store, b"first", "first"), KEY, FIRST - timedelta(days=1))
+    new = await stored(store, b"new", "new")
+    slow = Slow(store, at="commit", after=after)
+    killed = asyncio.create_task(publish(slow.store, new, KEY, SECOND))
+    await slow.reached.wait()
+    slow.is_killed = True
+    slow.go_on.set()
+    with pytest.raises(RuntimeError, match="killed"):
+        await killed
+    assert not await publish(store, await stored(store, b"between", "between"), KEY, FIRST)
+    assert await there(store) == (b"new" if after else b"first")
+    assert (await announced(store))["asset"]["sha256"] == new.sha256
+    assert await publish(store, new, KEY, SECOND), "its retry"
+    assert await there(store) == b"new"
 
 
 async def test_somebody_elses_file_is_replaced(store_url: str) -> None:
