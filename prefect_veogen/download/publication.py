@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
     from prefect_veogen.store import Document, Store
 
-_MAX_CHARACTERS = 512
+# What file systems (255 bytes) and buckets (1,024, with the store's prefix) have room for, less the sidecar's ".json".
+_MAX_PART_BYTES = 250
+_MAX_BYTES = 1000
 # Each copy holds a thread for reading, which waits for another one that writes: the smallest pool, of a machine with a
 # single core, has five.
 _limit = ConcurrencyLimit(4)
@@ -46,10 +48,12 @@ def publication_key_problem(key: str) -> str | None:
     parts = key.split("/")
     if f"{parts[0].casefold()}/" in FOLDERS:  # one folder where the file system thinks so
         return f"{parts[0]}/ belongs to the store itself"
-    if len(key) > _MAX_CHARACTERS:
-        return f"it has more than {_MAX_CHARACTERS} characters"
     if not key.isprintable() or "\\" in key or any(not part.strip() or part.startswith(".") for part in parts):
         return "each part has to be a printable name that begins with no dot"
+    if any(len(part.encode()) > _MAX_PART_BYTES for part in parts):
+        return f"a part of it has more than {_MAX_PART_BYTES} bytes"
+    if len(key.encode()) > _MAX_BYTES:
+        return f"it has more than {_MAX_BYTES:,} bytes"
     return "it holds braces, which nothing fills in here" if {"{", "}"} & {*key} else None
 
 

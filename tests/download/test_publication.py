@@ -242,7 +242,9 @@ async def test_an_asset_of_another_store_is_refused(store_url: str) -> None:
             "x\ny",
             "x\\y",
             " /x",
-            "x" * 513,
+            "x" * 251,
+            "x/" + "ä" * 126 + "/x",
+            "/".join(["x" * 200] * 5),
             "{scheduled:%F}.mp4",
             "x.{ext}",
         ),
@@ -255,7 +257,7 @@ def test_names_that_are_the_stores_own_or_no_names_are_refused(key: str) -> None
     assert caught.value.next_step.startswith(step)
 
 
-@pytest.mark.parametrize("key", ["x.mp4", "daily/2026-11-24.mp4", "site/häuser/a b.png", "assets-of-mine/x.png"])
+@pytest.mark.parametrize("key", ["x.mp4", "daily/2026-11-24.mp4", "site/häuser/a b.png", "assets-of-mine/x.png", "x" * 250, "ä" * 125])
 def test_other_names_are_taken(key: str) -> None:
     check_publication_key(key, "site/x.mp4")
 
@@ -268,6 +270,13 @@ async def test_the_name_that_a_refusal_shows_is_taken(key: str, store_url: str) 
         await publish(store, asset, key)
     shown = caught.value.next_step.split("such as ")[1].split(", in none of")[0]
     assert await publish(store, asset, shown)
+
+
+@pytest.mark.parametrize("key", ["ä" * 123 + ".mp4", "/".join(["x" * 249] * 4)])
+async def test_the_longest_name_that_is_taken_can_be_published_with_its_sidecar(key: str, store_url: str) -> None:
+    store = open_store(store_url)
+    assert await publish(store, await stored(store, b"x"), key)
+    assert await store.read(f"{key}.json") is not None
 
 
 async def test_the_ending_that_a_refusal_shows_is_the_assets_own(store_url: str) -> None:
