@@ -90,7 +90,7 @@ async def read_slots(
     for scheduled in _days(take, start, end) or [scheduled_start() or datetime.now(UTC)]:
         filled = take_of_slot(take, scheduled)
         rows = await read_manifest(manifest, take, scheduled=scheduled, **where, **options)
-        slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest))
+        slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest, filled))
         await keep_results(rows, only, name=slots[-1].name, **where)
     for option, template in templates:
         check_names(option, template, slots)
@@ -155,7 +155,7 @@ async def make_slot(
         if item.status is ItemStatus.OK and (asset := item.asset) is not None:
             for key, scheduled in slot.keys_of(item.id, item.take, PurePosixPath(asset.uri).suffix).items():
                 try:
-                    await publish_asset(asset, key, scheduled=scheduled, **where)
+                    await publish_asset(asset, key, scheduled=scheduled, take=slot.take, **where)
                 except VeogenError as failure:
                     failures.append(failure)
     await publish_campaign(report, run_again=run_again, **where)
@@ -186,13 +186,14 @@ async def publish_asset(
     key: str,
     *,
     scheduled: datetime | None = None,
+    take: int | str | None = None,
     credentials: VeogenCredentials | str | None = None,
     store: StoreParameter | None = None,
 ) -> str:
     """Return where a copy of an asset lies: at `key` in the store, replaced whole, with a sidecar `<key>.json`. Free.
 
     The bytes are verified while they are copied, in constant memory. With `scheduled`, what is there of a later slot
-    stays. Safe to repeat.
+    stays, unless it was published for the same `take`. Safe to repeat.
 
     Raises:
         ConfigurationError: the key belongs to the store itself, is not valid (it is taken as it is, so braces are not)
@@ -200,7 +201,8 @@ async def publish_asset(
         PersonNeeded: the asset is gone, or changed.
     """
     session = await open_task_session(credentials, store)
-    is_there = await on_io(publish(session.store, asset, key, scheduled))
+    is_there = await on_io(publish(session.store, asset, key, scheduled, take))
     uri = session.store.uri(key)
-    session.log.info("%s %s", "Published" if is_there else "Kept what is there of a later slot:", uri)
+    kept = "Kept what is there, of a later slot or published meanwhile:"
+    session.log.info("%s %s", "Published" if is_there else kept, uri)
     return uri

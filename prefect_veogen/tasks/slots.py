@@ -31,6 +31,7 @@ class Slot:
     rows: Rows
     publish_as: str | None = None
     latest: str | None = None
+    take: int | str | None = None
 
     def keys_of(self, identity: str, take: str, ending: str = ".ext") -> dict[str, datetime | None]:
         """Return where the asset of a row is published; with a time, only if there is nothing of a later slot."""
