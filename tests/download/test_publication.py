@@ -55,17 +55,19 @@ class Slow:
 
     def __init__(self, store: Store, at: Literal["read_through", "commit"], *, after: bool = False) -> None:
         self.reached, self.go_on, self.after = asyncio.Event(), asyncio.Event(), after
-        self.store = copy.copy(store)
+        view: Any = copy.copy(store)
         if at == "read_through":
-            self.store.read_through = self.wait_before(store.read_through)  # type: ignore[method-assign]
+            view.read_through = self.wait_before(store.read_through)
         else:
-            self.store.writer = self.writer_of(store)  # type: ignore[method-assign]
+            view.writer = self.writer_of(store)
+        self.store: Store = view
 
     def writer_of(self, store: Store) -> Callable[[str, str], Writer]:
         def writer(key: str, content_type: str) -> Writer:
-            found = store.writer(key, content_type)
-            found.commit = self.wait_before(found.commit)  # type: ignore[method-assign]
-            return found
+            found: Any = store.writer(key, content_type)
+            found.commit = self.wait_before(found.commit)
+            view: Writer = found
+            return view
 
         return writer
 
@@ -257,7 +259,9 @@ def test_names_that_are_the_stores_own_or_no_names_are_refused(key: str) -> None
     assert caught.value.next_step.startswith(step)
 
 
-@pytest.mark.parametrize("key", ["x.mp4", "daily/2026-11-24.mp4", "site/häuser/a b.png", "assets-of-mine/x.png", "x" * 250, "ä" * 125])
+@pytest.mark.parametrize(
+    "key", ["x.mp4", "daily/2026-11-24.mp4", "site/häuser/a b.png", "assets-of-mine/x.png", "x" * 250, "ä" * 125]
+)
 def test_other_names_are_taken(key: str) -> None:
     check_publication_key(key, "site/x.mp4")
 
