@@ -92,8 +92,8 @@ async def read_slots(
         rows = await read_manifest(manifest, take, scheduled=scheduled, **where, **options)
         slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest, filled))
         await keep_results(rows, only, name=slots[-1].name, **where)
+    check_names(templates, slots)
     for option, template in templates:
-        check_names(option, template, slots)
         if kind_of_ending(template) is not None:
             check_kinds(option, template, slots, await _kinds_in(slots[0].rows, credentials, store))
     return slots
