@@ -148,6 +148,35 @@ async def make_slot(
     published before as it is. What can't be published, such as an asset that is gone, is raised when all others are,
     and the table of results is written.
     """
+    report, failures = await _make_slot(slot, run_again=run_again, credentials=credentials, store=store, **options)
+    if failures:
+        raise failures[0]
+    return report
+
+
+async def make_slots(slots: Sequence[Slot], **options: Any) -> list[CampaignReport]:
+    """Return how the rows of each slot ended, after making one slot after the other. COSTS MONEY; safe to repeat.
+
+    `options` are those of `make_slot`. A scheduled run in which an outage kept rows from being made ends by
+    `run_again_for_rows`. What can't be published is raised when all slots are made.
+    """
+    made = [await _make_slot(slot, run_again=True, **options) for slot in slots]
+    await run_again_for_rows(*(report for report, _ in made))
+    failures = [failure for _, of_slot in made for failure in of_slot]
+    if failures:
+        raise failures[0]
+    return [report for report, _ in made]
+
+
+async def _make_slot(
+    slot: Slot,
+    *,
+    run_again: bool,
+    credentials: VeogenCredentials | str | None = None,
+    store: StoreParameter | None = None,
+    **options: Any,
+) -> tuple[CampaignReport, list[VeogenError]]:
+    """Return how the rows of a slot ended, and why some could not be published."""
     where: dict[str, Any] = {"credentials": credentials, "store": store}
     report = await make_campaign(slot.rows, name=slot.name, **options, **where)
     failures: list[VeogenError] = []
@@ -159,20 +188,7 @@ async def make_slot(
                 except VeogenError as failure:
                     failures.append(failure)
     await publish_campaign(report, run_again=run_again, **where)
-    if failures:
-        raise failures[0]
-    return report
-
-
-async def make_slots(slots: Sequence[Slot], **options: Any) -> list[CampaignReport]:
-    """Return how the rows of each slot ended, after making one slot after the other. COSTS MONEY; safe to repeat.
-
-    `options` are those of `make_slot`. A scheduled run in which an outage kept rows from being made ends by
-    `run_again_for_rows`.
-    """
-    reports = [await make_slot(slot, run_again=True, **options) for slot in slots]
-    await run_again_for_rows(*reports)
-    return reports
+    return report, failures
 
 
 @task(
