@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import mimetypes
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
 from prefect_veogen.errors import ConfigurationError, PersonNeeded
-from prefect_veogen.store import FOLDERS, commit_at_end
+from prefect_veogen.models import Asset
+from prefect_veogen.process.concurrency import ConcurrencyLimit, run_uninterrupted
+from prefect_veogen.store import FOLDERS, AlreadyExists, VersionConflict, commit_at_end
 
 if TYPE_CHECKING:
-    from prefect_veogen.models import Asset
-    from prefect_veogen.store import Store
+    from collections.abc import Awaitable, Callable
 
-_MAX_CHARACTERS = 512
+    from prefect_veogen.store import Document, Store
+
+# What file systems (255 bytes) and buckets (1,024, with the store's prefix) have room for, less the sidecar's ".json".
+_MAX_PART_BYTES = 250
+_MAX_BYTES = 1000
+# Each copy holds a thread for reading, which waits for another one that writes: the smallest pool, of a machine with a
+# single core, has five.
+_limit = ConcurrencyLimit(4)
 
 
 def check_publication_key(key: str, such_as: str) -> None:
@@ -38,10 +48,12 @@ def publication_key_problem(key: str) -> str | None:
     parts = key.split("/")
     if f"{parts[0].casefold()}/" in FOLDERS:  # one folder where the file system thinks so
         return f"{parts[0]}/ belongs to the store itself"
-    if len(key) > _MAX_CHARACTERS:
-        return f"it has more than {_MAX_CHARACTERS} characters"
     if not key.isprintable() or "\\" in key or any(not part.strip() or part.startswith(".") for part in parts):
         return "each part has to be a printable name that begins with no dot"
+    if any(len(part.encode()) > _MAX_PART_BYTES for part in parts):
+        return f"a part of it has more than {_MAX_PART_BYTES} bytes"
+    if len(key.encode()) > _MAX_BYTES:
+        return f"it has more than {_MAX_BYTES:,} bytes"
     return "it holds braces, which nothing fills in here" if {"{", "}"} & {*key} else None
 
 
@@ -55,40 +67,107 @@ def _check_ending(asset: Asset, key: str) -> None:
         )
 
 
-async def publish(store: Store, asset: Asset, key: str, scheduled: datetime | None = None) -> bool:
+async def publish(
+    store: Store, asset: Asset, key: str, scheduled: datetime | None = None, take: int | str | None = None
+) -> bool:
     """Copy an asset to a key, whole and verified, with a sidecar; return whether it is there now. Free.
 
-    With `scheduled`, what was published there for a later slot stays: a late run must not bring yesterday back.
+    With `scheduled`, what was published there for a later slot stays: a late run must not bring yesterday back. What
+    was published for the same `take` is replaced at any hour: its slot is being made again.
     """
     check_publication_key(key, f"site/banner{PurePosixPath(asset.uri).suffix}")
     _check_ending(asset, key)
-    source = store.key(asset.uri)
-    if source is None:
+    if store.key(asset.uri) is None:
         raise ConfigurationError(
             f"{asset.uri} is not in the store {store.uri('')}", next_step="Publish it in the store in which it lies."
         )
-    if scheduled is not None and await _is_later(store, key, scheduled):
+    slot = _Slot(scheduled, None if take is None else str(take))
+    async with _limit():
+        # Not interrupted: a thread would go on, and what came in last would not be compared with what is announced.
+        return await run_uninterrupted(_replace(store, asset, key, slot))
+
+
+@dataclass(frozen=True, slots=True)
+class _Slot:
+    """What a copy is published for."""
+
+    scheduled: datetime | None
+    take: str | None
+
+    def leaves(self, sidecar: Document | None) -> bool:
+        """Tell whether what a sidecar announces stays, because it is of a later slot."""
+        if sidecar is None or self.scheduled is None:
+            return False
+        try:
+            note = json.loads(sidecar.body)
+            is_later = note["scheduled"] is not None and datetime.fromisoformat(note["scheduled"]) > self.scheduled
+            is_own = self.take is not None and note.get("take") == self.take  # older versions wrote none
+        except (ValueError, KeyError, TypeError):
+            return False  # somebody else's: it is replaced
+        return is_later and not is_own
+
+
+class _Overtaken(Exception):
+    """Something of a later slot was announced during the copy."""
+
+
+async def _replace(store: Store, asset: Asset, key: str, slot: _Slot) -> bool:
+    """Announce an asset in the sidecar, put it there, and give way to what was announced meanwhile.
+
+    The sidecar decides, by compare-and-swap, when the bytes are ready: it is true but for the moment of the commit, and
+    a process that is killed then has already kept earlier slots out. Copies may come in in another order than they
+    were announced, so each looks once more: whichever is last leaves what the sidecar says.
+    """
+    if slot.leaves(await store.read(_sidecar(key))):
         return False
-    await _copy(store, source, key, asset)
+    try:
+        await _copy(store, asset, key, lambda: _announce(store, asset, key, slot))
+    except _Overtaken:
+        return False
+    there = asset
+    while (named := _announced(store, await store.read(_sidecar(key)))) and named.sha256 != there.sha256:
+        await _copy(store, named, key)
+        there = named
+    return there.sha256 == asset.sha256
+
+
+async def _announce(store: Store, asset: Asset, key: str, slot: _Slot) -> None:
+    """Write the sidecar unless it is of a later slot by now.
+
+    Raises:
+        _Overtaken: it is.
+    """
     note = {
         "asset": asset.model_dump(mode="json", exclude={"source_url"}, exclude_none=True),
-        "scheduled": scheduled.astimezone(UTC).isoformat() if scheduled else None,
-    }
-    await store.put(_sidecar(key), json.dumps(note, indent=2).encode(), "application/json")
-    return True
+        "scheduled": slot.scheduled.astimezone(UTC).isoformat() if slot.scheduled else None,
+    } | ({} if slot.take is None else {"take": slot.take})
+    body = json.dumps(note, indent=2).encode()
+    while True:
+        sidecar = await store.read(_sidecar(key))
+        if slot.leaves(sidecar):
+            raise _Overtaken
+        with contextlib.suppress(AlreadyExists, VersionConflict):
+            if sidecar is None:
+                await store.create(_sidecar(key), body)
+            else:
+                await store.replace(_sidecar(key), body, sidecar.version)
+            return
 
 
-async def _is_later(store: Store, key: str, scheduled: datetime) -> bool:
-    document = await store.read(_sidecar(key))
+def _announced(store: Store, sidecar: Document | None) -> Asset | None:
+    """Return the asset which a sidecar names, `None` if it is somebody else's or gone."""
     try:
-        published = json.loads(document.body)["scheduled"] if document else None
-        return published is not None and datetime.fromisoformat(published) > scheduled
+        asset = Asset.model_validate(json.loads(sidecar.body)["asset"]) if sidecar else None
     except (ValueError, KeyError, TypeError):
-        return False  # somebody else's: it is replaced
+        return None
+    return asset if asset and store.key(asset.uri) else None
 
 
-async def _copy(store: Store, source: str, key: str, asset: Asset) -> None:
-    """Stream an object to another key of the store; it appears there whole, and only with the right bytes."""
+async def _copy(store: Store, asset: Asset, key: str, prepare: Callable[[], Awaitable[None]] | None = None) -> None:
+    """Stream an asset to another key of the store; it appears there whole, and only with the right bytes.
+
+    `prepare` is called when these are ready.
+    """
     loop, digest = asyncio.get_running_loop(), hashlib.sha256()
     async with commit_at_end(store.writer(key, asset.content_type)) as writer:
 
@@ -97,9 +176,11 @@ async def _copy(store: Store, source: str, key: str, asset: Asset) -> None:
             # In the reading thread: it goes on reading when the piece is written.
             asyncio.run_coroutine_threadsafe(writer.write(piece), loop).result()
 
-        was_there = await store.read_through(source, pass_on) is not None
+        was_there = await store.read_through(store.key(asset.uri) or "", pass_on) is not None
         if not was_there or digest.hexdigest() != asset.sha256:
             raise not_as_stored(asset, was_there=was_there)
+        if prepare is not None:
+            await prepare()
 
 
 def not_as_stored(asset: Asset, *, was_there: bool) -> PersonNeeded:

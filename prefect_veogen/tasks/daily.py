@@ -90,10 +90,10 @@ async def read_slots(
     for scheduled in _days(take, start, end) or [scheduled_start() or datetime.now(UTC)]:
         filled = take_of_slot(take, scheduled)
         rows = await read_manifest(manifest, take, scheduled=scheduled, **where, **options)
-        slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest))
+        slots.append(Slot(scheduled, f"{name}-{filled}", rows, publish_as, latest, filled))
         await keep_results(rows, only, name=slots[-1].name, **where)
+    check_names(templates, slots)
     for option, template in templates:
-        check_names(option, template, slots)
         if kind_of_ending(template) is not None:
             check_kinds(option, template, slots, await _kinds_in(slots[0].rows, credentials, store))
     return slots
@@ -148,17 +148,7 @@ async def make_slot(
     published before as it is. What can't be published, such as an asset that is gone, is raised when all others are,
     and the table of results is written.
     """
-    where: dict[str, Any] = {"credentials": credentials, "store": store}
-    report = await make_campaign(slot.rows, name=slot.name, **options, **where)
-    failures: list[VeogenError] = []
-    for item in report.items:
-        if item.status is ItemStatus.OK and (asset := item.asset) is not None:
-            for key, scheduled in slot.keys_of(item.id, item.take, PurePosixPath(asset.uri).suffix).items():
-                try:
-                    await publish_asset(asset, key, scheduled=scheduled, **where)
-                except VeogenError as failure:
-                    failures.append(failure)
-    await publish_campaign(report, run_again=run_again, **where)
+    report, failures = await _make_slot(slot, run_again=run_again, credentials=credentials, store=store, **options)
     if failures:
         raise failures[0]
     return report
@@ -168,11 +158,37 @@ async def make_slots(slots: Sequence[Slot], **options: Any) -> list[CampaignRepo
     """Return how the rows of each slot ended, after making one slot after the other. COSTS MONEY; safe to repeat.
 
     `options` are those of `make_slot`. A scheduled run in which an outage kept rows from being made ends by
-    `run_again_for_rows`.
+    `run_again_for_rows`. What can't be published is raised when all slots are made.
     """
-    reports = [await make_slot(slot, run_again=True, **options) for slot in slots]
-    await run_again_for_rows(*reports)
-    return reports
+    made = [await _make_slot(slot, run_again=True, **options) for slot in slots]
+    await run_again_for_rows(*(report for report, _ in made))
+    failures = [failure for _, of_slot in made for failure in of_slot]
+    if failures:
+        raise failures[0]
+    return [report for report, _ in made]
+
+
+async def _make_slot(
+    slot: Slot,
+    *,
+    run_again: bool,
+    credentials: VeogenCredentials | str | None = None,
+    store: StoreParameter | None = None,
+    **options: Any,
+) -> tuple[CampaignReport, list[VeogenError]]:
+    """Return how the rows of a slot ended, and why some could not be published."""
+    where: dict[str, Any] = {"credentials": credentials, "store": store}
+    report = await make_campaign(slot.rows, name=slot.name, **options, **where)
+    failures: list[VeogenError] = []
+    for item in report.items:
+        if item.status is ItemStatus.OK and (asset := item.asset) is not None:
+            for key, scheduled in slot.keys_of(item.id, item.take, PurePosixPath(asset.uri).suffix).items():
+                try:
+                    await publish_asset(asset, key, scheduled=scheduled, take=slot.take, **where)
+                except VeogenError as failure:
+                    failures.append(failure)
+    await publish_campaign(report, run_again=run_again, **where)
+    return report, failures
 
 
 @task(
@@ -186,13 +202,14 @@ async def publish_asset(
     key: str,
     *,
     scheduled: datetime | None = None,
+    take: int | str | None = None,
     credentials: VeogenCredentials | str | None = None,
     store: StoreParameter | None = None,
 ) -> str:
     """Return where a copy of an asset lies: at `key` in the store, replaced whole, with a sidecar `<key>.json`. Free.
 
     The bytes are verified while they are copied, in constant memory. With `scheduled`, what is there of a later slot
-    stays. Safe to repeat.
+    stays, unless it was published for the same `take`. Safe to repeat.
 
     Raises:
         ConfigurationError: the key belongs to the store itself, is not valid (it is taken as it is, so braces are not)
@@ -200,7 +217,8 @@ async def publish_asset(
         PersonNeeded: the asset is gone, or changed.
     """
     session = await open_task_session(credentials, store)
-    is_there = await on_io(publish(session.store, asset, key, scheduled))
+    is_there = await on_io(publish(session.store, asset, key, scheduled, take))
     uri = session.store.uri(key)
-    session.log.info("%s %s", "Published" if is_there else "Kept what is there of a later slot:", uri)
+    kept = "Kept what is there, of a later slot or published meanwhile:"
+    session.log.info("%s %s", "Published" if is_there else kept, uri)
     return uri

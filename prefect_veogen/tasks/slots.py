@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -18,6 +18,7 @@ from prefect_veogen.schedule import take_of_slot
 
 Option = Literal["publish_as", "latest"]
 
+_LONGEST_ENDING = ".webp"
 _A = {Kind.IMAGE: "a picture", Kind.VIDEO: "a clip"}
 _PLACEHOLDER = re.compile(r"\{(?:id|take|ext|scheduled:[^{}]+)\}")
 
@@ -31,6 +32,7 @@ class Slot:
     rows: Rows
     publish_as: str | None = None
     latest: str | None = None
+    take: int | str | None = None
 
     def keys_of(self, identity: str, take: str, ending: str = ".ext") -> dict[str, datetime | None]:
         """Return where the asset of a row is published; with a time, only if there is nothing of a later slot."""
@@ -91,27 +93,58 @@ def check_template(option: Option, template: str) -> None:
         )
 
 
-def check_names(option: Option, template: str, slots: Sequence[Slot]) -> None:
-    """Validate the names of all copies that a template makes.
+def check_names(templates: Sequence[tuple[Option, str]], slots: Sequence[Slot]) -> None:
+    """Validate the names of all copies that the templates make.
 
     Raises:
         ConfigurationError: one is not valid, or two are the same.
     """
-    published: dict[str, str] = {}
+    published: dict[str, _Copy] = {}
     for slot in slots:
-        seen = published if option == "publish_as" else {}  # the newest slot replaces what is there
-        for identity, take in (row.key for row in slot.rows):
-            name = published_name(template, slot.scheduled, identity, take)
-            if publication_key_problem(name) is not None:
-                _check_id(name, published_name(template, slot.scheduled, "id", take), identity)
-                check_publication_key(name, _example(option, _telling_apart(slots)))
-            owner = f"{identity} (take {take})"
-            for written in (name, f"{name}.json"):  # the copy, and its sidecar
-                if seen.setdefault(written, owner) != owner:
-                    raise ConfigurationError(
-                        f"{seen[written]} and {owner} would both be published as {written}",
-                        next_step=f"Nothing was bought. {_apart(option, template, slots)}",
-                    )
+        latest: dict[str, _Copy] = {}  # the newest slot replaces what is there
+        for option, template in templates:
+            for copy in _copies(option, template, slot, slots):
+                for written in (copy.name, f"{copy.name}.json"):  # the copy, and its sidecar
+                    seen = published if option == "publish_as" or written in published else latest
+                    other = seen.setdefault(written, copy)
+                    if (other.owner, other.name) != (copy.owner, copy.name):
+                        raise _same_name(other, copy, written, slots)
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    option: Option
+    template: str
+    name: str
+    owner: str
+
+
+def _copies(option: Option, template: str, slot: Slot, slots: Sequence[Slot]) -> Iterator[_Copy]:
+    """Yield the copies of a slot's rows whose names are valid.
+
+    Raises:
+        ConfigurationError: one's is not.
+    """
+    for identity, take in (row.key for row in slot.rows):
+        longest = published_name(template, slot.scheduled, identity, take, _LONGEST_ENDING)
+        if publication_key_problem(longest) is not None:
+            _check_id(longest, published_name(template, slot.scheduled, "id", take, _LONGEST_ENDING), identity)
+            check_publication_key(longest, _example(option, _telling_apart(slots)))
+        name = published_name(template, slot.scheduled, identity, take)
+        yield _Copy(option, template, name, f"{identity} (take {take})")
+
+
+def _same_name(one: _Copy, other: _Copy, written: str, slots: Sequence[Slot]) -> ConfigurationError:
+    if one.option == other.option:
+        return ConfigurationError(
+            f"{one.owner} and {other.owner} would both be published as {written}",
+            next_step=f"Nothing was bought. {_apart(other.option, other.template, slots)}",
+        )
+    return ConfigurationError(
+        f"{one.owner} by {one.option} and {other.owner} by {other.option} would both be published as {written}",
+        next_step="Nothing was bought. Let each option have a folder of its own, as in "
+        f"{other.option}={f'{other.option}/{other.template}'!r}.",
+    )
 
 
 def kind_of_ending(template: str) -> Kind | None:

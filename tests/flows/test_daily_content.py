@@ -19,7 +19,7 @@ from prefect.states import Scheduled
 
 from flows.daily_content import daily_content
 from prefect_veogen import CampaignReport
-from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidManifest
+from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidManifest, StoreUnavailable
 from prefect_veogen.sandbox import Sandbox
 
 pytestmark = [pytest.mark.server, pytest.mark.usefixtures("prefect_server")]
@@ -159,6 +159,29 @@ async def test_each_slot_is_published_and_latest_is_the_newest_slot(sandbox: San
     assert json.loads((store / "out/latest.png.json").read_text()) == latest, "a late day doesn't bring yesterday back"
     await daily_content([LIGHT], **places)
     assert json.loads((store / "out/latest.png.json").read_text())["scheduled"][:10] == today()
+
+
+async def test_the_day_that_is_made_again_with_a_corrected_row_replaces_its_own_latest(
+    sandbox: Sandbox, tmp_path: Path
+) -> None:
+    places: dict[str, Any] = {"publish_as": "out/{scheduled:%F}.png", "latest": "out/latest.png"}
+    await daily_content([LIGHT], **places)
+    day = date.fromisoformat(today())
+    corrected = LIGHT | {"prompt": "a lighthouse at dawn"}
+    (report,) = await daily_content([corrected], **places, start=day, end=day)
+    assert len(sandbox.bill) == 2
+    for name in (today(), "latest"):
+        published = (tmp_path / "store" / f"out/{name}.png").read_bytes()
+        assert hashlib.sha256(published).hexdigest() == report.items[0].assets[0].sha256
+    assert json.loads((tmp_path / "store" / "out/latest.png.json").read_text())["take"] == today()
+
+
+async def test_a_day_whose_copy_cannot_be_published_ends_no_backfill(sandbox: Sandbox, tmp_path: Path) -> None:
+    (tmp_path / "store/out/2026-11-01.png").mkdir(parents=True)
+    with pytest.raises(StoreUnavailable):
+        await daily_content([LIGHT], publish_as="out/{scheduled:%F}.png", **DAYS)
+    assert [(tmp_path / f"store/out/2026-11-0{day}.png").is_file() for day in (1, 2, 3)] == [False, True, True]
+    assert len(sandbox.bill) == 3
 
 
 async def test_an_asset_is_published_with_its_own_ending_and_never_as_another_kind_of_media(

@@ -33,7 +33,7 @@ def slots_of(keys: list[tuple[str, str]], days: int = 1) -> list[Slot]:
 def refusal(option: Option, template: str, slots: list[Slot]) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
         check_template(option, template)
-        check_names(option, template, slots)
+        check_names([(option, template)], slots)
     assert caught.value.next_step.startswith("Nothing was bought. ")
     return caught.value
 
@@ -62,10 +62,41 @@ def test_two_copies_of_one_name_are_told_what_differs_between_them(
     error = refusal(option, template, slots)
     assert "would both be published as" in error.message
     assert error.next_step.startswith(f"Nothing was bought. {put}")
-    check_names(option, error.next_step.split("as in ")[1].removesuffix("."), slots)
+    check_names([(option, error.next_step.split("as in ")[1].removesuffix("."))], slots)
     if put.startswith("Put"):
         named = re.findall(r"\{[^{}]+\}", put)
-        check_names(option, "/".join([*named, template]), slots)
+        check_names([(option, "/".join([*named, template]))], slots)
+
+
+@pytest.mark.parametrize(
+    ("publish_as", "latest", "ids"),
+    [
+        ("site/{id}{ext}", "site/latest-{id}{ext}", ["a", "latest-a"]),
+        ("site/{id}{ext}", "site/latest-{id}{ext}", ["latest-a", "a"]),
+        ("site/{id}", "site/{id}.json", ["a"]),
+        ("site/{id}.json", "site/{id}", ["a"]),
+    ],
+)
+def test_a_copy_of_the_slot_and_the_latest_one_never_share_a_name(publish_as: str, latest: str, ids: list[str]) -> None:
+    slots = slots_of([(identity, "{day}") for identity in ids])
+    with pytest.raises(
+        ConfigurationError, match=r"by publish_as\b.* by latest\b|by latest\b.* by publish_as\b"
+    ) as caught:
+        check_names([("publish_as", publish_as), ("latest", latest)], slots)
+    assert caught.value.next_step.startswith("Nothing was bought. ")
+    other = caught.value.next_step.split("latest=")[1].strip("'.")
+    check_names([("publish_as", publish_as), ("latest", other)], slots)
+
+
+def test_the_same_copy_may_be_both_the_slots_and_the_latest_one() -> None:
+    check_names([("publish_as", "site/{id}{ext}"), ("latest", "site/{id}{ext}")], slots_of(TWO))
+    check_names([("publish_as", "{scheduled:%F}-{id}"), ("latest", "latest-{id}")], slots_of(TWO, 3))
+
+
+@pytest.mark.parametrize("template", ["x/" + "y" * 246 + "{ext}", "x/{id}{ext}"])
+def test_a_name_that_only_its_ending_makes_too_long_is_refused(template: str) -> None:
+    error = refusal("publish_as", template, slots_of([("z" * 246, "1")]))
+    assert "more than 250 bytes" in error.message
 
 
 @pytest.mark.parametrize("template", ["assets/day.png", "../day.png", "/day.png", "a//b", ""])
@@ -77,7 +108,7 @@ def test_the_example_of_a_name_that_is_none_is_one_for_these_rows(
     slots = slots_of(keys)
     shown = refusal(option, template, slots).next_step.split("such as ")[1].split(", in none of")[0]
     check_template(option, shown)
-    check_names(option, shown, slots)
+    check_names([(option, shown)], slots)
     assert published_name(shown, DAY, *slots[0].rows[0].key, ".mp4").endswith(".mp4")
 
 
@@ -86,7 +117,7 @@ def test_an_id_that_no_name_can_hold_is_told_to_be_the_reason(identity: str) -> 
     error = refusal("publish_as", "x/{id}{ext}", slots_of([(identity, "1")]))
     assert error.message.startswith(f"The row {identity!r} can't be published as ")
     assert "Change the row's id" in error.next_step
-    check_names("publish_as", "x/day{ext}", slots_of([(identity, "1")]))
+    check_names([("publish_as", "x/day{ext}")], slots_of([(identity, "1")]))
 
 
 def test_an_id_that_looks_like_a_placeholder_stays_what_it_is() -> None:
