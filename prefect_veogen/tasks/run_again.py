@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-import httpx
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun, State
 from prefect.context import FlowRunContext
@@ -87,7 +86,7 @@ async def find_rows_to_wait_for(*reports: CampaignReport) -> list[CampaignItem]:
     waiting = [item for report in reports for item in report.items if _heals_with_time(item)]
     try:
         return waiting if waiting and await _count_postponed(run, _TROUBLE) < _MAX_TIMES else []
-    except httpx.HTTPError:  # a moment's silence of the Prefect server; `run_again_later` counts once more
+    except Exception:  # noqa: BLE001 - Prefect's client raises whatever its libraries do; `run_again_later` counts again
         return waiting
 
 
