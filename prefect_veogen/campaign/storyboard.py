@@ -16,7 +16,7 @@ from prefect_veogen.campaign.run import check_rows, fields_of, find_stored_asset
 from prefect_veogen.download.clips import check_pyav
 from prefect_veogen.download.film import find_last_frame
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
-from prefect_veogen.models import Asset, Kind, named_by_the_package
+from prefect_veogen.models import Asset, Kind, named_by_the_package, place_of
 from prefect_veogen.models.generation import Value
 from prefect_veogen.store import LocalStore
 
@@ -64,8 +64,17 @@ def as_shots(records: Iterable[Record], defaults: Mapping[str, Any], references:
         fields = {**known, **record.fields}
         own = fields.get("image_urls", [])
         if references and isinstance(own, list | tuple):
-            fields["image_urls"] = [*(one for one in references if one not in own), *own]
+            fields["image_urls"] = _with_references(own, references)
         yield replace(record, fields=fields)
+
+
+def _with_references(own: Sequence[Any], references: Sequence[Any]) -> list[Any]:
+    """Return a shot's images with the references that it has not; as a reference is given, its link is signed anew."""
+    # A table of results has them already, but as it writes an Asset, a path or a signed link.
+    there = {place_of(one) for one in own}
+    given = {place_of(one): one for one in references}
+    added = (one for one in references if place_of(one) not in there)
+    return [*added, *(given.get(place_of(one), one) for one in own)]
 
 
 @dataclass(frozen=True, slots=True)
