@@ -63,7 +63,8 @@ async def approve_then_animate(
     said = Approval(decision="again")
     while said.decision == "again":
         shown = pictures.next_round(said.new_prompt)
-        await check_requests(*shown, later=clips_of(motion, shown, map(placeholder_of, shown)), **money)
+        clips = clips_of(motion, shown, map(placeholder_of, shown))
+        await check_requests(*shown, later=clips, animates=True, **money)
         images = await generate_all(*shown, **money)
         clips = clips_of(motion, shown, images)
         options: dict[str, Any] = {"timeout_seconds": approval_timeout_seconds, **money}

@@ -57,7 +57,8 @@ async def image_then_animate(
     shared: dict[str, Any] = {"aspect_ratio": aspect_ratio, "take": take_of_slot(take)}
     picture = GenerationRequest(model=image_model, prompt=image_prompt, **shared)
     motion: dict[str, Any] = {"model": video_model, "prompt": motion_prompt, "resolution": resolution, **shared}
-    await check_requests(picture, GenerationRequest(image_urls=[placeholder_of(picture)], **motion), **money)
+    clip = GenerationRequest(image_urls=[placeholder_of(picture)], **motion)
+    await check_requests(picture, clip, animates=True, **money)
     image = await generate(picture, **money)
     video = await generate(GenerationRequest(image_urls=[image], **motion), **money)
     return Animated(image=image, video=video)

@@ -9,6 +9,7 @@ from typing import Final
 from prefect_veogen.models import Asset, GenerationRequest, nearest
 
 ROW: Final = "row:"
+_MAX_HINTS = 3
 
 
 def placeholder_image(of: str = "") -> Asset:
@@ -43,12 +44,14 @@ def with_pictures(request: GenerationRequest, pictures: Mapping[str, Asset]) -> 
 
 def reference_problems(uses: Mapping[str, tuple[str, ...]], known: Collection[str]) -> Iterator[tuple[str, str]]:
     """Give each row that refers to an unknown one or to itself, if only in a circle, with the problem."""
+    hints: dict[str, str] = {}  # each compares all ids: thousands of rows may share one typo, or have one each
     for identity, used in uses.items():
         for other in used:
             if other not in known:
-                near = nearest(other, known)
-                hint = f"; nearest: {near}" if near else ""
-                yield identity, f"{ROW}{other}: there is no row {other!r}{hint}"
+                if other not in hints and len(hints) < _MAX_HINTS:
+                    near = nearest(other, known)
+                    hints[other] = f"; nearest: {near}" if near else ""
+                yield identity, f"{ROW}{other}: there is no row {other!r}{hints.get(other, '')}"
     try:
         TopologicalSorter(uses).prepare()
     except CycleError as error:

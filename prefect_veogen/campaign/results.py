@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -126,8 +127,9 @@ def campaign_key(name: str, file: str) -> str:
 
 async def write_results(store: Store, name: str, items: Sequence[CampaignItem]) -> None:
     """Write the table of results: the JSON Lines last and whole, so that they mark a campaign that has ended. Free."""
-    table = Table(items)
-    columnar = parquet_of(table)
+    # In a thread: tens of thousands of rows take seconds, in which this loop polls and buys for everybody else.
+    table = await asyncio.to_thread(Table, items)
+    columnar = await asyncio.to_thread(parquet_of, table)
     if columnar is not None:
         await store.put(campaign_key(name, "results.parquet"), columnar, "application/vnd.apache.parquet")
     async with commit_at_end(store.writer(campaign_key(name, RESULTS), "application/x-ndjson")) as writer:
@@ -139,7 +141,7 @@ async def write_results(store: Store, name: str, items: Sequence[CampaignItem]) 
 async def read_results(store: Store, key: str) -> Packed[CampaignItem] | None:
     """Return the items of a table in the store, `None` if there is none."""
     document = await store.read(key)
-    return None if document is None else _items_of(document.body, store.uri(key))
+    return None if document is None else await asyncio.to_thread(_items_of, document.body, store.uri(key))
 
 
 def read_results_now(uri: str) -> Packed[CampaignItem]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from prefect_veogen.campaign.columns import MOTION
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
+from prefect_veogen.campaign.kinds import Kinds
 from prefect_veogen.campaign.references import ROW, placeholder_image, with_pictures
 from prefect_veogen.campaign.rows import Rows
 from prefect_veogen.download.deliver import deliver, find_intact_asset
@@ -188,11 +189,12 @@ async def find_problems(session: Session, rows: Rows) -> list[str]:
     await drop_edited(session, rows)
     problems: list[str] = []
     unknown: dict[str, str] = {}  # each model is requested once, not once per row
-    videos = {name for name in sorted(rows.used) if await _find_kind(session, rows.by_id(name).request) is Kind.VIDEO}
+    kinds = Kinds(session)
+    videos = {name for name in sorted(rows.used) if await kinds.find_kind(rows.by_id(name).request.model) is Kind.VIDEO}
     for batch in _batches(rows):
         inputs = await map_bounded(batch, lambda row: _find_input_problems(session, row))
         for row, of_inputs in zip(batch, inputs, strict=True):
-            found = of_inputs + await _find_problems(session, row, unknown)
+            found = of_inputs + await _find_problems(session, row, unknown) + await kinds.find_problems(row)
             found += [f"image_urls: {ROW}{name} makes a video, not a picture" for name in row.uses if name in videos]
             problems += [f"{row.where}: {problem}" for problem in found]
     return problems

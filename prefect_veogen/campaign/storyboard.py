@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from prefect_veogen.campaign.columns import MOTION
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus
+from prefect_veogen.campaign.kinds import Kinds
 from prefect_veogen.campaign.manifest import find_problems_of_the_rest
 from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.report import CampaignReport
@@ -16,7 +17,7 @@ from prefect_veogen.campaign.run import check_rows, fields_of, find_stored_asset
 from prefect_veogen.download.clips import check_pyav
 from prefect_veogen.download.film import find_last_frame
 from prefect_veogen.errors import ConfigurationError, InvalidManifest
-from prefect_veogen.models import Asset, Kind, named_by_the_package
+from prefect_veogen.models import Asset, Kind, named_by_the_package, place_of
 from prefect_veogen.models.generation import Value
 from prefect_veogen.store import LocalStore
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 Chain = Literal["none", "last_frame"]
 """What a shot begins with: "none", a keyframe of its own; "last_frame", the last frame of the shot before it."""
 
-_PLURAL = {Kind.IMAGE: "pictures", Kind.VIDEO: "clips"}
 # What makes streams differ so that one can't be put behind the other.
 _ALIKE = ("model", "aspect_ratio", "resolution")
 
@@ -64,8 +64,17 @@ def as_shots(records: Iterable[Record], defaults: Mapping[str, Any], references:
         fields = {**known, **record.fields}
         own = fields.get("image_urls", [])
         if references and isinstance(own, list | tuple):
-            fields["image_urls"] = [*(one for one in references if one not in own), *own]
+            fields["image_urls"] = _with_references(own, references)
         yield replace(record, fields=fields)
+
+
+def _with_references(own: Sequence[Any], references: Sequence[Any]) -> list[Any]:
+    """Return a shot's images with the references that it has not; as a reference is given, its link is signed anew."""
+    # A table of results has them already, but as it writes an Asset, a path or a signed link.
+    there = {place_of(one) for one in own}
+    given = {place_of(one): one for one in references}
+    added = (one for one in references if place_of(one) not in there)
+    return [*added, *(given.get(place_of(one), one) for one in own)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +127,7 @@ async def check_shots(session: Session, shots: Shots, *, join: bool) -> Decimal:
             next_step="Nothing was bought. Use a bucket as VEOGEN_STORE (s3://bucket/prefix), or chain='none'.",
         )
     linked = await _link_what_is_known(session, shots)
-    if problems := [*_problems_of(shots, join=join), *await _check_kinds(session, shots)]:
+    if problems := [*_problems_of(shots, join=join), *await _check_chained_models(session, shots)]:
         raise InvalidManifest([*problems, *await find_problems_of_the_rest(session, linked)])
     return await check_rows(session, linked)
 
@@ -150,16 +159,12 @@ def _not_alike(row: Row, first: Row) -> Iterator[str]:
             yield f"{row.where}: {MOTION}{name}: {value!r} can't be joined with {wanted!r}, that of the first shot"
 
 
-async def _check_kinds(session: Session, shots: Shots) -> list[str]:
-    """Return which models don't make what a shot needs of them; those which are unknown are reported elsewhere."""
-    wanted = [(row, row.request.model, Kind.IMAGE, "model") for row in shots.keyframes]
-    wanted += [(row, row.motion["model"], Kind.VIDEO, f"{MOTION}model") for row in shots.rows if row.motion]
-    kinds = {name: await session.catalogue.find_kind(name) for name in {model for _, model, _, _ in wanted}}
-    return [
-        f"{row.where}: {field}: {model} makes {_PLURAL[made]}, where {_PLURAL[kind]} are needed"
-        for row, model, kind, field in wanted
-        if (made := kinds[model]) is not None and made is not kind
-    ]
+async def _check_chained_models(session: Session, shots: Shots) -> list[str]:
+    """Return which shots behind the first have a model that makes no clips: in a chain their rows are their clips."""
+    kinds, behind = Kinds(session), shots.rows[1:] if shots.chain == "last_frame" else ()
+    models = [(row, row.motion["model"]) for row in behind if row.motion is not None]
+    found = [(row, await kinds.find_problem(model, Kind.VIDEO)) for row, model in models]
+    return [f"{row.where}: {MOTION}model: {problem}" for row, problem in found if problem is not None]
 
 
 async def _link_what_is_known(session: Session, shots: Shots) -> Rows:

@@ -23,7 +23,7 @@ from prefect_veogen.models.labels import (
 )
 from prefect_veogen.models.locations import file_at, is_public, object_at
 from prefect_veogen.models.receipt_key import KEY_VERSION, ReceiptKey
-from prefect_veogen.models.request import MAX_PROMPT_CHARACTERS, GenerationRequest
+from prefect_veogen.models.request import MAX_PROMPT_CHARACTERS, GenerationRequest, place_of
 from prefect_veogen.models.text import (
     MAX_DIGITS,
     in_usd,
@@ -64,6 +64,7 @@ __all__ = [
     "nearest",
     "normal_base_url",
     "object_at",
+    "place_of",
     "plain_name",
     "text_problem",
     "with_plain_line_ends",

@@ -174,6 +174,16 @@ class GenerationRequest(Value):
         return str(ReceiptKey(visible[:12], content[:32], take_part(self.take)))
 
 
+def place_of(given: Any) -> str:
+    """Return where an input lies in the one form in which requests hold it, whatever form it is given in."""
+    if isinstance(given, Asset):
+        return place_of(given.uri)
+    try:
+        return without_signature(location_of_file(given) if isinstance(given, Path) else location_of(given))
+    except (ValueError, TypeError, AttributeError):  # none that can be bought: the request says what is wrong
+        return str(given)
+
+
 def _located(position: int, value: Input, *, is_list: bool) -> Input:
     if isinstance(value, Asset):
         return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
@@ -85,7 +86,7 @@ FINISHED_EVENT = "veogen.campaign.finished"
 _TABLES = ("manifest", "shots")
 _MAX_TABLE_ROWS = 1000
 _MAX_PICTURES = 12
-_MAX_KEPT_CHARACTERS = 256 * 1024
+_MAX_KEPT_BYTES = 256 * 1024
 
 
 class _CampaignFlow(KeepsItsKind, Flow[Parameters, Result]):
@@ -105,8 +106,8 @@ def _kept_manifest(manifest: Any) -> Any:
         return f"{_counted(manifest)} of a {type(manifest).__name__}, which is not kept here"
     length = 0
     for row in rows:
-        length += len(str(row))
-        if length > _MAX_KEPT_CHARACTERS:
+        length += len(json.dumps(row, default=str, skipkeys=True))  # Prefect counts \u0430 as six, not as one
+        if length > _MAX_KEPT_BYTES:
             return f"{len(rows)} rows, too many to be kept here"
     return manifest
 

@@ -12,9 +12,11 @@ from prefect import task
 from pydantic.json_schema import SkipJsonSchema
 
 from prefect_veogen.blocks import VeogenCredentials
+from prefect_veogen.campaign.kinds import Kinds
 from prefect_veogen.campaign.references import placeholder_image
 from prefect_veogen.campaign.run import find_stored_asset
-from prefect_veogen.models import Asset, GenerationRequest
+from prefect_veogen.errors import InvalidRequest, Problem
+from prefect_veogen.models import Asset, GenerationRequest, Kind
 from prefect_veogen.process.io_loop import on_io
 from prefect_veogen.purchase.plan import Plan, Planner, make_plan, require_money
 from prefect_veogen.session import Session
@@ -38,23 +40,27 @@ InputsParameter = list[str | SkipJsonSchema[Asset] | SkipJsonSchema[Path]]
 async def check_requests(
     *requests: GenerationRequest,
     later: Sequence[GenerationRequest] = (),
+    animates: bool = False,
     credentials: VeogenCredentials | str | None = None,
     store: StoreParameter | None = None,
     budget_usd: Decimal | float | None = None,
 ) -> None:
     """Validate and price requests before the first of them is bought. Free, and safe to repeat.
 
-    For an input which another of the requests makes, give `placeholder_of` that request: it isn't made yet. What was
-    bought before is not validated again, and costs nothing. `budget_usd` is that with which this flow run buys. Of
-    `later`, some may be bought once these are made: they are validated as well, but need no money yet.
+    For an input which another of the requests makes, give `placeholder_of` that request: it isn't made yet, and has to
+    be a picture. `animates` says that what is made of it has to be a clip. What was bought before is not validated
+    again, and costs nothing. `budget_usd` is that with which this flow run buys. Of `later`, some may be bought once
+    these are made: they are validated as well, but need no money yet.
 
     Raises:
-        ChangeTheRequest: a model does not offer what a request asks for, so that not all of them could be bought.
+        ChangeTheRequest: a model does not offer what a request asks for, or makes a clip where a picture is needed, so
+            that not all of them could be bought.
         BudgetExceeded, InsufficientBalance: the money would run out half-way.
     """
     for request in (*requests, *later):
         check_is_request(request)
-    await on_io(_check_requests(await open_task_session(credentials, store, run_cap(budget_usd)), requests, later))
+    session = await open_task_session(credentials, store, run_cap(budget_usd))
+    await on_io(_check_requests(session, requests, later, animates=animates))
 
 
 @task(
@@ -96,7 +102,7 @@ def placeholder_of(request: GenerationRequest) -> Asset:
 
 
 async def _check_requests(
-    session: Session, requests: Sequence[GenerationRequest], later: Sequence[GenerationRequest]
+    session: Session, requests: Sequence[GenerationRequest], later: Sequence[GenerationRequest], *, animates: bool
 ) -> None:
     makers = {placeholder_of(request).sha256: request for request in requests}
     planner, possible = Planner(session), Planner(session)
@@ -105,9 +111,27 @@ async def _check_requests(
     for item in (*items, *others):
         if item.problem is not None:
             raise item.problem
+    to_buy = [one for one, item in zip((*requests, *later), (*items, *others), strict=True) if not item.already_bought]
+    await _check_kinds(session, to_buy, makers, animates=animates)
     if all(item.already_bought for item in items):
         return
     require_money(session, await planner.finish(), "That")
+
+
+async def _check_kinds(
+    session: Session, to_buy: Sequence[GenerationRequest], makers: Mapping[str, GenerationRequest], *, animates: bool
+) -> None:
+    """Validate that what stands for a picture will be one, and, if it is to be animated, that a clip is made of it."""
+    kinds = Kinds(session)
+    for request in to_buy:
+        used = [
+            makers[one.sha256] for one in request.image_urls or () if isinstance(one, Asset) and one.sha256 in makers
+        ]
+        needs = [(maker.model, Kind.IMAGE) for maker in used]
+        needs += [(request.model, Kind.VIDEO)] if animates and used else []
+        for model, needed in needs:
+            if (problem := await kinds.find_problem(model, needed)) is not None:
+                raise InvalidRequest([Problem("model", None, problem)])
 
 
 async def _fill_in_stored_images(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -14,10 +17,13 @@ import pytest
 
 from prefect_veogen.campaign.items import CampaignItem, ItemStatus, Step
 from prefect_veogen.campaign.manifest import read_manifest
+from prefect_veogen.campaign.packed import Packed
 from prefect_veogen.campaign.result_frames import frame_of
+from prefect_veogen.campaign.results import RESULTS, campaign_key, read_results, write_results
 from prefect_veogen.campaign.table import Table
 from prefect_veogen.errors import InvalidManifest
 from prefect_veogen.models import Asset, Kind
+from prefect_veogen.store import open_store
 
 PRICE = Decimal("0.02")
 ASSET = Asset(
@@ -85,6 +91,20 @@ async def test_results_that_a_spreadsheet_changed_are_refused_with_their_row(col
     record = next(TABLE.records()) | {column: value}
     with pytest.raises(InvalidManifest, match=r"row 1 \(well\): its outcome can't be read: .*as the campaign wrote it"):
         await read_manifest([record])
+
+
+async def test_a_large_table_is_written_and_read_without_keeping_others_from_the_loop(tmp_path: Path) -> None:
+    store, items = open_store(str(tmp_path)), Packed(replace(WELL, id=str(number)) for number in range(5000))
+    for work in (write_results(store, "large", items), read_results(store, campaign_key("large", RESULTS))):
+        started = before = time.monotonic()
+        pauses: list[float] = []
+        running = asyncio.create_task(work)
+        while not running.done():
+            await asyncio.sleep(0.01)
+            pauses.append(time.monotonic() - before)
+            before = time.monotonic()
+        assert max(pauses) < (before - started) / 3
+    assert running.result() == items
 
 
 # ---------------------------------------------------------------- edited by hand

@@ -489,11 +489,13 @@ def test_rows_without_a_thumbnail_of_their_own_show_their_files(tmp_path: Path) 
 # ---------------------------------------------------------------- many, and killed
 
 
-@pytest.mark.parametrize("in_a_mapping", [False, True])
+@pytest.mark.parametrize(
+    ("in_a_mapping", "long"),
+    [(False, "a lighthouse " * 150), (True, "a lighthouse " * 150), (False, "маяк на рассвете " * 20)],
+)
 async def test_a_list_larger_than_prefect_keeps_of_a_run_is_made_all_the_same(
-    in_a_mapping: bool, sandbox: Sandbox
+    in_a_mapping: bool, long: str, sandbox: Sandbox
 ) -> None:
-    long = "a lighthouse " * 150
     rows = [row(f"r{number}", f"{number} {long}") for number in range(300)]
     assert len(json.dumps(rows)) > 512 * 1024
     sandbox.fault("422", times=None)

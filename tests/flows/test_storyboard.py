@@ -13,6 +13,7 @@ import time
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import av
 import pytest
@@ -21,7 +22,7 @@ from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.settings import PREFECT_API_URL
 
 from flows.storyboard import storyboard
-from prefect_veogen import Asset, Storyboard
+from prefect_veogen import Asset, GenerationRequest, Storyboard, generate
 from prefect_veogen.download.clips import read_last_frame
 from prefect_veogen.errors import BudgetExceeded, ConfigurationError, InvalidManifest
 from prefect_veogen.sandbox import Sandbox
@@ -37,6 +38,7 @@ SHOTS: list[dict[str, Any]] = [
     {"id": name, "prompt": f"picture of {name}", "motion_prompt": f"motion of {name}"} for name in "abcd"
 ]
 HERO = "https://example.com/hero.png"
+SIGNED = "https://brand.s3.amazonaws.com/hero.png?X-Amz-Credential=key&X-Amz-Signature={}"
 PATIENCE_SECONDS = 120.0
 
 
@@ -128,6 +130,28 @@ async def test_reference_images_are_those_of_every_shot_before_its_own(sandbox: 
     pictures = {one.prompt: one for one in sandbox.generations if one.kind == "image"}
     inputs = [pictures[shot["prompt"]].parameters["image_urls"] for shot in shots]
     assert inputs == [[HERO], [HERO, own], [HERO, pictures["picture of a"].output_url]]
+
+
+@pytest.mark.parametrize("given", ["asset", "./hero.png", "path", "signed"])
+async def test_run_from_its_own_results_with_the_same_reference_images_it_buys_nothing_again(
+    given: str, sandbox: Sandbox, in_bucket: str, tmp_path: Path
+) -> None:
+    hero = await generate(GenerationRequest(model=PICTURE, prompt="the hero"))
+    (tmp_path / "hero.png").write_bytes(await bytes_of(hero))
+    forms = {"asset": hero, "path": Path("hero.png"), "signed": SIGNED.format(1)}
+    first = await storyboard(SHOTS[:2], reference_images=[forms.get(given, given)], name="again")
+    assert (ended(first), len(sandbox.bill)) == ({"a": "ok", "b": "ok"}, 5)
+    forms["signed"] = SIGNED.format(2)
+    again = await storyboard(first.report.results_uri, reference_images=[forms.get(given, given)], name="again")
+    assert ([item.assets for item in again.items], len(sandbox.bill)) == ([item.assets for item in first.items], 5)
+
+
+async def test_a_shot_that_failed_is_made_from_its_results_with_the_link_as_it_is_signed_now(sandbox: Sandbox) -> None:
+    sandbox.fault("failed", prompt="picture of a")
+    first = await storyboard(SHOTS[:1], reference_images=[SIGNED.format(1)], name="again")
+    await storyboard(Path(urlsplit(first.report.results_uri).path), reference_images=[SIGNED.format(2)], name="again")
+    inputs = [one.parameters["image_urls"] for one in sandbox.generations if one.kind == "image"]
+    assert inputs == [[SIGNED.format(1)], [SIGNED.format(2)]]
 
 
 async def test_a_shot_may_say_itself_what_the_options_say_for_the_others(sandbox: Sandbox) -> None:
