@@ -138,7 +138,7 @@ async def test_run_from_its_own_results_with_the_same_reference_images_it_buys_n
 ) -> None:
     hero = await generate(GenerationRequest(model=PICTURE, prompt="the hero"))
     (tmp_path / "hero.png").write_bytes(await bytes_of(hero))
-    forms = {"asset": hero, "path": Path("hero.png"), "signed": SIGNED.format(1)}
+    forms: dict[str, Any] = {"asset": hero, "path": Path("hero.png"), "signed": SIGNED.format(1)}
     first = await storyboard(SHOTS[:2], reference_images=[forms.get(given, given)], name="again")
     assert (ended(first), len(sandbox.bill)) == ({"a": "ok", "b": "ok"}, 5)
     forms["signed"] = SIGNED.format(2)
