@@ -180,14 +180,13 @@ async def ask_for_approval(
         offer = None
         if await _was_asked(key):
             decided = await _read_answer(_form(len(images)), key)
-            if decided is None:
-                continue  # the time was over before anybody decided, and the run was started again
+            # The time was over before anybody decided, or this one could not be: it was asked again, or is now.
+            if decided is None or await _was_asked(f"{_SHEET}-{rounds.number}-{attempt + 1}"):
+                continue
             answer = decided
         else:
             form, offer = await _make_form(images, clips, rounds, problem=problem, **money)
             answer = await _ask(form, key, timeout_seconds)
-        if await _was_asked(f"{_SHEET}-{rounds.number}-{attempt + 1}"):
-            continue  # this one could not be, and was asked again
         problem = await _find_problem(answer, images, clips, rounds, offer=offer, key=key, money=money)
         if not problem:
             approved = sorted(answer.approved) if answer.decision == "animate" else []

@@ -156,7 +156,8 @@ class Comparison:
         return (
             self.found is not None
             and not self.others
-            and (_essence(self.found) == _essence(self.wanted) and self.found.description == self.wanted.description)
+            and _essence(self.found) == _essence(self.wanted)
+            and self.found.description == self.wanted.description
         )
 
 

@@ -166,28 +166,18 @@ async def test_what_an_older_version_published_without_its_take_is_compared_by_i
     assert await publish(store, await stored(store, b"same"), KEY, SECOND, "2026-11-02")
 
 
-async def test_a_slot_that_is_overtaken_while_it_is_copied_leaves_the_later_one(store_url: str) -> None:
-    store = open_store(store_url)
-    old, new = await stored(store, b"old", "old"), await stored(store, b"new", "new")
-    slow = Slow(store, at="read_through")
-    late = asyncio.create_task(publish(slow.store, old, KEY, FIRST))
-    await slow.reached.wait()
-    assert await publish(store, new, KEY, SECOND)
-    slow.go_on.set()
-    assert not await late
-    assert (await there(store), (await announced(store))["asset"]["sha256"]) == (b"new", new.sha256)
-
-
-@pytest.mark.parametrize("scheduled", [True, False])
-async def test_a_copy_that_comes_in_last_gives_way_to_the_one_that_was_announced_last(
-    scheduled: bool, store_url: str
+@pytest.mark.parametrize(
+    ("at", "first", "second"), [("read_through", FIRST, SECOND), ("commit", FIRST, SECOND), ("commit", None, None)]
+)
+async def test_a_copy_that_is_overtaken_gives_way_to_what_was_announced_last(
+    at: Literal["read_through", "commit"], first: datetime | None, second: datetime | None, store_url: str
 ) -> None:
     store = open_store(store_url)
     old, new = await stored(store, b"old", "old"), await stored(store, b"new", "new")
-    slow = Slow(store, at="commit")
-    late = asyncio.create_task(publish(slow.store, old, KEY, FIRST if scheduled else None))
+    slow = Slow(store, at=at)
+    late = asyncio.create_task(publish(slow.store, old, KEY, first))
     await slow.reached.wait()
-    assert await publish(store, new, KEY, SECOND if scheduled else None)
+    assert await publish(store, new, KEY, second)
     slow.go_on.set()
     assert not await late
     assert (await there(store), (await announced(store))["asset"]["sha256"]) == (b"new", new.sha256)
